@@ -1,0 +1,417 @@
+//! The methods of the control socket and the types that they carry. One table, at the end of this file, is the only
+//! place where a method is listed: dispatch, the client's types and the JSON Schema all come from it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_switch::MacAddr;
+
+use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::rpc::RpcError;
+use crate::values::{Name, NetworkMode};
+
+/// The version of what is said on the control socket. It changes when an old client would misunderstand.
+pub const PROTOCOL: u32 = 1;
+
+/// The version of this weft.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A method: its name, what goes in and what comes out.
+pub trait Method {
+    /// The name on the wire.
+    const NAME: &'static str;
+    /// What goes in.
+    type Params: Serialize + DeserializeOwned + JsonSchema;
+    /// What comes out.
+    type Answer: Serialize + DeserializeOwned + JsonSchema;
+}
+
+/// What is known about a method at run time.
+#[derive(Debug)]
+pub struct MethodInfo {
+    /// The name on the wire.
+    pub name: &'static str,
+    /// What it does, in a sentence.
+    pub about: &'static str,
+    /// The schemas of what goes in and what comes out.
+    pub schemas: fn(&mut SchemaGenerator) -> (Schema, Schema),
+}
+
+/// No parameters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// Who the client is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HelloParams {
+    /// The protocol version that the client speaks.
+    pub protocol: u32,
+    /// The client's name and version, for the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+}
+
+/// Who the switch is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HelloAnswer {
+    /// The protocol version that the switch speaks.
+    pub protocol: u32,
+    /// The version of the switch.
+    pub version: String,
+    /// Its process ID.
+    pub pid: u32,
+}
+
+/// A port or a network, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Named {
+    /// The name.
+    pub name: Name,
+}
+
+/// One network, or all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaybeNetwork {
+    /// The network; all of them if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+}
+
+/// A port to add.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortAdd {
+    /// The new port's name.
+    pub name: Name,
+    /// What is declared about it; the same keys as in the configuration file.
+    #[serde(default)]
+    pub settings: PortConfig,
+}
+
+/// A network to add.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkAdd {
+    /// The new network's name.
+    pub name: Name,
+    /// What is declared about it; the same keys as in the configuration file.
+    #[serde(default)]
+    pub settings: NetworkConfig,
+}
+
+/// The switch as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Status {
+    /// The version of the switch.
+    pub version: String,
+    /// Its process ID.
+    pub pid: u32,
+    /// Its run directory.
+    pub run_dir: PathBuf,
+    /// The configuration file that it re-reads on SIGHUP.
+    pub config_file: Option<PathBuf>,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// False when a worker has died or is stuck.
+    pub healthy: bool,
+    /// How many ports there are.
+    pub ports: usize,
+    /// How many of them are up.
+    pub ports_up: usize,
+    /// The networks.
+    pub networks: Vec<NetworkInfo>,
+    /// The workers.
+    pub workers: Vec<WorkerInfo>,
+}
+
+/// What a worker did since it started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerInfo {
+    /// Rounds over its rings.
+    pub rounds: u64,
+    /// Rounds in which at least one frame moved.
+    pub busy_rounds: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+}
+
+/// A port, as declared and as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortInfo {
+    /// Its name.
+    pub name: Name,
+    /// Its network.
+    pub network: Name,
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// True: the guest listens on the socket, and weft connects.
+    pub client: bool,
+    /// Queue pairs that the guest may use.
+    pub queues: u16,
+    /// The guest's address.
+    #[schemars(with = "String")]
+    pub mac: MacAddr,
+    /// The MTU that the guest is told, in bytes.
+    pub mtu: u16,
+    /// Where it stands: `listening`, `connecting`, `connected`, `up` or `stopped`.
+    pub state: String,
+    /// Why the last connection ended.
+    pub last_stop: Option<String>,
+    /// How many times a guest has connected.
+    pub connections: u64,
+    /// The negotiated virtio features.
+    pub features: Vec<String>,
+    /// The MTU that the front-end announced, in bytes.
+    pub guest_mtu: Option<u16>,
+    /// The rings that run.
+    pub rings: Vec<RingInfo>,
+    /// What passed.
+    pub counters: Counters,
+}
+
+/// A ring that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RingInfo {
+    /// Index in the vhost-user protocol: even ones go to the guest, odd ones come from it.
+    pub index: u16,
+    /// Descriptors.
+    pub size: u16,
+    /// Enabled by the front-end.
+    pub enabled: bool,
+}
+
+/// What passed through a port. Directions are the guest's: `from_guest` is what the guest sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Counters {
+    /// Frames taken from the guest, dropped ones included.
+    pub from_guest_frames: u64,
+    /// Their bytes.
+    pub from_guest_bytes: u64,
+    /// Frames handed to the guest.
+    pub to_guest_frames: u64,
+    /// Their bytes.
+    pub to_guest_bytes: u64,
+    /// Interrupts sent to the guest.
+    pub notifications: u64,
+    /// Dropped frames by reason; reasons without any are left out.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A network, as declared and as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkInfo {
+    /// Its name.
+    pub name: Name,
+    /// What kind of network it is.
+    pub mode: NetworkMode,
+    /// After how many seconds of silence a MAC address is forgotten.
+    pub ageing_seconds: u32,
+    /// How many MAC addresses are kept.
+    pub fdb_capacity: u32,
+    /// The MTU that guests are told, in bytes.
+    pub mtu: u16,
+    /// Its ports.
+    pub ports: Vec<Name>,
+    /// MAC addresses that are known now.
+    pub fdb_entries: usize,
+    /// What its forwarding database did.
+    pub fdb: FdbCounts,
+}
+
+/// What a forwarding database did since the network was added.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FdbCounts {
+    /// New addresses.
+    pub learned: u64,
+    /// Addresses that appeared on another port.
+    pub moved: u64,
+    /// Addresses that made way for others because the table was full.
+    pub evicted: u64,
+    /// Addresses that were not heard of for too long.
+    pub expired: u64,
+}
+
+/// One line of a forwarding database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FdbLine {
+    /// The network.
+    pub network: Name,
+    /// The station.
+    #[schemars(with = "String")]
+    pub mac: MacAddr,
+    /// The port behind which it was last heard.
+    pub port: Name,
+    /// How long ago.
+    pub age_seconds: u64,
+}
+
+/// What was forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Flushed {
+    /// How many MAC addresses.
+    pub entries: usize,
+}
+
+/// The counters of all ports at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Stats {
+    /// The moment, in milliseconds since the switch started.
+    pub uptime_ms: u64,
+    /// One entry a port.
+    pub ports: Vec<PortStats>,
+}
+
+/// A port's counters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortStats {
+    /// The port.
+    pub name: Name,
+    /// Its network.
+    pub network: Name,
+    /// What passed.
+    pub counters: Counters,
+}
+
+/// The JSON Schema of every method, as one document.
+#[must_use]
+pub fn schema() -> Value {
+    let mut generator = SchemaGenerator::default();
+    let methods: serde_json::Map<_, _> = METHODS
+        .iter()
+        .map(|method| {
+            let (params, result) = (method.schemas)(&mut generator);
+            (method.name.to_owned(), json!({ "description": method.about.trim(), "params": params, "result": result }))
+        })
+        .collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "weft control socket",
+        "protocol": PROTOCOL,
+        "methods": methods,
+        "$defs": generator.take_definitions(true),
+    })
+}
+
+macro_rules! methods {
+    ($(#[doc = $about:literal] $name:literal => $method:ident, $verb:ident($params:ty) -> $answer:ty;)*) => {
+        $(
+            #[doc = $about]
+            #[derive(Debug)]
+            pub enum $method {}
+
+            impl Method for $method {
+                const NAME: &'static str = $name;
+                type Params = $params;
+                type Answer = $answer;
+            }
+        )*
+
+        /// Carries out the methods.
+        pub trait Handler {
+            $(
+                #[doc = $about]
+                ///
+                /// # Errors
+                /// When it is refused.
+                fn $verb(&mut self, params: $params) -> Result<$answer, RpcError>;
+            )*
+        }
+
+        /// Every method, in the order of the documentation.
+        pub const METHODS: &[MethodInfo] = &[$(
+            MethodInfo {
+                name: $name,
+                about: $about,
+                schemas: |generator| (generator.subschema_for::<$params>(), generator.subschema_for::<$answer>()),
+            },
+        )*];
+
+        /// Finds the method, reads its parameters and carries it out.
+        ///
+        /// # Errors
+        /// When there is no such method, its parameters are others, or it is refused.
+        pub fn dispatch(handler: &mut dyn Handler, method: &str, params: Value) -> Result<Value, RpcError> {
+            match method {
+                $($name => write(handler.$verb(read(params)?)?),)*
+                _ => Err(RpcError::no_such_method(method)),
+            }
+        }
+    };
+}
+
+methods! {
+    /// Tells the versions of both sides; the first request on every connection.
+    "hello" => Hello, hello(HelloParams) -> HelloAnswer;
+    /// The switch as a whole: health, networks, workers.
+    "status" => GetStatus, status(Nothing) -> Status;
+    /// Adds a port; its socket listens when the answer comes.
+    "port.add" => AddPort, port_add(PortAdd) -> PortInfo;
+    /// All ports, by name.
+    "port.list" => ListPorts, port_list(Nothing) -> Vec<PortInfo>;
+    /// One port.
+    "port.show" => ShowPort, port_show(Named) -> PortInfo;
+    /// Removes a port; its guest is disconnected.
+    "port.remove" => RemovePort, port_remove(Named) -> Named;
+    /// Adds a network.
+    "network.add" => AddNetwork, network_add(NetworkAdd) -> NetworkInfo;
+    /// All networks, by name.
+    "network.list" => ListNetworks, network_list(Nothing) -> Vec<NetworkInfo>;
+    /// One network.
+    "network.show" => ShowNetwork, network_show(Named) -> NetworkInfo;
+    /// Removes a network that has no ports.
+    "network.remove" => RemoveNetwork, network_remove(Named) -> Named;
+    /// The MAC addresses that were learned, and where.
+    "fdb.list" => ListFdb, fdb_list(MaybeNetwork) -> Vec<FdbLine>;
+    /// Forgets the MAC addresses that were learned.
+    "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
+    /// The counters of all ports.
+    "stats" => GetStats, stats(Nothing) -> Stats;
+    /// The declared value that runs; as TOML it is a configuration file.
+    "config.show" => ShowConfig, config_show(Nothing) -> Config;
+}
+
+fn read<P: DeserializeOwned>(params: Value) -> Result<P, RpcError> {
+    serde_path_to_error::deserialize(params).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        RpcError::bad_params(if path == "." { inner.to_string() } else { format!("{path}: {inner}") })
+    })
+}
+
+fn write(answer: impl Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(answer).map_err(|error| RpcError::internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_has_every_method_and_no_dangling_reference() {
+        let schema = schema();
+        assert_eq!(schema["methods"].as_object().unwrap().len(), METHODS.len());
+        let text = schema.to_string();
+        for reference in text.split("\"$ref\":\"#/$defs/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(schema["$defs"].get(name).is_some(), "{name} is not defined");
+        }
+    }
+
+    #[test]
+    fn every_method_is_documented() {
+        let docs = include_str!("../../docs/control-api.md");
+        for method in METHODS {
+            assert!(docs.contains(&format!("\n### `{}`\n", method.name)), "docs/control-api.md lacks {}", method.name);
+        }
+        let documented = docs.lines().filter(|line| line.starts_with("### `")).count();
+        assert_eq!(documented, METHODS.len(), "docs/control-api.md has a method that is not there");
+    }
+}

@@ -1,0 +1,488 @@
+//! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde::Serialize;
+
+use crate::api::{self, MaybeNetwork, Named, NetworkAdd, Nothing, PortAdd, PortInfo, Stats};
+use crate::client::{Client, ClientError};
+use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::config_file::{self, FileError};
+use crate::daemon::{Daemon, DaemonError};
+use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
+use crate::host::Host;
+use crate::logging::{self, LogError};
+use crate::render::{self, Style, wants_colours};
+use crate::run_dir::{self, RunDirError};
+use crate::values::{AgeingSeconds, FdbCapacity, Mtu, Name, NetworkMode, PortMac, Queues, SocketPath};
+
+/// How often `weft stats --watch` asks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A virtual switch in one process: virtual machines plug into it through vhost-user sockets.
+///
+/// `weft run` starts it; the other commands steer the one that runs. The run directory, where its sockets are, is
+/// --run-dir, or $WEFT_RUN_DIR, or $XDG_RUNTIME_DIR/weft, or /run/weft for root.
+///
+/// The exit status is 0 when it is done, 1 when it was refused, and 2 when the command was wrong.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The run directory.
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the switch, until SIGTERM or Ctrl-C.
+    ///
+    /// Without --config there is one network, `default`, with the ports `vm1` and `vm2`. SIGHUP makes weft read its
+    /// configuration file again and apply the difference.
+    Run(RunArgs),
+    /// Ports: the plugs for guests.
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Networks: who can talk to whom.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// MAC addresses: which one is behind which port.
+    #[command(subcommand)]
+    Fdb(FdbCommand),
+    /// Show how the switch is.
+    Status,
+    /// Show what passed through the ports.
+    Stats {
+        /// Show what passes per second, every second.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Print the QEMU arguments that plug a guest into a port.
+    QemuArgs {
+        /// The port.
+        port: Name,
+        /// The guest's memory.
+        #[arg(long, default_value_t = Memory::default())]
+        memory: Memory,
+        /// For QEMU before 9.2, which takes `reconnect` instead of `reconnect-ms`.
+        #[arg(long)]
+        old_qemu: bool,
+    },
+    /// Print the libvirt XML that plugs a guest into a port.
+    LibvirtXml {
+        /// The port.
+        port: Name,
+    },
+    /// The configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// The control socket's protocol.
+    #[command(subcommand)]
+    Api(ApiCommand),
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands into a directory.
+    Man {
+        /// The directory.
+        #[arg(long)]
+        dir: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug or trace, or a list of MODULE=LEVEL.
+    #[arg(long, value_name = "LEVEL", env = "WEFT_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum PortCommand {
+    /// Add a port and print how to start a guest on it.
+    Add {
+        /// The new port's name.
+        name: Name,
+        /// The network that it is a member of.
+        #[arg(long, default_value = Config::DEFAULT_NETWORK)]
+        network: Name,
+        /// Its vhost-user socket; NAME.sock in the run directory if none is given.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// The guest listens on the socket (QEMU's server=on), and weft connects.
+        #[arg(long)]
+        client: bool,
+        /// Queue pairs that the guest may use, 1 to 16.
+        #[arg(long, value_name = "N", default_value = "1")]
+        queues: Queues,
+        /// The guest's address; derived from the host and the names if none is given.
+        #[arg(long)]
+        mac: Option<PortMac>,
+    },
+    /// List all ports.
+    List,
+    /// Show one port.
+    Show {
+        /// The port.
+        name: Name,
+    },
+    /// Remove a port; its guest is disconnected.
+    Remove {
+        /// The port.
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum NetworkCommand {
+    /// Add a network.
+    Add {
+        /// The new network's name.
+        name: Name,
+        /// What kind of network it is: private.
+        #[arg(long, default_value_t = NetworkMode::default())]
+        mode: NetworkMode,
+        /// After how many seconds of silence a MAC address is forgotten, 10 to 86400.
+        #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::default().ageing_seconds)]
+        ageing: AgeingSeconds,
+        /// How many MAC addresses are kept, 16 to 262144.
+        #[arg(long, value_name = "N", default_value_t = NetworkConfig::default().fdb_capacity)]
+        fdb_capacity: FdbCapacity,
+        /// The MTU that guests are told, 68 to 65535 bytes.
+        #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
+        mtu: Mtu,
+    },
+    /// List all networks.
+    List,
+    /// Show one network.
+    Show {
+        /// The network.
+        name: Name,
+    },
+    /// Remove a network that has no ports.
+    Remove {
+        /// The network.
+        name: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum FdbCommand {
+    /// List the MAC addresses that were learned.
+    List {
+        /// Only those of this network.
+        #[arg(long)]
+        network: Option<Name>,
+    },
+    /// Forget the MAC addresses that were learned.
+    Flush {
+        /// Only those of this network.
+        #[arg(long)]
+        network: Option<Name>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the configuration that runs, as a configuration file.
+    Show,
+    /// Check a configuration file.
+    Check {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ApiCommand {
+    /// Print the JSON Schema of all methods.
+    Schema,
+}
+
+/// The command was not done.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The command itself was wrong.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The command itself was wrong.
+    #[error("{path:?} can't be a socket path: {reason}")]
+    Socket { path: PathBuf, reason: String },
+    #[error("cannot write the manual pages to {dir:?}: {source}")]
+    Man { dir: PathBuf, source: io::Error },
+    #[error("cannot print: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Parses the command line, does what it says, and returns the exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.json);
+    match execute(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough, as `head` does.
+        Err(CliError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where stderr is closed there is nobody to tell, and the status says it.
+            let _ = writeln!(io::stderr(), "weft: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+impl CliError {
+    const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Log(_) | Self::Socket { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
+    let run_dirs = || run_dir::candidates(cli.run_dir.as_deref());
+    let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?) };
+    match cli.command {
+        Command::Run(args) => run(args, &run_dirs()?[0], output),
+        Command::Port(command) => port(command, &mut connect()?, output),
+        Command::Network(command) => network(command, &mut connect()?, output),
+        Command::Fdb(command) => fdb(command, &mut connect()?, output),
+        Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
+        Command::Stats { watch: false } => {
+            output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))
+        }
+        Command::Stats { watch: true } => watch(&mut connect()?, output),
+        Command::QemuArgs { port, memory, old_qemu } => {
+            let info = connect()?.call::<api::ShowPort>(&Named { name: port })?;
+            let age = if old_qemu { QemuAge::Before9_2 } else { QemuAge::Current };
+            output.show(&qemu_args(&info, &memory, age), |_, words| shell_words(words) + "\n")
+        }
+        Command::LibvirtXml { port } => {
+            let info = connect()?.call::<api::ShowPort>(&Named { name: port })?;
+            output.show(&serde_json::json!({ "xml": libvirt_xml(&info) }), |_, _| libvirt_xml(&info))
+        }
+        Command::Config(ConfigCommand::Show) => output.show(&connect()?.call::<api::ShowConfig>(&Nothing {})?, config_text),
+        Command::Config(ConfigCommand::Check { file }) => check(&file, cli.run_dir.as_deref(), output),
+        Command::Api(ApiCommand::Schema) => print_text(&format!("{:#}\n", api::schema())),
+        Command::Completions { shell } => completions(shell),
+        Command::Man { dir } => man(dir),
+    }
+}
+
+fn run(args: RunArgs, run_dir: &Path, output: &Output) -> Result<(), CliError> {
+    logging::start(args.log.as_deref())?;
+    let mut daemon = Daemon::start(run_dir, args.config)?;
+    let told = if output.json {
+        daemon.status().map_or(Ok(()), |status| output.line(&status))
+    } else {
+        print_text(&greeting(&daemon.ports()))
+    };
+    // The switch runs whether or not somebody listens to what it says.
+    if let Err(error) = told {
+        tracing::debug!("{error}");
+    }
+    Ok(daemon.run()?)
+}
+
+fn greeting(ports: &[PortInfo]) -> String {
+    let mut text = String::from("weft is running; Ctrl-C stops it.\n");
+    for port in ports {
+        text += &guest_text(port);
+    }
+    if ports.is_empty() {
+        text += "There are no ports yet. Add one with: weft port add NAME\n";
+    }
+    text
+}
+
+/// How to start a guest on a port, for a person.
+fn guest_text(port: &PortInfo) -> String {
+    format!(
+        "\nA guest on port {} (network {}); add its disk, and before QEMU 9.2 see weft qemu-args --old-qemu:\n  {}\n",
+        port.name,
+        port.network,
+        qemu_command(port, &Memory::default())
+    )
+}
+
+fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
+    match command {
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac } => {
+            let socket = socket.as_deref().map(socket_path).transpose()?;
+            let settings = PortConfig { network, socket, client: is_client, queues, mac };
+            let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
+            output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
+        }
+        PortCommand::List => {
+            output.show(&client.call::<api::ListPorts>(&Nothing {})?, |style, ports| render::ports(style, ports))
+        }
+        PortCommand::Show { name } => output.show(&client.call::<api::ShowPort>(&Named { name })?, render::port),
+        PortCommand::Remove { name } => output
+            .show(&client.call::<api::RemovePort>(&Named { name })?, |_, removed| format!("Port {} is gone.\n", removed.name)),
+    }
+}
+
+fn network(command: NetworkCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
+    match command {
+        NetworkCommand::Add { name, mode, ageing, fdb_capacity, mtu } => {
+            let settings = NetworkConfig { mode, ageing_seconds: ageing, fdb_capacity, mtu };
+            let info = client.call::<api::AddNetwork>(&NetworkAdd { name, settings })?;
+            output.show(&info, |_, info| {
+                format!("Network {} is there. Put a port on it with: weft port add NAME --network {}\n", info.name, info.name)
+            })
+        }
+        NetworkCommand::List => {
+            output.show(&client.call::<api::ListNetworks>(&Nothing {})?, |style, networks| render::networks(style, networks))
+        }
+        NetworkCommand::Show { name } => output.show(&client.call::<api::ShowNetwork>(&Named { name })?, render::network),
+        NetworkCommand::Remove { name } => {
+            let removed = client.call::<api::RemoveNetwork>(&Named { name })?;
+            output.show(&removed, |_, removed| format!("Network {} is gone.\n", removed.name))
+        }
+    }
+}
+
+fn fdb(command: FdbCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
+    match command {
+        FdbCommand::List { network } => {
+            output.show(&client.call::<api::ListFdb>(&MaybeNetwork { network })?, |style, lines| render::fdb(style, lines))
+        }
+        FdbCommand::Flush { network } => {
+            let flushed = client.call::<api::FlushFdb>(&MaybeNetwork { network })?;
+            output.show(&flushed, |_, flushed| format!("{} MAC addresses are forgotten.\n", flushed.entries))
+        }
+    }
+}
+
+/// One line of JSON a second, or a table that is drawn anew. Ends with the pipe, the switch, or Ctrl-C.
+fn watch(client: &mut Client, output: &Output) -> Result<(), CliError> {
+    let mut before: Option<Stats> = None;
+    loop {
+        let now = client.call::<api::GetStats>(&Nothing {})?;
+        if output.json {
+            output.line(&now)?;
+        } else if before.is_some() {
+            // Home, and clear to the end: ECMA-48, CUP and ED.
+            let clear = if output.is_terminal { "\u{1b}[H\u{1b}[2J" } else { "" };
+            print_text(&format!("{clear}{}", render::stats(output.style(), &now, before.as_ref())))?;
+        }
+        before = Some(now);
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn check(file: &Path, run_dir: Option<&Path>, output: &Output) -> Result<(), CliError> {
+    // Sockets are compared by where they would be; without a run directory any other does for that.
+    let run_dir = run_dir::candidates(run_dir).map_or_else(|_| PathBuf::from("/run/weft"), |mut found| found.swap_remove(0));
+    let config = config_file::read(file, &Host::this(&run_dir))?;
+    output.show(&config, |_, config| {
+        format!("{} is good: {} networks, {} ports\n", file.display(), config.networks.len(), config.ports.len())
+    })
+}
+
+fn config_text(_: Style, config: &Config) -> String {
+    toml::to_string_pretty(config).unwrap_or_else(|error| format!("# {error}\n"))
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    print(&script)
+}
+
+fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
+    let command = Cli::command();
+    match dir {
+        Some(dir) => clap_mangen::generate_to(command, &dir).map_err(|source| CliError::Man { dir, source }),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            print(&page)
+        }
+    }
+}
+
+/// A relative path is meant from here, not from where the switch runs.
+fn socket_path(path: &Path) -> Result<SocketPath, CliError> {
+    let refused = |reason: &dyn fmt::Display| CliError::Socket { path: path.to_owned(), reason: reason.to_string() };
+    let text = path.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
+    text.parse::<SocketPath>().map_err(|error| refused(&error))?;
+    let absolute = std::path::absolute(path).map_err(|error| refused(&error))?;
+    absolute.to_string_lossy().parse().map_err(|error| refused(&error))
+}
+
+/// Standard output, as the operator wants it.
+struct Output {
+    json: bool,
+    is_terminal: bool,
+}
+
+impl Output {
+    fn new(json: bool) -> Self {
+        Self { json, is_terminal: io::stdout().is_terminal() }
+    }
+
+    fn style(&self) -> Style {
+        Style { colours: wants_colours(self.is_terminal), wrapped: self.is_terminal }
+    }
+
+    /// A value as JSON, or as text for people.
+    fn show<T: Serialize>(&self, value: &T, render: impl FnOnce(Style, &T) -> String) -> Result<(), CliError> {
+        if self.json {
+            let text = serde_json::to_string_pretty(value).map_err(io::Error::from)?;
+            return print((text + "\n").as_bytes());
+        }
+        print(render(self.style(), value).as_bytes())
+    }
+
+    /// A value as one line of JSON.
+    fn line<T: Serialize>(&self, value: &T) -> Result<(), CliError> {
+        let text = serde_json::to_string(value).map_err(io::Error::from)?;
+        print((text + "\n").as_bytes())
+    }
+}
+
+fn print_text(text: &str) -> Result<(), CliError> {
+    print(text.as_bytes())
+}
+
+/// Not `print!`, which panics when the other end of the pipe is gone.
+fn print(bytes: &[u8]) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
+    Ok(stdout.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,271 @@
+//! The declared value: what networks and ports there should be. The file, the control socket and the command line
+//! all produce this value; `plan` compares two of them, and nothing else changes a running switch.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use weft_switch::{FdbSettings, MacAddr};
+
+use crate::host::Host;
+use crate::refusal::list;
+use crate::values::{AgeingSeconds, FdbCapacity, Mtu, Name, NetworkMode, PortMac, Queues, SocketPath};
+
+/// Everything that is declared about a switch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The networks, by name.
+    pub networks: BTreeMap<Name, NetworkConfig>,
+    /// The ports, by name.
+    pub ports: BTreeMap<Name, PortConfig>,
+}
+
+/// What is declared about a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// What kind of network it is.
+    pub mode: NetworkMode,
+    /// After how many seconds of silence a MAC address is forgotten.
+    pub ageing_seconds: AgeingSeconds,
+    /// How many MAC addresses are kept.
+    pub fdb_capacity: FdbCapacity,
+    /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
+    pub mtu: Mtu,
+}
+
+/// What is declared about a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PortConfig {
+    /// The network that the port is a member of.
+    pub network: Name,
+    /// The vhost-user socket; `PORT.sock` in the run directory if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<SocketPath>,
+    /// True: the guest listens on the socket (QEMU's `server=on`), and weft connects.
+    pub client: bool,
+    /// Queue pairs that the guest may use.
+    pub queues: Queues,
+    /// The guest's address; derived from the host and the names if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<PortMac>,
+}
+
+/// Two declarations, or one and the host, don't go together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// A port's network is not declared.
+    #[error("port {port:?} names network {network:?}, which is not there; there are: {}", list(known))]
+    NoSuchNetwork {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+        /// The networks that are there.
+        known: Vec<Name>,
+    },
+    /// Two guests of one network have the same address.
+    #[error("ports {other:?} and {port:?} on network {network:?} have the same MAC address, {mac}: give one of them another")]
+    SameMac {
+        /// The later port.
+        port: Name,
+        /// The earlier one.
+        other: Name,
+        /// Their network.
+        network: Name,
+        /// Their address.
+        mac: MacAddr,
+    },
+    /// Two ports have the same socket.
+    #[error("ports {other:?} and {port:?} have the same socket, {path:?}: give one of them another")]
+    SameSocket {
+        /// The later port.
+        port: Name,
+        /// The earlier one.
+        other: Name,
+        /// Their socket.
+        path: PathBuf,
+    },
+    /// A port's socket would be the control socket.
+    #[error("the socket of port {port:?} would be {path:?}, which is weft's control socket: choose another name or socket")]
+    ControlSocket {
+        /// The port.
+        port: Name,
+        /// The control socket.
+        path: PathBuf,
+    },
+}
+
+impl Config {
+    /// The network that a port is on if nothing else is said.
+    pub const DEFAULT_NETWORK: &'static str = "default";
+
+    /// What runs without a configuration file: one network and two ports.
+    #[must_use]
+    pub fn built_in() -> Self {
+        let ports = ["vm1", "vm2"].map(|port| (plain_name(port), PortConfig::default()));
+        Self { networks: default_networks(), ports: ports.into() }
+    }
+
+    /// The same value, with network `default` if no network at all is declared.
+    #[must_use]
+    pub fn with_default_network(mut self) -> Self {
+        if self.networks.is_empty() {
+            self.networks = default_networks();
+        }
+        self
+    }
+
+    /// Checks that the declarations go together on `host`.
+    ///
+    /// # Errors
+    /// The first conflict, ports in the order of their names.
+    pub fn check(&self, host: &Host) -> Result<(), Conflict> {
+        let mut sockets = BTreeMap::new();
+        let mut macs = BTreeMap::new();
+        for (name, port) in &self.ports {
+            let (network, path, mac) = (&port.network, host.socket(name, port), host.mac(name, port));
+            if !self.networks.contains_key(network) {
+                let known = self.networks.keys().cloned().collect();
+                return Err(Conflict::NoSuchNetwork { port: name.clone(), network: network.clone(), known });
+            }
+            if path == host.control_socket() {
+                return Err(Conflict::ControlSocket { port: name.clone(), path });
+            }
+            if let Some(other) = macs.insert((network, mac), name) {
+                return Err(Conflict::SameMac { port: name.clone(), other: other.clone(), network: network.clone(), mac });
+            }
+            if let Some(other) = sockets.insert(path.clone(), name) {
+                return Err(Conflict::SameSocket { port: name.clone(), other: other.clone(), path });
+            }
+        }
+        Ok(())
+    }
+
+    /// The ports of a network.
+    pub fn ports_of<'a>(&'a self, network: &'a Name) -> impl Iterator<Item = &'a Name> {
+        self.ports.iter().filter(move |(_, port)| port.network == *network).map(|(name, _)| name)
+    }
+}
+
+impl NetworkConfig {
+    /// The forwarding database that is declared.
+    #[must_use]
+    pub fn fdb(&self) -> FdbSettings {
+        FdbSettings {
+            capacity: self.fdb_capacity.value() as usize,
+            ageing: Duration::from_secs(u64::from(self.ageing_seconds.value())),
+        }
+    }
+}
+
+impl Conflict {
+    /// The key that can be changed to solve it.
+    #[must_use]
+    pub fn key(&self) -> [&str; 3] {
+        match self {
+            Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
+            Self::SameMac { port, .. } => ["ports", port.as_str(), "mac"],
+            Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
+        }
+    }
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            mode: NetworkMode::default(),
+            ageing_seconds: AgeingSeconds::of::<300>(),
+            fdb_capacity: FdbCapacity::of::<16_384>(),
+            mtu: Mtu::of::<1500>(),
+        }
+    }
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        let network = plain_name(Config::DEFAULT_NETWORK);
+        Self { network, socket: None, client: false, queues: Queues::of::<1>(), mac: None }
+    }
+}
+
+fn default_networks() -> BTreeMap<Name, NetworkConfig> {
+    [(plain_name(Config::DEFAULT_NETWORK), NetworkConfig::default())].into()
+}
+
+/// A name that stands in this source file.
+fn plain_name(text: &'static str) -> Name {
+    text.parse().expect("the name in the source is a good one")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn host() -> Host {
+        Host::new(Path::new("/run/weft"), "test")
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn with_ports(ports: &[(&str, PortConfig)]) -> Config {
+        let ports = ports.iter().map(|(text, port)| (name(text), port.clone())).collect();
+        Config { networks: default_networks(), ports }
+    }
+
+    #[test]
+    fn without_a_file_two_guests_can_be_plugged_in() {
+        let config = Config::built_in();
+        assert_eq!(config.check(&host()), Ok(()));
+        assert_eq!(config.ports.keys().map(Name::as_str).collect::<Vec<_>>(), ["vm1", "vm2"]);
+        assert_eq!(config.ports_of(&name("default")).count(), 2);
+    }
+
+    #[test]
+    fn a_port_on_a_network_that_is_not_there_is_refused_and_told_which_are() {
+        let config = with_ports(&[("a", PortConfig { network: name("lab"), ..PortConfig::default() })]);
+        let message = config.check(&host()).unwrap_err().to_string();
+        assert_eq!(message, r#"port "a" names network "lab", which is not there; there are: default"#);
+    }
+
+    #[test]
+    fn two_guests_of_a_network_can_not_share_an_address() {
+        let mac = PortConfig { mac: Some("02:00:00:00:00:01".parse().unwrap()), ..PortConfig::default() };
+        let mut config = with_ports(&[("a", mac.clone()), ("b", mac)]);
+        assert!(matches!(config.check(&host()), Err(Conflict::SameMac { .. })));
+        config.networks.insert(name("lab"), NetworkConfig::default());
+        config.ports.get_mut(&name("b")).unwrap().network = name("lab");
+        assert_eq!(config.check(&host()), Ok(()));
+    }
+
+    #[test]
+    fn the_derived_address_of_another_guest_can_not_be_taken() {
+        let derived = host().mac(&name("a"), &PortConfig::default());
+        let taken = PortConfig { mac: Some(PortMac::try_from(derived).unwrap()), ..PortConfig::default() };
+        let config = with_ports(&[("a", PortConfig::default()), ("b", taken)]);
+        assert!(matches!(config.check(&host()), Err(Conflict::SameMac { .. })));
+    }
+
+    #[test]
+    fn two_ports_can_not_share_a_socket_however_it_is_written() {
+        for socket in ["a.sock", "./a.sock", "/run/weft/a.sock", "/run//weft/a.sock"] {
+            let other = PortConfig { socket: Some(socket.parse().unwrap()), ..PortConfig::default() };
+            let config = with_ports(&[("a", PortConfig::default()), ("b", other)]);
+            assert!(matches!(config.check(&host()), Err(Conflict::SameSocket { .. })), "{socket} was taken");
+        }
+    }
+
+    #[test]
+    fn a_port_can_not_take_the_control_socket() {
+        let config = with_ports(&[("control", PortConfig::default())]);
+        assert!(matches!(config.check(&host()), Err(Conflict::ControlSocket { .. })));
+    }
+}

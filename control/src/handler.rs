@@ -1,0 +1,214 @@
+//! The methods of the control socket, carried out on the running switch.
+
+use std::collections::BTreeMap;
+
+use tracing::debug;
+
+use crate::api::{
+    Counters, FdbCounts, FdbLine, Flushed, Handler, HelloAnswer, HelloParams, MaybeNetwork, Named, NetworkAdd, NetworkInfo,
+    Nothing, PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
+};
+use crate::config::Config;
+use crate::refusal::Refusal;
+use crate::rpc::RpcError;
+use crate::switch::Switch;
+use crate::values::Name;
+
+impl Handler for Switch {
+    fn hello(&mut self, params: HelloParams) -> Result<HelloAnswer, RpcError> {
+        debug!("hello from {}, protocol {}", params.client.as_deref().unwrap_or("a client without a name"), params.protocol);
+        if params.protocol != PROTOCOL {
+            return Err(RpcError::protocol_mismatch(params.protocol));
+        }
+        Ok(HelloAnswer { protocol: PROTOCOL, version: VERSION.to_owned(), pid: std::process::id() })
+    }
+
+    fn status(&mut self, _: Nothing) -> Result<Status, RpcError> {
+        let workers = self.dataplane.worker_status().into_iter().map(|worker| WorkerInfo {
+            rounds: worker.rounds,
+            busy_rounds: worker.busy_rounds,
+            sleeps: worker.sleeps,
+        });
+        let infos = self.port_list(Nothing {})?;
+        Ok(Status {
+            version: VERSION.to_owned(),
+            pid: std::process::id(),
+            run_dir: self.host.run_dir().to_owned(),
+            config_file: self.config_file.clone(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            healthy: self.dataplane.is_healthy(),
+            ports: infos.len(),
+            ports_up: infos.iter().filter(|port| port.state == "up").count(),
+            networks: self.network_list(Nothing {})?,
+            workers: workers.collect(),
+        })
+    }
+
+    fn port_add(&mut self, params: PortAdd) -> Result<PortInfo, RpcError> {
+        let PortAdd { name, settings } = params;
+        let mut wanted = self.config.clone();
+        if wanted.ports.insert(name.clone(), settings).is_some() {
+            return Err(Refusal::Exists { what: "port", name }.into());
+        }
+        self.apply(&wanted)?;
+        self.port_info(&name)
+    }
+
+    fn port_list(&mut self, _: Nothing) -> Result<Vec<PortInfo>, RpcError> {
+        self.config.ports.keys().map(|name| self.port_info(name)).collect()
+    }
+
+    fn port_show(&mut self, params: Named) -> Result<PortInfo, RpcError> {
+        self.port_info(&params.name)
+    }
+
+    fn port_remove(&mut self, params: Named) -> Result<Named, RpcError> {
+        let mut wanted = self.config.clone();
+        if wanted.ports.remove(&params.name).is_none() {
+            return Err(self.no_port(&params.name).into());
+        }
+        self.apply(&wanted)?;
+        Ok(params)
+    }
+
+    fn network_add(&mut self, params: NetworkAdd) -> Result<NetworkInfo, RpcError> {
+        let NetworkAdd { name, settings } = params;
+        let mut wanted = self.config.clone();
+        if wanted.networks.insert(name.clone(), settings).is_some() {
+            return Err(Refusal::Exists { what: "network", name }.into());
+        }
+        self.apply(&wanted)?;
+        self.network_info(&name)
+    }
+
+    fn network_list(&mut self, _: Nothing) -> Result<Vec<NetworkInfo>, RpcError> {
+        self.config.networks.keys().map(|name| self.network_info(name)).collect()
+    }
+
+    fn network_show(&mut self, params: Named) -> Result<NetworkInfo, RpcError> {
+        self.network_info(&params.name)
+    }
+
+    fn network_remove(&mut self, params: Named) -> Result<Named, RpcError> {
+        let mut wanted = self.config.clone();
+        if wanted.networks.remove(&params.name).is_none() {
+            return Err(self.no_network(&params.name).into());
+        }
+        let ports: Vec<_> = self.config.ports_of(&params.name).cloned().collect();
+        if !ports.is_empty() {
+            return Err(Refusal::NetworkInUse { network: params.name, ports }.into());
+        }
+        self.apply(&wanted)?;
+        Ok(params)
+    }
+
+    fn fdb_list(&mut self, params: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> {
+        let names: BTreeMap<_, _> = self.ports.iter().map(|(name, port)| (port.id, name)).collect();
+        let mut lines = Vec::new();
+        for network in self.chosen(&params)? {
+            // An entry of a port that is gone by now is of no use to anybody.
+            lines.extend(self.dataplane.fdb(self.networks[&network]).into_iter().filter_map(|entry| {
+                let port = (*names.get(&entry.port)?).clone();
+                Some(FdbLine { network: network.clone(), mac: entry.mac, port, age_seconds: entry.age.as_secs() })
+            }));
+        }
+        lines.sort_by(|a, b| (&a.network, a.mac).cmp(&(&b.network, b.mac)));
+        Ok(lines)
+    }
+
+    fn fdb_flush(&mut self, params: MaybeNetwork) -> Result<Flushed, RpcError> {
+        let chosen = self.chosen(&params)?;
+        let entries = chosen.iter().map(|network| self.dataplane.flush_fdb(self.networks[network])).sum();
+        Ok(Flushed { entries })
+    }
+
+    fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> {
+        let ports = self.port_list(Nothing {})?;
+        let stats = |port: PortInfo| PortStats { name: port.name, network: port.network, counters: port.counters };
+        Ok(Stats {
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ports: ports.into_iter().map(stats).collect(),
+        })
+    }
+
+    fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> {
+        Ok(self.config.clone())
+    }
+}
+
+impl Switch {
+    fn port_info(&self, name: &Name) -> Result<PortInfo, RpcError> {
+        let (Some(config), Some(plugged)) = (self.config.ports.get(name), self.ports.get(name)) else {
+            return Err(self.no_port(name).into());
+        };
+        let Some(status) = self.dataplane.port_status(plugged.id) else {
+            return Err(RpcError::internal(format!("the dataplane does not know port {name:?}")));
+        };
+        let rings = status.rings.iter().map(|ring| RingInfo { index: ring.index, size: ring.size, enabled: ring.enabled });
+        Ok(PortInfo {
+            name: name.clone(),
+            network: config.network.clone(),
+            socket: plugged.socket.clone(),
+            client: config.client,
+            queues: config.queues.value_u16(),
+            mac: plugged.mac,
+            mtu: plugged.mtu,
+            state: <&'static str>::from(status.state).to_owned(),
+            last_stop: status.last_stop,
+            connections: status.connections,
+            features: status.features.into_iter().map(str::to_owned).collect(),
+            guest_mtu: status.guest_mtu,
+            rings: rings.collect(),
+            counters: counters(&status.counters),
+        })
+    }
+
+    fn network_info(&self, name: &Name) -> Result<NetworkInfo, RpcError> {
+        let (Some(config), Some(&id)) = (self.config.networks.get(name), self.networks.get(name)) else {
+            return Err(self.no_network(name).into());
+        };
+        let Some(status) = self.dataplane.network_status(id) else {
+            return Err(RpcError::internal(format!("the dataplane does not know network {name:?}")));
+        };
+        let fdb = status.fdb;
+        Ok(NetworkInfo {
+            name: name.clone(),
+            mode: config.mode,
+            ageing_seconds: config.ageing_seconds.value(),
+            fdb_capacity: config.fdb_capacity.value(),
+            mtu: config.mtu.value_u16(),
+            ports: self.config.ports_of(name).cloned().collect(),
+            fdb_entries: status.fdb_entries,
+            fdb: FdbCounts { learned: fdb.learned, moved: fdb.moved, evicted: fdb.evicted, expired: fdb.expired },
+        })
+    }
+
+    /// The network that was asked for, or all of them.
+    fn chosen(&self, params: &MaybeNetwork) -> Result<Vec<Name>, Refusal> {
+        match &params.network {
+            None => Ok(self.networks.keys().cloned().collect()),
+            Some(name) if self.networks.contains_key(name) => Ok(vec![name.clone()]),
+            Some(name) => Err(self.no_network(name)),
+        }
+    }
+
+    fn no_port(&self, name: &Name) -> Refusal {
+        Refusal::NotThere { what: "port", name: name.clone(), known: self.config.ports.keys().cloned().collect() }
+    }
+
+    fn no_network(&self, name: &Name) -> Refusal {
+        Refusal::NotThere { what: "network", name: name.clone(), known: self.config.networks.keys().cloned().collect() }
+    }
+}
+
+fn counters(counters: &weft_dataplane::PortCounters) -> Counters {
+    let drops = counters.drops.iter().filter(|(_, count)| *count > 0);
+    Counters {
+        from_guest_frames: counters.from_guest_frames,
+        from_guest_bytes: counters.from_guest_bytes,
+        to_guest_frames: counters.to_guest_frames,
+        to_guest_bytes: counters.to_guest_bytes,
+        notifications: counters.notifications,
+        drops: drops.map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+    }
+}

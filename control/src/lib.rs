@@ -1,0 +1,24 @@
+//! The value that describes a switch, the control socket, the daemon and the `weft` command.
+//!
+//! A request takes this way: `client` writes a line, `server` reads it, `rpc` understands it, `handler` carries it out
+//! by making a new `config` value, `plan` finds the steps from the old value to the new one, and `switch` takes them.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod config_file;
+pub mod daemon;
+pub mod guest_line;
+mod handler;
+pub mod host;
+mod logging;
+pub mod plan;
+pub mod refusal;
+mod render;
+pub mod rpc;
+pub mod run_dir;
+mod server;
+pub mod switch;
+pub mod values;

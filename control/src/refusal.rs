@@ -1,0 +1,84 @@
+//! Why the switch refused a request. Every message names the thing and the way out.
+
+use weft_dataplane::DataplaneError;
+
+use crate::config::Conflict;
+use crate::plan::Step;
+use crate::values::Name;
+
+/// A request that was not carried out; what runs is as it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing has that name.
+    #[error("{what} {name:?} is not there; there are: {}", list(known))]
+    NotThere {
+        /// `port` or `network`.
+        what: &'static str,
+        /// The name.
+        name: Name,
+        /// The names that there are.
+        known: Vec<Name>,
+    },
+    /// Something has that name already.
+    #[error("{what} {name:?} is there already: choose another name, or remove it first")]
+    Exists {
+        /// `port` or `network`.
+        what: &'static str,
+        /// The name.
+        name: Name,
+    },
+    /// A network has ports.
+    #[error("network {network:?} still has ports: {}; remove them first", list(ports))]
+    NetworkInUse {
+        /// The network.
+        network: Name,
+        /// Its ports.
+        ports: Vec<Name>,
+    },
+    /// The declarations don't go together.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The dataplane refused a step; those before it were taken back.
+    #[error("cannot {}: {}", .0.step, .0.source)]
+    Step(Box<FailedStep>),
+    /// The dataplane refused a step, and then one on the way back.
+    #[error("cannot {}: {}; and to take back what was done before, weft cannot {}: {}", failed.step, failed.source, undo.step, undo.source)]
+    HalfUndone {
+        /// The step that was refused first.
+        failed: Box<FailedStep>,
+        /// The step on the way back.
+        undo: Box<FailedStep>,
+    },
+}
+
+/// A step that the dataplane refused.
+#[derive(Debug)]
+pub struct FailedStep {
+    /// The step.
+    pub step: Step,
+    /// Why.
+    pub source: DataplaneError,
+}
+
+impl Refusal {
+    /// A word for programs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NotThere { .. } => "not_there",
+            Self::Exists { .. } => "exists",
+            Self::NetworkInUse { .. } => "in_use",
+            Self::Conflict(_) => "conflict",
+            Self::Step(_) => "failed",
+            Self::HalfUndone { .. } => "half_undone",
+        }
+    }
+}
+
+/// Names in a sentence.
+pub(crate) fn list(names: &[Name]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,415 @@
+//! The values that a configuration is made of, each parsed once into a type that can't be wrong.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Unexpected, Visitor};
+use serde::{Deserialize as DeriveDeserialize, Serialize};
+use weft_switch::{MacAddr, ParseMacError};
+
+/// The name of a port or a network. It is part of a file name, a QEMU option and a log line, so it is plain.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeriveDeserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+/// How many queue pairs a port can have.
+pub type Queues = Bounded<1, 16>;
+
+/// Largest payload of a frame, in bytes. The lower bound is what IPv4 needs (RFC 791, section 3.2).
+pub type Mtu = Bounded<68, 65_535>;
+
+/// After how many seconds of silence a MAC address is forgotten.
+pub type AgeingSeconds = Bounded<10, 86_400>;
+
+/// How many MAC addresses a network keeps.
+pub type FdbCapacity = Bounded<16, 262_144>;
+
+/// A whole number from `MIN` to `MAX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Bounded<const MIN: u32, const MAX: u32>(u32);
+
+/// The MAC address of a guest: an individual address, not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeriveDeserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortMac(MacAddr);
+
+/// The path of a port's socket; a relative one is below the run directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeriveDeserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SocketPath(String);
+
+/// What kind of network it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, DeriveDeserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum NetworkMode {
+    /// Guests see the other guests of this network and nothing else.
+    #[default]
+    Private,
+}
+
+/// A text or a number is not what it is meant to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// Not a name.
+    #[error(
+        "{0:?} can't be a name: use 1 to 64 ASCII letters, digits, \"-\", \"_\" or \".\", starting with a letter, a digit or \"_\""
+    )]
+    Name(String),
+    /// Not a number, or outside its bounds.
+    #[error("{text} is out of range: give a whole number from {min} to {max}")]
+    Number {
+        /// What was given.
+        text: String,
+        /// The smallest possible.
+        min: u32,
+        /// The largest possible.
+        max: u32,
+    },
+    /// Not a MAC address.
+    #[error(transparent)]
+    Mac(#[from] ParseMacError),
+    /// A group address, or all zeros.
+    #[error(
+        "{0} can't be a guest's address (it is a group address or zero): the first byte must be even, as in 02:00:00:00:00:01"
+    )]
+    MacNotIndividual(MacAddr),
+    /// Not a path that a socket can have.
+    #[error("{0:?} can't be a socket path: it is empty, ends with \"/\" or contains control characters")]
+    SocketPath(String),
+    /// A mode of the design that this version lacks.
+    #[error("mode {0:?} is not there yet; there is: private")]
+    ModeNotYet(String),
+    /// Not a mode.
+    #[error("{0:?} is no network mode; there is: private")]
+    Mode(String),
+}
+
+impl Name {
+    /// The most bytes that a name has.
+    pub const LEN_MAX: usize = 64;
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        if !plain || text.is_empty() || text.len() > Self::LEN_MAX || text.starts_with(['.', '-']) {
+            return Err(ValueError::Name(text.chars().take(100).collect()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
+    /// The number `VALUE`, checked when weft is compiled.
+    #[must_use]
+    pub const fn of<const VALUE: u32>() -> Self {
+        const { assert!(MIN <= VALUE && VALUE <= MAX, "the constant is out of range") };
+        Self(VALUE)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn value(self) -> u32 {
+        self.0
+    }
+
+    /// The number as 16 bits, where `MAX` allows it.
+    #[must_use]
+    pub const fn value_u16(self) -> u16 {
+        const { assert!(MAX <= u16::MAX as u32, "the bound does not fit into 16 bits") };
+        self.0 as u16
+    }
+
+    fn error(text: impl fmt::Display) -> ValueError {
+        ValueError::Number { text: text.to_string(), min: MIN, max: MAX }
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> TryFrom<i128> for Bounded<MIN, MAX> {
+    type Error = ValueError;
+
+    fn try_from(number: i128) -> Result<Self, Self::Error> {
+        let value = u32::try_from(number).map_err(|_| Self::error(number))?;
+        if (MIN..=MAX).contains(&value) { Ok(Self(value)) } else { Err(Self::error(number)) }
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> FromStr for Bounded<MIN, MAX> {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let number: i128 = text.parse().map_err(|_| Self::error(format_args!("{text:?}")))?;
+        Self::try_from(number)
+    }
+}
+
+impl<'de, const MIN: u32, const MAX: u32> Deserialize<'de> for Bounded<MIN, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number<const MIN: u32, const MAX: u32>;
+
+        impl<const MIN: u32, const MAX: u32> Visitor<'_> for Number<MIN, MAX> {
+            type Value = Bounded<MIN, MAX>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "a whole number from {MIN} to {MAX}")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                Bounded::try_from(i128::from(number)).map_err(E::custom)
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                Bounded::try_from(i128::from(number)).map_err(E::custom)
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Self::Value, E> {
+                Err(E::invalid_type(Unexpected::Float(number), &self))
+            }
+        }
+
+        deserializer.deserialize_i64(Number)
+    }
+}
+
+impl PortMac {
+    /// The address.
+    #[must_use]
+    pub const fn address(self) -> MacAddr {
+        self.0
+    }
+}
+
+impl TryFrom<MacAddr> for PortMac {
+    type Error = ValueError;
+
+    fn try_from(mac: MacAddr) -> Result<Self, Self::Error> {
+        if mac.is_multicast() || mac.is_zero() {
+            return Err(ValueError::MacNotIndividual(mac));
+        }
+        Ok(Self(mac))
+    }
+}
+
+impl FromStr for PortMac {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::try_from(text.parse::<MacAddr>()?)
+    }
+}
+
+impl SocketPath {
+    /// Where the socket is, when the run directory is `run_dir`.
+    #[must_use]
+    pub fn below(&self, run_dir: &Path) -> PathBuf {
+        run_dir.join(&self.0)
+    }
+}
+
+impl FromStr for SocketPath {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() || text.ends_with('/') || text.chars().any(char::is_control) {
+            return Err(ValueError::SocketPath(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl NetworkMode {
+    /// The mode's name, as in the configuration file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Private => "private",
+        }
+    }
+}
+
+impl FromStr for NetworkMode {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "private" => Ok(Self::Private),
+            "nat" | "bridge" | "direct" | "custom" => Err(ValueError::ModeNotYet(text.to_owned())),
+            _ => Err(ValueError::Mode(text.to_owned())),
+        }
+    }
+}
+
+impl From<NetworkMode> for &'static str {
+    fn from(mode: NetworkMode) -> Self {
+        mode.name()
+    }
+}
+
+/// The conversions that serde needs for a value that is written as text, and its form in the JSON Schema.
+macro_rules! text_value {
+    ($type:ident, $schema_name:literal, $schema:tt) => {
+        impl TryFrom<String> for $type {
+            type Error = ValueError;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $schema_name.into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    };
+}
+
+text_value!(Name, "Name", {
+    "type": "string",
+    "description": "A name: ASCII letters, digits, \"-\", \"_\" and \".\".",
+    "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$",
+});
+text_value!(PortMac, "PortMac", {
+    "type": "string",
+    "description": "An individual MAC address, such as 02:00:00:00:00:01.",
+    "pattern": "^[0-9A-Fa-f][02468ACEace]([:-][0-9A-Fa-f]{2}){5}$",
+});
+text_value!(SocketPath, "SocketPath", {
+    "type": "string",
+    "description": "The path of a Unix socket; a relative one is below the run directory.",
+    "minLength": 1,
+});
+text_value!(NetworkMode, "NetworkMode", {
+    "type": "string",
+    "description": "What kind of network it is.",
+    "enum": ["private"],
+});
+
+impl<const MIN: u32, const MAX: u32> JsonSchema for Bounded<MIN, MAX> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("From{MIN}To{MAX}").into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl From<PortMac> for String {
+    fn from(mac: PortMac) -> Self {
+        mac.to_string()
+    }
+}
+
+impl From<SocketPath> for String {
+    fn from(path: SocketPath) -> Self {
+        path.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Name {
+    /// In quotes, for messages.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, formatter)
+    }
+}
+
+impl fmt::Display for PortMac {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(&self.0)
+    }
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> fmt::Display for Bounded<MIN, MAX> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_always_a_safe_file_name() {
+        let longest = "a".repeat(64);
+        for text in ["vm1", "_x", "9", "web.example-1", longest.as_str()] {
+            assert_eq!(text.parse::<Name>().unwrap().as_str(), text);
+        }
+        let too_long = "a".repeat(65);
+        for text in ["", ".", "..", ".hidden", "-v", "a/b", "a b", "a\0", "é", "a,b", "a\n", too_long.as_str()] {
+            assert!(text.parse::<Name>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_with_the_range() {
+        assert_eq!("16".parse::<Queues>().unwrap().value(), 16);
+        for text in ["0", "17", "-1", "x", "4294967297", "99999999999999999999999999999999999999999"] {
+            let message = text.parse::<Queues>().unwrap_err().to_string();
+            assert!(message.contains("from 1 to 16"), "{message}");
+        }
+        let message = serde_json::from_str::<Queues>("1.5").unwrap_err().to_string();
+        assert!(message.contains("a whole number from 1 to 16"), "{message}");
+        assert!(serde_json::from_str::<Queues>("-1").is_err());
+        assert!(serde_json::from_str::<Queues>("18446744073709551615").is_err());
+    }
+
+    #[test]
+    fn a_guest_can_not_have_a_group_address_or_zero() {
+        assert!("02:00:00:00:00:01".parse::<PortMac>().is_ok());
+        for text in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00", "nonsense"] {
+            assert!(text.parse::<PortMac>().is_err(), "{text} was taken");
+        }
+    }
+
+    #[test]
+    fn modes_to_come_say_that_they_are_to_come() {
+        assert_eq!("private".parse(), Ok(NetworkMode::Private));
+        assert!("nat".parse::<NetworkMode>().unwrap_err().to_string().contains("not there yet"));
+        assert!("vlan".parse::<NetworkMode>().unwrap_err().to_string().contains("is no network mode"));
+    }
+}

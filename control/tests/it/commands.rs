@@ -1,0 +1,178 @@
+//! What the commands print, for people and for programs.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::weft::{Weft, command, run};
+
+#[test]
+fn a_port_can_be_added_shown_and_removed() {
+    let weft = Weft::start();
+    let added = weft.json(&["port", "add", "web", "--queues", "2", "--mac", "02:00:00:00:00:01"]);
+    assert_eq!(added["name"], "web");
+    assert_eq!(added["state"], "listening");
+    assert_eq!(added["socket"], weft.at("web.sock").to_str().unwrap());
+    assert!(weft.at("web.sock").exists());
+    assert_eq!(weft.json(&["port", "show", "web"])["mac"], "02:00:00:00:00:01");
+    assert_eq!(weft.json(&["port", "remove", "web"]), serde_json::json!({ "name": "web" }));
+    assert!(!weft.at("web.sock").exists());
+    assert_eq!(weft.run(&["port", "show", "web"]).status, 1);
+}
+
+#[test]
+fn a_port_can_wait_for_its_guest_to_listen() {
+    let weft = Weft::start();
+    let added = weft.json(&["port", "add", "web", "--client"]);
+    assert_eq!(added["state"], "connecting");
+    assert!(!weft.at("web.sock").exists());
+    assert!(weft.run(&["qemu-args", "web"]).stdout.contains("server=on,wait=off"));
+}
+
+#[test]
+fn a_relative_socket_is_meant_from_where_the_command_is_typed() {
+    let weft = Weft::start();
+    let here = tempfile::tempdir().unwrap();
+    let output = command()
+        .args(["port", "add", "web", "--socket", "web.sock", "--run-dir"])
+        .arg(weft.run_dir())
+        .current_dir(here.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert!(here.path().join("web.sock").exists());
+}
+
+#[test]
+fn a_network_can_be_added_used_and_removed() {
+    let weft = Weft::start();
+    let added = weft.json(&["network", "add", "lab", "--mode", "private", "--ageing", "60", "--mtu", "9000"]);
+    assert_eq!((&added["ageing_seconds"], &added["mtu"]), (&60.into(), &9000.into()));
+    let port = weft.json(&["port", "add", "web", "--network", "lab"]);
+    assert_eq!((&port["network"], &port["mtu"]), (&"lab".into(), &9000.into()));
+    assert_eq!(weft.json(&["network", "show", "lab"])["ports"], serde_json::json!(["web"]));
+    assert!(weft.refused(&["network", "remove", "lab"]).contains("web"));
+    weft.json(&["port", "remove", "web"]);
+    weft.json(&["network", "remove", "lab"]);
+    assert_eq!(weft.json(&["network", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn every_question_has_an_answer_for_people_and_one_for_programs() {
+    let weft = Weft::start();
+    let has = |args: &[&str], keys: &[&str]| {
+        let people = weft.run(args);
+        assert_eq!(people.status, 0, "{args:?}: {}", people.stderr);
+        assert!(!people.stdout.contains('\u{1b}'), "{args:?} has colours, and there is no terminal");
+        assert!(!people.stdout.is_empty() && !people.stdout.starts_with('{'));
+        let programs = weft.json(args);
+        let object = programs.get(0).unwrap_or(&programs);
+        for key in keys {
+            assert!(object.get(key).is_some(), "{args:?} lacks {key}: {programs}");
+        }
+    };
+    has(&["status"], &["version", "pid", "run_dir", "uptime_seconds", "healthy", "ports", "ports_up", "networks", "workers"]);
+    has(&["stats"], &["uptime_ms", "ports"]);
+    has(&["port", "list"], &["name", "network", "socket", "client", "queues", "mac", "mtu", "state", "counters"]);
+    has(&["port", "show", "vm1"], &["name", "connections", "features", "rings", "last_stop", "guest_mtu"]);
+    has(&["network", "list"], &["name", "mode", "ports", "fdb_entries", "fdb"]);
+    has(&["network", "show", "default"], &["ageing_seconds", "fdb_capacity", "mtu"]);
+    has(&["fdb", "list"], &[]);
+    has(&["fdb", "flush"], &["entries"]);
+    has(&["config", "show"], &["networks", "ports"]);
+    has(&["libvirt-xml", "vm1"], &["xml"]);
+    let words = weft.json(&["qemu-args", "vm1", "--memory", "512M"]);
+    assert!(words.as_array().unwrap().contains(&"memory-backend-memfd,id=mem,size=512M,share=on".into()));
+}
+
+#[test]
+fn the_configuration_that_is_shown_can_be_used_as_a_file() {
+    let weft = Weft::start();
+    weft.json(&["network", "add", "lab", "--ageing", "60"]);
+    weft.json(&["port", "add", "web", "--network", "lab", "--mac", "02:00:00:00:00:01", "--queues", "4"]);
+    let shown = weft.run(&["config", "show"]).stdout;
+    let again = Weft::start_with_config(&shown);
+    assert_eq!(again.json(&["config", "show"]), weft.json(&["config", "show"]));
+}
+
+#[test]
+fn the_line_that_starts_a_guest_is_complete() {
+    let weft = Weft::start();
+    let text = weft.run(&["port", "add", "web"]).stdout;
+    let line = text.lines().find(|line| line.contains("qemu-system")).expect("there is no line to paste");
+    let words = shlex::split(line).unwrap();
+    let socket = weft.at("web.sock");
+    for part in ["share=on", "memdev=mem", "vhost-user", "virtio-net-pci", socket.to_str().unwrap()] {
+        assert!(words.iter().any(|word| word.contains(part)), "{line} lacks {part}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let weft = Weft::start();
+    for args in [["port", "list"].as_slice(), &["api", "schema"], &["man"], &["completions", "bash"]] {
+        let mut child = command()
+            .arg("--run-dir")
+            .arg(weft.run_dir())
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn watched_statistics_are_one_line_of_json_each() {
+    use std::io::{BufRead, BufReader};
+    let weft = Weft::start();
+    let mut child =
+        command().args(["stats", "--watch", "--json", "--run-dir"]).arg(weft.run_dir()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let stats: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(stats["ports"].as_array().unwrap().len(), 2);
+    }
+    drop(lines);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "the pipe is closed, and it goes on");
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_a_refusal() {
+    for args in [["no-such-command"].as_slice(), &["port"], &["port", "add"], &["status", "--no-such-option"]] {
+        assert_eq!(run(args).status, 2, "{args:?}");
+    }
+    for args in [["--help"].as_slice(), &["--version"], &["port", "add", "--help"]] {
+        assert_eq!(run(args).status, 0, "{args:?}");
+    }
+}
+
+#[test]
+fn manuals_completions_and_the_schema_need_no_switch() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&["man", "--dir", dir.path().to_str().unwrap()]).status, 0);
+    assert!(dir.path().join("weft-port-add.1").exists());
+    assert!(run(&["man"]).stdout.contains(".TH weft 1"));
+    assert!(run(&["completions", "bash"]).stdout.contains("weft"));
+    let schema: Value = serde_json::from_str(&run(&["api", "schema"]).stdout).unwrap();
+    assert!(schema["methods"]["port.add"]["params"].is_object());
+}
+
+#[test]
+fn the_script_in_the_manual_works() {
+    let docs = include_str!("../../../docs/control-api.md");
+    let script = docs.split("```python\n").nth(1).unwrap().split("```").next().unwrap();
+    assert!(script.lines().count() <= 11, "ten lines were promised");
+    let weft = Weft::start();
+    let Ok(output) = Command::new("python3").args(["-c", script]).env("WEFT_RUN_DIR", weft.run_dir()).output() else {
+        eprintln!("there is no python3 here to try the script with");
+        return;
+    };
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), weft.at("web.sock").to_str().unwrap(), "{output:?}");
+    assert_eq!(weft.json(&["port", "show", "web"])["queues"], 2);
+}

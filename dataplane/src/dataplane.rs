@@ -1,0 +1,482 @@
+//! The dataplane as its owner sees it: networks and ports come and go, and everything about them can be asked.
+//!
+//! One thread owns a [`Dataplane`] and drives it from its own `mio` loop: [`Dataplane::handle`] for events with
+//! tokens from [`Dataplane::FIRST_TOKEN`] on, [`Dataplane::tick`] when the time that it last returned has passed.
+//! The workers run beside it and never wait for it.
+
+use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::Receiver;
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use vmm_sys_util::eventfd::EventFd;
+use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, NetworkId, PortId, Timestamp};
+
+use crate::endpoint::Endpoint;
+use crate::port::{Fabric, Network, Port, Turn};
+use crate::snapshot::{WorkerStuck, Workers};
+use crate::worker::{Clock, Fault, FaultReports, WorkerHandle};
+
+/// How many workers there are. Rings, snapshots and counters are made for several.
+const WORKERS: usize = 1;
+/// How often old addresses are forgotten.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the workers are looked after.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a port is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSettings {
+    /// For log lines only.
+    pub name: String,
+    /// The network that the port is a member of.
+    pub network: NetworkId,
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// Who listens on the socket.
+    pub role: SocketRole,
+    /// Queue pairs that the guest may use, 1 to 16.
+    pub queue_pairs: u16,
+    /// Given to front-ends that read the configuration space.
+    pub mac: MacAddr,
+    /// Given to front-ends that read the configuration space: largest payload of a frame, in bytes.
+    pub mtu: u16,
+}
+
+/// Who listens on a port's socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketRole {
+    /// weft listens, the guest connects.
+    Server,
+    /// The guest listens (`server=on`), weft connects and keeps trying.
+    Client,
+}
+
+/// What a network is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// For log lines only.
+    pub name: String,
+    /// The forwarding database: size and ageing.
+    pub fdb: FdbSettings,
+}
+
+/// How a port is, right now.
+#[derive(Clone, Debug)]
+pub struct PortStatus {
+    /// Where the port stands.
+    pub state: PortState,
+    /// The last reason why a guest's connection ended, if one ended by itself or by fault: a sentence for a person.
+    pub last_stop: Option<String>,
+    /// How many times a guest has connected.
+    pub connections: u64,
+    /// Names of the negotiated virtio features; empty before negotiation.
+    pub features: Vec<&'static str>,
+    /// MTU that the front-end announced with `NET_SET_MTU`, in bytes.
+    pub guest_mtu: Option<u16>,
+    /// One entry a ring that runs, `from_guest` and `to_guest` apart.
+    pub rings: Vec<RingStatus>,
+    /// What passed since the port was added.
+    pub counters: PortCounters,
+}
+
+/// Where a port stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum PortState {
+    /// Server: waiting for a guest to connect.
+    Listening,
+    /// Client: trying to reach the guest's socket.
+    Connecting,
+    /// A front-end is connected; the guest's driver does not run yet.
+    Connected,
+    /// Frames can pass in both directions.
+    Up,
+    /// The port took itself out of service (see `last_stop`) and needs `remove` and `add`.
+    Stopped,
+}
+
+/// One ring that runs.
+#[derive(Clone, Debug)]
+pub struct RingStatus {
+    /// The ring's index in the vhost-user protocol: even ones go to the guest, odd ones come from it.
+    pub index: u16,
+    /// Descriptors.
+    pub size: u16,
+    /// Enabled by the front-end.
+    pub enabled: bool,
+}
+
+/// What passed through a port. Directions are the guest's: `from_guest` is what the guest sent.
+#[derive(Clone, Debug, Default)]
+pub struct PortCounters {
+    /// Frames taken from the guest, dropped ones included.
+    pub from_guest_frames: u64,
+    /// Their bytes, without virtio-net headers.
+    pub from_guest_bytes: u64,
+    /// Frames handed to the guest.
+    pub to_guest_frames: u64,
+    /// Their bytes, without virtio-net headers.
+    pub to_guest_bytes: u64,
+    /// Interrupts sent to the guest.
+    pub notifications: u64,
+    /// Every reason, with how many frames died of it here.
+    pub drops: Vec<(DropReason, u64)>,
+}
+
+/// How a network is, right now.
+#[derive(Clone, Debug)]
+pub struct NetworkStatus {
+    /// MAC addresses in the forwarding database.
+    pub fdb_entries: usize,
+    /// What the forwarding database did since the network was added.
+    pub fdb: FdbCounters,
+}
+
+/// What a worker did since it started.
+#[derive(Clone, Debug)]
+pub struct WorkerStatus {
+    /// Rounds over its rings.
+    pub rounds: u64,
+    /// Rounds in which at least one frame moved.
+    pub busy_rounds: u64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+}
+
+/// The dataplane refused something.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// A path is too long for a Unix socket address.
+    #[error("socket path {path:?} has {len} bytes; a Unix socket takes at most {max}: use a shorter --run-dir or --socket")]
+    SocketPathTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+        /// The most that fits.
+        max: usize,
+    },
+    /// Somebody listens there already.
+    #[error("another process already listens on {path:?}: choose another --socket, or stop that process")]
+    SocketTaken {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Something that is no socket is there.
+    #[error("{path:?} exists and is not a socket: choose another --socket, or remove it")]
+    NotASocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {what} {path:?}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A table of the dataplane is full.
+    #[error("no more {what} fit: the limit is {limit}")]
+    TooMany {
+        /// What.
+        what: &'static str,
+        /// How many there can be.
+        limit: usize,
+    },
+    /// A worker did not answer in time.
+    #[error("{0}: restart weft")]
+    WorkerStuck(WorkerStuck),
+    /// The dataplane could not be started.
+    #[error("cannot start the dataplane: {0}")]
+    Start(std::io::Error),
+}
+
+impl From<WorkerStuck> for DataplaneError {
+    fn from(stuck: WorkerStuck) -> Self {
+        Self::WorkerStuck(stuck)
+    }
+}
+
+/// A running switch: its workers, its networks and its ports.
+#[derive(Debug)]
+pub struct Dataplane {
+    fabric: Fabric,
+    ports: Vec<Option<Port>>,
+    registry: Registry,
+    clock: Clock,
+    faults: Receiver<Fault>,
+    fault_event: Arc<EventFd>,
+    /// Ports that had more to do than their turn allowed.
+    unfinished: VecDeque<Task>,
+    next_expiry: Timestamp,
+    next_watch: Timestamp,
+    healthy: bool,
+}
+
+/// What the dataplane does for a port when its socket says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    Accept(PortId),
+    Serve(PortId),
+}
+
+impl Task {
+    /// Each port has two tokens, after the one of the fault reports.
+    fn token(self) -> Token {
+        let offset = match self {
+            Self::Accept(port) => 2 * port.index(),
+            Self::Serve(port) => 2 * port.index() + 1,
+        };
+        Token(Dataplane::FIRST_TOKEN + 1 + offset)
+    }
+
+    fn of(token: Token) -> Option<Self> {
+        let offset = token.0.checked_sub(Dataplane::FIRST_TOKEN + 1)?;
+        let port = PortId(u16::try_from(offset / 2).ok()?);
+        Some(if offset.is_multiple_of(2) { Self::Accept(port) } else { Self::Serve(port) })
+    }
+}
+
+impl Dataplane {
+    /// Tokens from here on belong to the dataplane; the owner uses smaller ones.
+    pub const FIRST_TOKEN: usize = 1 << 32;
+    /// The most ports.
+    pub const MAX_PORTS: usize = 4096;
+    /// The most networks.
+    pub const MAX_NETWORKS: usize = 1024;
+
+    /// Starts the workers. Sockets are registered with `registry`.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread or descriptor.
+    pub fn start(registry: &Registry) -> Result<Self, DataplaneError> {
+        let failed = DataplaneError::Start;
+        crate::sys::install_signal_handlers().map_err(failed)?;
+        crate::sys::raise_descriptor_limit();
+        let registry = registry.try_clone().map_err(failed)?;
+        let fault_event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed)?);
+        let token = Token(Self::FIRST_TOKEN);
+        registry.register(&mut SourceFd(&fault_event.as_raw_fd()), token, Interest::READABLE).map_err(failed)?;
+        let clock = Clock::start();
+        let (queue, faults) = crossbeam::channel::unbounded();
+        let reports = FaultReports { queue, event: Arc::clone(&fault_event) };
+        let workers = Workers::start(WORKERS, |number, snapshots, unparker| {
+            WorkerHandle::start(number, snapshots, unparker, clock, reports.clone())
+        })
+        .map_err(failed)?;
+        Ok(Self {
+            fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
+            ports: Vec::new(),
+            registry,
+            clock,
+            faults,
+            fault_event,
+            unfinished: VecDeque::new(),
+            next_expiry: clock.now().after(EXPIRY_INTERVAL),
+            next_watch: clock.now().after(WATCH_INTERVAL),
+            healthy: true,
+        })
+    }
+
+    /// Adds a network.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn add_network(&mut self, settings: NetworkSettings) -> Result<NetworkId, DataplaneError> {
+        let networks = &mut self.fabric.networks;
+        let place = free_place(networks, Self::MAX_NETWORKS)
+            .ok_or(DataplaneError::TooMany { what: "networks", limit: Self::MAX_NETWORKS })?;
+        let fdb = Arc::new(Fdb::new(settings.fdb));
+        networks[place] = Some(Network { settings, fdb });
+        self.fabric.publish()?;
+        Ok(NetworkId(place as u16))
+    }
+
+    /// Changes a network in place; its ports are not disturbed. What was learned stays, unless the size of the
+    /// forwarding database changes.
+    ///
+    /// # Errors
+    /// When a worker is stuck.
+    pub fn set_network(&mut self, id: NetworkId, settings: NetworkSettings) -> Result<(), DataplaneError> {
+        let Some(network) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else {
+            return Ok(());
+        };
+        if network.settings.fdb.capacity == settings.fdb.capacity {
+            network.fdb.set_ageing(settings.fdb.ageing);
+        } else {
+            network.fdb = Arc::new(Fdb::new(settings.fdb));
+        }
+        network.settings = settings;
+        Ok(self.fabric.publish()?)
+    }
+
+    /// Removes a network. Its ports must have been removed before.
+    ///
+    /// # Errors
+    /// When a worker is stuck.
+    pub fn remove_network(&mut self, id: NetworkId) -> Result<(), DataplaneError> {
+        if let Some(place) = self.fabric.networks.get_mut(id.index()) {
+            *place = None;
+        }
+        Ok(self.fabric.publish()?)
+    }
+
+    /// Adds a port: when this returns, its socket listens (or is being connected to).
+    ///
+    /// # Errors
+    /// When the socket can't be made, or there are too many ports. Nothing is left behind then.
+    pub fn add_port(&mut self, settings: PortSettings) -> Result<PortId, DataplaneError> {
+        let limit = Self::MAX_PORTS;
+        let place = free_place(&mut self.ports, limit).ok_or(DataplaneError::TooMany { what: "ports", limit })?;
+        let id = PortId(place as u16);
+        let mut endpoint = Endpoint::open(&settings.socket, settings.role, self.clock.now())?;
+        if let Endpoint::Server(listener) = &mut endpoint {
+            self.registry
+                .register(&mut listener.socket, Task::Accept(id).token(), Interest::READABLE)
+                .map_err(|source| DataplaneError::Io { what: "watch", path: settings.socket.clone(), source })?;
+        }
+        let port = Port::new(id, settings, endpoint);
+        if self.fabric.links.len() <= place {
+            self.fabric.links.resize(place + 1, None);
+        }
+        self.fabric.links[place] = Some(port.idle_link());
+        self.ports[place] = Some(port);
+        self.fabric.publish()?;
+        Ok(id)
+    }
+
+    /// Removes a port: its guest is disconnected, its socket unlinked, what was learned behind it forgotten.
+    ///
+    /// # Errors
+    /// When a worker is stuck.
+    pub fn remove_port(&mut self, id: PortId) -> Result<(), DataplaneError> {
+        let Some(port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
+            return Ok(());
+        };
+        let removed = port.remove(&self.registry, &mut self.fabric);
+        self.fabric.links[id.index()] = None;
+        Ok(removed.and(self.fabric.publish())?)
+    }
+
+    /// How a port is, or `None` if there is no such port.
+    #[must_use]
+    pub fn port_status(&self, id: PortId) -> Option<PortStatus> {
+        Some(self.ports.get(id.index())?.as_ref()?.status())
+    }
+
+    /// How a network is, or `None` if there is no such network.
+    #[must_use]
+    pub fn network_status(&self, id: NetworkId) -> Option<NetworkStatus> {
+        let fdb = &self.fabric.network(id)?.fdb;
+        Some(NetworkStatus { fdb_entries: fdb.len(), fdb: fdb.counters() })
+    }
+
+    /// The forwarding database of a network, in no particular order.
+    #[must_use]
+    pub fn fdb(&self, id: NetworkId) -> Vec<FdbEntry> {
+        self.fabric.network(id).map(|network| network.fdb.entries(self.clock.now())).unwrap_or_default()
+    }
+
+    /// Forgets everything that a network learned; returns how many entries there were.
+    pub fn flush_fdb(&mut self, id: NetworkId) -> usize {
+        self.fabric.network(id).map_or(0, |network| network.fdb.flush())
+    }
+
+    /// One entry a worker.
+    #[must_use]
+    pub fn worker_status(&self) -> Vec<WorkerStatus> {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let status = |worker: &WorkerHandle| WorkerStatus {
+            rounds: value(&worker.shared.rounds),
+            busy_rounds: value(&worker.shared.busy_rounds),
+            sleeps: value(&worker.shared.sleeps),
+        };
+        self.fabric.workers.handles.iter().map(status).collect()
+    }
+
+    /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`].
+    pub fn handle(&mut self, event: &Event) {
+        match Task::of(event.token()) {
+            Some(task) => self.run(task),
+            None => self.handle_faults(),
+        }
+    }
+
+    /// Does what is due (reconnects, ageing, the watch over the workers) and says after how long to call again.
+    pub fn tick(&mut self) -> Duration {
+        for _ in 0..self.unfinished.len() {
+            if let Some(task) = self.unfinished.pop_front() {
+                self.run(task);
+            }
+        }
+        let now = self.clock.now();
+        if now >= self.next_expiry {
+            self.next_expiry = now.after(EXPIRY_INTERVAL);
+            self.fabric.networks.iter().flatten().for_each(|network| network.fdb.expire(now));
+        }
+        if now >= self.next_watch {
+            self.next_watch = now.after(WATCH_INTERVAL);
+            self.healthy = self.fabric.workers.watch();
+        }
+        let mut next = self.next_expiry.min(self.next_watch);
+        for port in self.ports.iter_mut().flatten() {
+            if let Some(due) = port.dial(&self.registry, Task::Serve(port.id).token(), now) {
+                next = next.min(due);
+            }
+        }
+        if self.unfinished.is_empty() { next.since(now) } else { Duration::ZERO }
+    }
+
+    /// False when a worker has died: the owner then stops feeding its watchdog.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.healthy
+    }
+
+    fn run(&mut self, task: Task) {
+        let (Task::Accept(id) | Task::Serve(id)) = task;
+        let Some(port) = self.ports.get_mut(id.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        let now = self.clock.now();
+        let turn = match task {
+            Task::Accept(_) => port.accept(&self.registry, Task::Serve(id).token(), now, &mut self.fabric),
+            Task::Serve(_) => port.serve(&self.registry, now, &mut self.fabric),
+        };
+        if turn == Turn::More && !self.unfinished.contains(&task) {
+            self.unfinished.push_back(task);
+        }
+    }
+
+    fn handle_faults(&mut self) {
+        // Only to lower the event; how often it was raised does not matter.
+        let _ = self.fault_event.read();
+        let now = self.clock.now();
+        while let Ok(fault) = self.faults.try_recv() {
+            if let Some(port) = self.ports.get_mut(fault.port.index()).and_then(Option::as_mut) {
+                port.fault(&fault, &self.registry, now, &mut self.fabric);
+            }
+        }
+    }
+}
+
+/// The first free place in a table of at most `limit`, which grows by one if there is none.
+fn free_place<T>(table: &mut Vec<Option<T>>, limit: usize) -> Option<usize> {
+    if let Some(place) = table.iter().position(Option::is_none) {
+        return Some(place);
+    }
+    (table.len() < limit).then(|| {
+        table.push(None);
+        table.len() - 1
+    })
+}

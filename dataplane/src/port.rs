@@ -1,0 +1,398 @@
+//! A port as its owner keeps it: its socket, the front-end on it, and what the workers are told about its rings.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use weft_switch::{Fdb, MacAddr, NetworkId, PortId, Timestamp};
+
+use crate::counters::PortCounters;
+use crate::dataplane::{NetworkSettings, PortCounters as CountersView, PortSettings, PortState, PortStatus, RingStatus};
+use crate::endpoint::Endpoint;
+use crate::ring::RingFault;
+use crate::snapshot::{Command, PortLink, RunningRings, Snapshot, WorkerStuck, Workers, worker_of};
+use crate::vhost_user::connection::{Connection, ConnectionError};
+use crate::vhost_user::session::{Host, Identity, Session, SessionError};
+use crate::worker::{Fault, KICK_TOKEN};
+
+/// The most messages of one front-end that are handled before others get their turn.
+const MESSAGES_PER_TURN: usize = 64;
+/// The most connections that are accepted, or refused, before others get their turn.
+const ACCEPTS_PER_TURN: usize = 16;
+/// Ethertype of RARP, its opcode "request reverse" (RFC 903), and the length that Ethernet pads to.
+const RARP_ETHERTYPE: u16 = 0x8035;
+const RARP_REQUEST: u16 = 3;
+const MIN_PADDED_FRAME: usize = 60;
+
+/// What all ports share: the workers, the networks, and what the workers know of each port.
+#[derive(Debug)]
+pub(crate) struct Fabric {
+    pub(crate) workers: Workers,
+    pub(crate) networks: Vec<Option<Network>>,
+    pub(crate) links: Vec<Option<Arc<PortLink>>>,
+}
+
+/// A network as its owner keeps it.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) settings: NetworkSettings,
+    pub(crate) fdb: Arc<Fdb>,
+}
+
+/// A port.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) id: PortId,
+    pub(crate) settings: PortSettings,
+    pub(crate) endpoint: Endpoint,
+    counters: Arc<PortCounters>,
+    guest: Option<Guest>,
+    connections: u64,
+    last_stop: Option<String>,
+    log: LogLimit,
+}
+
+/// A connected front-end.
+#[derive(Debug)]
+struct Guest {
+    connection: Connection,
+    session: Session,
+}
+
+/// Why a guest's connection ends.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StopReason {
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("ring {ring}: {fault}")]
+    Ring { ring: u16, fault: RingFault },
+    #[error("the connection could not be watched: {0}")]
+    Watch(io::Error),
+}
+
+impl StopReason {
+    /// True unless the front-end just left.
+    fn is_fault(&self) -> bool {
+        !matches!(self, Self::Connection(ConnectionError::Closed))
+    }
+}
+
+/// Whether a port has more to do than its turn allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Done,
+    More,
+}
+
+impl Fabric {
+    /// Shows the workers the networks and ports as they are now.
+    pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
+        let networks = self.networks.iter().map(|network| network.as_ref().map(|network| Arc::clone(&network.fdb))).collect();
+        let snapshot = Snapshot::new(networks, self.links.clone(), self.workers.count());
+        self.workers.publish(snapshot)
+    }
+
+    pub(crate) fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.get(id.index())?.as_ref()
+    }
+
+    fn worker_registry(&self, port: PortId) -> &Registry {
+        &self.workers.handles[worker_of(port, self.workers.count())].registry
+    }
+}
+
+/// One port's way to the workers.
+struct PortHost<'a> {
+    fabric: &'a mut Fabric,
+    port: PortId,
+    network: NetworkId,
+    counters: &'a Arc<PortCounters>,
+}
+
+impl Host for PortHost<'_> {
+    fn publish(&mut self, rings: RunningRings) -> Result<(), WorkerStuck> {
+        let link = PortLink { id: self.port, network: self.network, counters: Arc::clone(self.counters), rings };
+        self.fabric.links[self.port.index()] = Some(Arc::new(link));
+        self.fabric.publish()
+    }
+
+    fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()> {
+        let registry = self.fabric.worker_registry(self.port);
+        registry.register(&mut SourceFd(&kick.as_fd().as_raw_fd()), KICK_TOKEN, Interest::READABLE)
+    }
+
+    fn unwatch_kick(&mut self, kick: BorrowedFd<'_>) {
+        // Fails only where watching failed.
+        let _ = self.fabric.worker_registry(self.port).deregister(&mut SourceFd(&kick.as_fd().as_raw_fd()));
+    }
+
+    fn announce(&mut self, station: MacAddr) {
+        self.fabric.workers.command(self.port, Command::Inject { port: self.port, frame: rarp_request(station) });
+    }
+}
+
+impl Port {
+    pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint) -> Self {
+        Self {
+            id,
+            settings,
+            endpoint,
+            counters: Arc::default(),
+            guest: None,
+            connections: 0,
+            last_stop: None,
+            log: LogLimit::default(),
+        }
+    }
+
+    /// The port as workers see it while no guest is there.
+    pub(crate) fn idle_link(&self) -> Arc<PortLink> {
+        let (network, counters) = (self.settings.network, Arc::clone(&self.counters));
+        Arc::new(PortLink { id: self.id, network, counters, rings: RunningRings::default() })
+    }
+
+    /// Takes the guests that wait at the listening socket: the first one in, the others out.
+    pub(crate) fn accept(&mut self, registry: &Registry, token: Token, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        for _ in 0..ACCEPTS_PER_TURN {
+            let Endpoint::Server(listener) = &self.endpoint else {
+                return Turn::Done;
+            };
+            match listener.socket.accept() {
+                Ok((stream, _)) => {
+                    // The one that is there may have left already, with the news still unread.
+                    self.serve(registry, now, fabric);
+                    if self.guest.is_some() {
+                        self.log.warn(now, &self.settings.name, "a second front-end was refused: this port has one already");
+                    } else {
+                        self.connect(stream, registry, token, now);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Done,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.log.warn(now, &self.settings.name, &format!("cannot accept a front-end: {error}"));
+                    return Turn::Done;
+                }
+            }
+        }
+        Turn::More
+    }
+
+    /// Tries to reach a guest that listens, if that is due. Returns when to try again.
+    pub(crate) fn dial(&mut self, registry: &Registry, token: Token, now: Timestamp) -> Option<Timestamp> {
+        let Endpoint::Client(dialer) = &mut self.endpoint else {
+            return None;
+        };
+        if self.guest.is_some() {
+            return None;
+        }
+        if dialer.due() > now {
+            return Some(dialer.due());
+        }
+        let result = dialer.dial(now);
+        let due = dialer.due();
+        match result {
+            Ok(stream) => {
+                self.connect(stream, registry, token, now);
+                None
+            }
+            Err(_) => Some(due),
+        }
+    }
+
+    /// Handles what the front-end has sent.
+    pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        for _ in 0..MESSAGES_PER_TURN {
+            let Some(guest) = &mut self.guest else { return Turn::Done };
+            let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
+            match guest.serve_one(&mut host) {
+                Ok(Turn::More) => {}
+                Ok(Turn::Done) => return Turn::Done,
+                Err(reason) => {
+                    self.disconnect(&reason, registry, now, fabric);
+                    return Turn::Done;
+                }
+            }
+        }
+        Turn::More
+    }
+
+    /// A worker found one of this port's rings broken.
+    pub(crate) fn fault(&mut self, report: &Fault, registry: &Registry, now: Timestamp, fabric: &mut Fabric) {
+        // The ring may have been replaced since.
+        if self.guest.as_ref().is_some_and(|guest| guest.session.runs(report.ring_id)) {
+            let reason = StopReason::Ring { ring: report.ring_index, fault: report.fault };
+            self.disconnect(&reason, registry, now, fabric);
+            if report.fault == RingFault::CallBlocked {
+                // Whoever does this holds up every port of the worker for a moment, and must not get another chance.
+                self.close_endpoint(registry);
+            }
+        }
+    }
+
+    /// Takes the port out of the workers' sight and closes its socket.
+    pub(crate) fn remove(mut self, registry: &Registry, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
+        if let Some(mut guest) = self.guest.take() {
+            let _ = registry.deregister(&mut guest.connection.stream);
+            self.end_session(&mut guest.session, fabric)?;
+        }
+        self.close_endpoint(registry);
+        Ok(())
+    }
+
+    pub(crate) fn status(&self) -> PortStatus {
+        let session = self.guest.as_ref().map(|guest| &guest.session);
+        PortStatus {
+            state: self.state(),
+            last_stop: self.last_stop.clone(),
+            connections: self.connections,
+            features: session.map(Session::feature_names).unwrap_or_default(),
+            guest_mtu: session.and_then(Session::guest_mtu),
+            rings: session.map(ring_statuses).unwrap_or_default(),
+            counters: self.counters_view(),
+        }
+    }
+
+    fn state(&self) -> PortState {
+        match (&self.guest, &self.endpoint) {
+            (Some(guest), _) if guest.session.is_up() => PortState::Up,
+            (Some(_), _) => PortState::Connected,
+            (None, Endpoint::Server(_)) => PortState::Listening,
+            (None, Endpoint::Client(_)) => PortState::Connecting,
+            (None, Endpoint::Closed) => PortState::Stopped,
+        }
+    }
+
+    fn counters_view(&self) -> CountersView {
+        let counters = &self.counters;
+        CountersView {
+            from_guest_frames: counters.from_guest_frames.value(),
+            from_guest_bytes: counters.from_guest_bytes.value(),
+            to_guest_frames: counters.to_guest_frames.value(),
+            to_guest_bytes: counters.to_guest_bytes.value(),
+            notifications: counters.notifications.value(),
+            drops: counters.drops(),
+        }
+    }
+
+    fn connect(&mut self, mut stream: mio::net::UnixStream, registry: &Registry, token: Token, now: Timestamp) {
+        if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
+            self.last_stop = Some(StopReason::Watch(error).to_string());
+            return;
+        }
+        let PortSettings { queue_pairs, mac, mtu, .. } = self.settings;
+        let session = Session::new(Identity { queue_pairs, mac, mtu });
+        self.guest = Some(Guest { connection: Connection::new(stream), session });
+        self.connections += 1;
+        self.log.info(now, &self.settings.name, "a front-end connected");
+    }
+
+    fn disconnect(&mut self, reason: &StopReason, registry: &Registry, now: Timestamp, fabric: &mut Fabric) {
+        let Some(mut guest) = self.guest.take() else { return };
+        let _ = registry.deregister(&mut guest.connection.stream);
+        if let Err(stuck) = self.end_session(&mut guest.session, fabric) {
+            self.log.warn(now, &self.settings.name, &stuck.to_string());
+        }
+        if let Endpoint::Client(dialer) = &mut self.endpoint {
+            dialer.hung_up(now, reason.is_fault());
+        }
+        if reason.is_fault() {
+            self.log.warn(now, &self.settings.name, &format!("the port stopped: {reason}"));
+        } else {
+            self.log.info(now, &self.settings.name, &reason.to_string());
+        }
+        self.last_stop = Some(reason.to_string());
+    }
+
+    /// Stops the rings; what was learned behind them is forgotten, so that frames look for the stations anew.
+    fn end_session(&self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
+        let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
+        let ended = session.end(&mut host);
+        if let Some(network) = fabric.network(self.settings.network) {
+            network.fdb.forget_port(self.id);
+        }
+        ended
+    }
+
+    fn close_endpoint(&mut self, registry: &Registry) {
+        if let Endpoint::Server(listener) = &mut self.endpoint {
+            let _ = registry.deregister(&mut listener.socket);
+        }
+        self.endpoint = Endpoint::Closed;
+    }
+}
+
+impl Guest {
+    /// Handles the next message, if it is there.
+    fn serve_one(&mut self, host: &mut PortHost<'_>) -> Result<Turn, StopReason> {
+        let Some(message) = self.connection.receive()? else {
+            return Ok(Turn::Done);
+        };
+        if let Some(reply) = self.session.handle(message, host)? {
+            self.connection.send(&reply)?;
+        }
+        Ok(Turn::More)
+    }
+}
+
+fn ring_statuses(session: &Session) -> Vec<RingStatus> {
+    session.running().map(|(index, size, enabled)| RingStatus { index, size, enabled }).collect()
+}
+
+/// The frame that tells a network where a station has moved (RFC 903): a reverse ARP request from it, about itself, to all.
+fn rarp_request(station: MacAddr) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(MIN_PADDED_FRAME);
+    frame.extend(MacAddr::BROADCAST.0);
+    frame.extend(station.0);
+    frame.extend(RARP_ETHERTYPE.to_be_bytes());
+    // Ethernet, IPv4, address lengths 6 and 4.
+    frame.extend([0, 1, 8, 0, 6, 4]);
+    frame.extend(RARP_REQUEST.to_be_bytes());
+    for _sender_and_target in 0..2 {
+        frame.extend(station.0);
+        frame.extend([0; 4]);
+    }
+    frame.resize(MIN_PADDED_FRAME, 0);
+    frame
+}
+
+/// Keeps a guest that comes and goes in a loop from filling the log.
+#[derive(Debug, Default)]
+struct LogLimit {
+    window_start: Timestamp,
+    lines: u32,
+}
+
+impl LogLimit {
+    const WINDOW: Duration = Duration::from_secs(10);
+    const LINES: u32 = 20;
+
+    fn info(&mut self, now: Timestamp, port: &str, message: &str) {
+        if self.allows(now, port) {
+            tracing::info!(port, "{message}");
+        }
+    }
+
+    fn warn(&mut self, now: Timestamp, port: &str, message: &str) {
+        if self.allows(now, port) {
+            tracing::warn!(port, "{message}");
+        }
+    }
+
+    fn allows(&mut self, now: Timestamp, port: &str) -> bool {
+        if now.since(self.window_start) >= Self::WINDOW {
+            let suppressed = self.lines.saturating_sub(Self::LINES);
+            if suppressed > 0 {
+                tracing::warn!(port, "{suppressed} lines about this port were not logged");
+            }
+            *self = Self { window_start: now, lines: 0 };
+        }
+        self.lines += 1;
+        self.lines <= Self::LINES
+    }
+}

@@ -1,0 +1,533 @@
+//! What a front-end has told us so far, and what follows from it.
+//!
+//! # Theory
+//!
+//! A session lives as long as its connection. Its caller hands it one request after another and sends what it returns. It never
+//! touches a socket, and reaches the workers only through [`Host`], so that it can be tested with neither.
+//!
+//! Two things complicate it. First, a ring has two switches: it is *started* by its kick descriptor and stopped by
+//! `GET_VRING_BASE`, and it is *enabled* by `SET_VRING_ENABLE`, which QEMU sends before everything else and only once. So
+//! the wish is kept beside the ring, whether that runs or not. Second, whatever is acknowledged must be true:
+//! [`Host::publish`] returns only when no worker uses what it replaces, and the reply is made after that.
+//!
+//! Whoever breaks the protocol is disconnected with a reason; nothing is repaired by guessing. A request that was not
+//! negotiated is refused without harm if the front-end asked for an answer.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{VhostUserConfig, VhostUserProtocolFeatures, VhostUserVringState};
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::ByteValued;
+use weft_switch::MacAddr;
+
+use super::connection::RawMessage;
+use super::message::{self, MessageError, Request, RingDescriptor};
+use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
+use crate::ring::{Direction, MAX_RING_SIZE, RingFeatures, RingLayout, SetupError, SplitRing};
+use crate::snapshot::{RingLink, RunningRings, WorkerStuck};
+use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
+
+/// `VHOST_USER_F_PROTOCOL_FEATURES`.
+const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
+/// The smallest MTU that IPv4 allows (RFC 791); smaller ones are nonsense.
+const MIN_MTU: u64 = 68;
+
+/// Every virtio feature that is offered, with its name.
+const FEATURES: [(u64, &str); 11] = [
+    (1 << VIRTIO_NET_F_MTU, "MTU"),
+    (1 << VIRTIO_NET_F_MAC, "MAC"),
+    (1 << VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF"),
+    (1 << VIRTIO_NET_F_STATUS, "STATUS"),
+    (1 << VIRTIO_NET_F_GUEST_ANNOUNCE, "GUEST_ANNOUNCE"),
+    (1 << VIRTIO_NET_F_MQ, "MQ"),
+    (1 << VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC"),
+    (1 << VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX"),
+    (PROTOCOL_FEATURES_BIT, "PROTOCOL_FEATURES"),
+    (1 << VIRTIO_F_VERSION_1, "VERSION_1"),
+    (1 << VIRTIO_F_RING_RESET, "RING_RESET"),
+];
+
+const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::REPLY_ACK)
+    .union(VhostUserProtocolFeatures::MTU)
+    .union(VhostUserProtocolFeatures::RARP)
+    .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::STATUS);
+
+/// What a session needs from the outside.
+pub(crate) trait Host {
+    /// Makes these the port's running rings; returns when no worker uses any other of this port.
+    fn publish(&mut self, rings: RunningRings) -> Result<(), WorkerStuck>;
+    /// Wakes the port's worker whenever this descriptor is kicked.
+    fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()>;
+    /// The opposite.
+    fn unwatch_kick(&mut self, kick: BorrowedFd<'_>);
+    /// Tells the network that this station is now behind this port.
+    fn announce(&mut self, station: MacAddr);
+}
+
+/// What the device is, for the configuration space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Identity {
+    pub(crate) queue_pairs: u16,
+    pub(crate) mac: MacAddr,
+    pub(crate) mtu: u16,
+}
+
+/// The front-end broke the protocol, or its wish can't be fulfilled. The connection ends with this reason.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("{0} was not negotiated")]
+    NotNegotiated(String),
+    #[error("features {0:#x} were not offered")]
+    FeaturesNotOffered(u64),
+    #[error("the features changed while a ring was running")]
+    FeaturesChanged,
+    #[error("ring {ring} is beyond the {rings} rings of this port (two for each queue pair)")]
+    NoSuchRing { ring: usize, rings: usize },
+    #[error("ring {ring}: the size {size} is no power of two from 1 to {MAX_RING_SIZE}")]
+    RingSize { ring: usize, size: u32 },
+    #[error("ring {ring}: {what} while it runs")]
+    RingRuns { ring: usize, what: &'static str },
+    #[error("ring {ring}: its base {base} has more than 16 bits")]
+    RingBase { ring: usize, base: u32 },
+    #[error("ring {ring} cannot start: {source}")]
+    RingSetup { ring: usize, source: SetupError },
+    #[error("ring {ring}: the {what} descriptor is no eventfd")]
+    NotAnEventFd { ring: usize, what: &'static str },
+    #[error("ring {ring}: the {what} descriptor is not usable: {source}")]
+    Descriptor { ring: usize, what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("{0} is no MTU: it must be from {MIN_MTU} to 65535")]
+    Mtu(u64),
+    #[error("{0} is no station's address")]
+    Station(MacAddr),
+    #[error(transparent)]
+    Stuck(#[from] WorkerStuck),
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub(crate) struct Session {
+    identity: Identity,
+    features: u64,
+    protocol_features: u64,
+    status: u8,
+    guest_mtu: Option<u16>,
+    memory: Arc<GuestMemory>,
+    rings: Vec<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    layout: RingLayout,
+    base: u16,
+    /// What `SET_VRING_ENABLE` said last, if it was ever sent.
+    enable: Option<bool>,
+    kick: Option<OwnedFd>,
+    call: Option<Arc<OwnedFd>>,
+    running: Option<Running>,
+}
+
+#[derive(Clone, Debug)]
+enum Running {
+    FromGuest(Arc<RingLink<FromGuest>>),
+    ToGuest(Arc<RingLink<ToGuest>>),
+}
+
+/// What to answer.
+enum Answer {
+    /// Success, said only if the front-end asked for an acknowledgement.
+    Done,
+    /// Refused without harm, said likewise; a front-end that did not ask is disconnected.
+    NotSupported,
+    /// A payload that the front-end waits for.
+    Payload(Vec<u8>),
+}
+
+impl Session {
+    pub(crate) fn new(identity: Identity) -> Self {
+        let rings = (0..2 * identity.queue_pairs).map(|_| Ring::default()).collect();
+        Self { identity, features: 0, protocol_features: 0, status: 0, guest_mtu: None, memory: Arc::default(), rings }
+    }
+
+    /// Does what one message asks for; returns the reply to send, if there is one.
+    pub(crate) fn handle(&mut self, raw: RawMessage, host: &mut impl Host) -> Result<Option<Vec<u8>>, SessionError> {
+        let code = raw.header.code;
+        let acknowledge = raw.header.need_reply && self.has_protocol_feature(VhostUserProtocolFeatures::REPLY_ACK);
+        let request = Request::parse(code, &raw.payload, raw.fds)?;
+        let acknowledgement = |value: u64| Some(message::reply(code, &value.to_le_bytes()));
+        match self.obey(request, host)? {
+            Answer::Payload(payload) => Ok(Some(message::reply(code, &payload))),
+            Answer::Done if acknowledge => Ok(acknowledgement(0)),
+            Answer::Done => Ok(None),
+            Answer::NotSupported if acknowledge => Ok(acknowledgement(1)),
+            Answer::NotSupported => Err(SessionError::NotNegotiated(message::name(code))),
+        }
+    }
+
+    /// Stops every ring. To be called when the connection ends.
+    pub(crate) fn end(&mut self, host: &mut impl Host) -> Result<(), WorkerStuck> {
+        let ran = self.rings.iter_mut().filter_map(|ring| ring.stop(host)).count() > 0;
+        if ran { self.publish(host) } else { Ok(()) }
+    }
+
+    /// True when frames can pass in both directions.
+    pub(crate) fn is_up(&self) -> bool {
+        self.rings.iter().take(2).all(|ring| ring.running.as_ref().is_some_and(Running::is_enabled))
+    }
+
+    /// True if the ring of this id runs.
+    pub(crate) fn runs(&self, ring_id: u64) -> bool {
+        self.rings.iter().filter_map(|ring| ring.running.as_ref()).any(|running| running.id() == ring_id)
+    }
+
+    /// Index, size and "enabled" of every ring that runs.
+    pub(crate) fn running(&self) -> impl Iterator<Item = (u16, u16, bool)> {
+        let with_index = self.rings.iter().enumerate();
+        with_index.filter_map(|(index, ring)| Some((index as u16, ring.layout.size, ring.running.as_ref()?.is_enabled())))
+    }
+
+    /// Names of the features that the driver acknowledged.
+    pub(crate) fn feature_names(&self) -> Vec<&'static str> {
+        FEATURES.iter().filter(|(bit, _)| self.features & bit != 0).map(|&(_, name)| name).collect()
+    }
+
+    /// What `NET_SET_MTU` said, in bytes.
+    pub(crate) fn guest_mtu(&self) -> Option<u16> {
+        self.guest_mtu
+    }
+
+    fn obey(&mut self, request: Request, host: &mut impl Host) -> Result<Answer, SessionError> {
+        match request {
+            Request::GetFeatures => Ok(number(offered_features())),
+            Request::SetFeatures(features) => self.set_features(features),
+            Request::SetOwner => Ok(Answer::Done),
+            Request::GetProtocolFeatures => Ok(number(PROTOCOL_FEATURES.bits())),
+            Request::SetProtocolFeatures(features) => self.set_protocol_features(features),
+            Request::GetQueueNum => Ok(number(self.identity.queue_pairs.into())),
+            Request::SetMemTable(regions) => self.set_memory(GuestMemory::map(regions)?, host),
+            Request::GetMaxMemSlots => Ok(number(MAX_REGIONS as u64)),
+            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, fd)?, host),
+            Request::RemMemReg(spec) => self.set_memory(self.memory.without_region(&spec)?, host),
+            Request::SetVringNum { ring, size } => self.set_ring_size(ring, size),
+            Request::SetVringAddr { ring, descriptors, available, used } => {
+                let size = self.ring(ring)?.layout.size;
+                self.set_ring_address(ring, RingLayout { size, descriptors, available, used }, host)
+            }
+            Request::SetVringBase { ring, base } => self.set_ring_base(ring, base),
+            Request::GetVringBase { ring } => self.stop_ring(ring, host),
+            Request::SetVringKick(kick) => self.start_ring(kick, host),
+            Request::SetVringCall(call) => self.set_call(call),
+            Request::SetVringErr(err) => self.ring(err.ring).map(|_| Answer::Done),
+            Request::SetVringEnable { ring, enable } => self.enable_ring(ring, enable, host),
+            Request::SendRarp(station) => announce(station, host),
+            Request::NetSetMtu(mtu) => self.set_mtu(mtu),
+            Request::GetConfig { offset, len } => Ok(self.configuration(offset, len)),
+            Request::ResetDevice => self.reset(true, host),
+            Request::ResetOwner => self.reset(false, host),
+            Request::GetStatus => Ok(number(self.status.into())),
+            Request::SetStatus(status) => self.set_status(status, host),
+            Request::Unsupported => Ok(Answer::NotSupported),
+        }
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<Answer, SessionError> {
+        let unknown = features & !offered_features();
+        if unknown != 0 {
+            return Err(SessionError::FeaturesNotOffered(unknown));
+        }
+        // QEMU repeats the same features for each queue pair, while the rings of the first run already.
+        if features != self.features && self.rings.iter().any(|ring| ring.running.is_some()) {
+            return Err(SessionError::FeaturesChanged);
+        }
+        self.features = features;
+        Ok(Answer::Done)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<Answer, SessionError> {
+        let unknown = features & !PROTOCOL_FEATURES.bits();
+        if unknown != 0 {
+            return Err(SessionError::FeaturesNotOffered(unknown));
+        }
+        self.protocol_features = features;
+        Ok(Answer::Done)
+    }
+
+    fn set_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> Result<Answer, SessionError> {
+        self.memory = Arc::new(memory);
+        self.set_up_again(host)
+    }
+
+    fn set_ring_size(&mut self, ring: usize, size: u32) -> Result<Answer, SessionError> {
+        let state = self.stopped_ring(ring, "SET_VRING_NUM")?;
+        let fits = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= MAX_RING_SIZE);
+        state.layout.size = fits.ok_or(SessionError::RingSize { ring, size })?;
+        Ok(Answer::Done)
+    }
+
+    fn set_ring_address(&mut self, ring: usize, layout: RingLayout, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let state = self.ring(ring)?;
+        let moves = state.running.is_some() && state.layout != layout;
+        state.layout = layout;
+        if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
+    }
+
+    /// The base is only remembered: where a ring goes on stands in its used index (see [`SplitRing::new`]).
+    fn set_ring_base(&mut self, ring: usize, base: u32) -> Result<Answer, SessionError> {
+        let state = self.stopped_ring(ring, "SET_VRING_BASE")?;
+        state.base = u16::try_from(base).map_err(|_| SessionError::RingBase { ring, base })?;
+        Ok(Answer::Done)
+    }
+
+    fn start_ring(&mut self, kick: RingDescriptor, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let ring = kick.ring;
+        if self.ring(ring)?.running.is_some() {
+            self.rings[ring].stop(host);
+            self.publish(host)?;
+        }
+        if let Some(kick) = &kick.fd {
+            check_eventfd(ring, "kick", kick)?;
+            // Only what comes from the guest has to be looked at when it kicks.
+            if direction(ring) == Direction::FromGuest {
+                let unusable = |source| SessionError::Descriptor { ring, what: "kick", source };
+                host.watch_kick(kick.as_fd()).map_err(unusable)?;
+            }
+        }
+        self.rings[ring].kick = kick.fd;
+        let running = self.set_up(ring)?;
+        self.rings[ring].running = Some(running);
+        self.publish(host)?;
+        Ok(Answer::Done)
+    }
+
+    fn stop_ring(&mut self, ring: usize, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let state = self.ring(ring)?;
+        if let Some(running) = state.stop(host) {
+            self.publish(host)?;
+            self.rings[ring].base = running.next_available();
+        }
+        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base.into());
+        Ok(Answer::Payload(state.as_slice().to_vec()))
+    }
+
+    fn set_call(&mut self, call: RingDescriptor) -> Result<Answer, SessionError> {
+        let ring = call.ring;
+        self.ring(ring)?;
+        if let Some(fd) = &call.fd {
+            check_eventfd(ring, "call", fd)?;
+            // A full counter must not hold a worker up. See `sys` for a front-end that clears this again.
+            let unusable = |source: rustix::io::Errno| SessionError::Descriptor { ring, what: "call", source: source.into() };
+            let flags = rustix::fs::fcntl_getfl(fd).map_err(unusable)?;
+            rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(unusable)?;
+        }
+        let call = call.fd.map(Arc::new);
+        if let Some(running) = &self.rings[ring].running {
+            running.set_call(call.clone());
+        }
+        self.rings[ring].call = call;
+        Ok(Answer::Done)
+    }
+
+    fn enable_ring(&mut self, ring: usize, enable: bool, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let state = self.ring(ring)?;
+        state.enable = Some(enable);
+        if let Some(running) = &state.running {
+            running.set_enabled(enable);
+            self.publish(host)?;
+        }
+        Ok(Answer::Done)
+    }
+
+    fn set_mtu(&mut self, mtu: u64) -> Result<Answer, SessionError> {
+        let fits = u16::try_from(mtu).ok().filter(|_| mtu >= MIN_MTU);
+        self.guest_mtu = Some(fits.ok_or(SessionError::Mtu(mtu))?);
+        Ok(Answer::Done)
+    }
+
+    /// Part of `struct virtio_net_config` (virtio 1.2, section 5.1.4); zeros where it ends.
+    fn configuration(&self, offset: u32, len: usize) -> Answer {
+        let mut space = Vec::from(self.identity.mac.0);
+        for field in [VIRTIO_NET_S_LINK_UP as u16, self.identity.queue_pairs, self.identity.mtu] {
+            space.extend_from_slice(&field.to_le_bytes());
+        }
+        let rest = space.get(offset as usize..).unwrap_or_default();
+        let mut config = VhostUserConfig { offset, size: len as u32, flags: 0 }.as_slice().to_vec();
+        config.extend(rest.iter().copied().chain(std::iter::repeat(0)).take(len));
+        Answer::Payload(config)
+    }
+
+    fn set_status(&mut self, status: u64, host: &mut impl Host) -> Result<Answer, SessionError> {
+        self.status = status as u8;
+        if self.status == 0 { self.reset(false, host) } else { Ok(Answer::Done) }
+    }
+
+    /// Back to the start, but for the memory. `disable` also forgets which rings were enabled; QEMU does not repeat
+    /// that after a status of zero.
+    fn reset(&mut self, disable: bool, host: &mut impl Host) -> Result<Answer, SessionError> {
+        for ring in &mut self.rings {
+            ring.stop(host);
+            if disable {
+                ring.enable = None;
+            }
+        }
+        self.publish(host)?;
+        self.status = 0;
+        Ok(Answer::Done)
+    }
+
+    /// Sets every running ring up anew, on the memory and at the addresses that are valid now.
+    fn set_up_again(&mut self, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let running: Vec<usize> = (0..self.rings.len()).filter(|&ring| self.rings[ring].running.is_some()).collect();
+        if running.is_empty() {
+            return Ok(Answer::Done);
+        }
+        for &ring in &running {
+            self.rings[ring].running = None;
+        }
+        // The new rings go on where the old ones ended, so the old ones must have ended.
+        self.publish(host)?;
+        for &ring in &running {
+            self.rings[ring].running = Some(self.set_up(ring)?);
+        }
+        self.publish(host)?;
+        Ok(Answer::Done)
+    }
+
+    fn set_up(&self, ring: usize) -> Result<Running, SessionError> {
+        let state = &self.rings[ring];
+        let features =
+            RingFeatures { event_idx: self.has(VIRTIO_RING_F_EVENT_IDX), indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC) };
+        let mergeable = self.has(VIRTIO_NET_F_MRG_RXBUF);
+        let frames = FrameFeatures { long_header: mergeable || self.has(VIRTIO_F_VERSION_1), mergeable };
+        let split = SplitRing::new(&self.memory, state.layout, features, direction(ring), state.call.clone())
+            .map_err(|source| SessionError::RingSetup { ring, source })?;
+        // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
+        let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
+        let (index, without_kick) = (ring as u16, state.kick.is_none());
+        Ok(match direction(ring) {
+            Direction::FromGuest => {
+                Running::FromGuest(RingLink::new(index, enabled, without_kick, FromGuest::new(split, frames)))
+            }
+            Direction::ToGuest => Running::ToGuest(RingLink::new(index, enabled, without_kick, ToGuest::new(split, frames))),
+        })
+    }
+
+    fn publish(&self, host: &mut impl Host) -> Result<(), WorkerStuck> {
+        let mut rings = RunningRings::default();
+        for running in self.rings.iter().filter_map(|ring| ring.running.clone()) {
+            match running {
+                Running::FromGuest(link) => rings.from_guest.push(link),
+                Running::ToGuest(link) if link.index == 0 => rings.to_guest = Some(link),
+                // One pair is enough to receive; the other pairs' frames are taken all the same.
+                Running::ToGuest(_) => {}
+            }
+        }
+        host.publish(rings)
+    }
+
+    fn ring(&mut self, ring: usize) -> Result<&mut Ring, SessionError> {
+        let rings = self.rings.len();
+        self.rings.get_mut(ring).ok_or(SessionError::NoSuchRing { ring, rings })
+    }
+
+    fn stopped_ring(&mut self, ring: usize, what: &'static str) -> Result<&mut Ring, SessionError> {
+        let state = self.ring(ring)?;
+        if state.running.is_some() { Err(SessionError::RingRuns { ring, what }) } else { Ok(state) }
+    }
+
+    fn has(&self, bit: u32) -> bool {
+        self.features & 1 << bit != 0
+    }
+
+    fn has_protocol_feature(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol_features & feature.bits() != 0
+    }
+}
+
+impl Ring {
+    /// Takes the ring out of service; the caller publishes.
+    fn stop(&mut self, host: &mut impl Host) -> Option<Running> {
+        if let Some(kick) = self.kick.take()
+            && matches!(self.running, Some(Running::FromGuest(_)))
+        {
+            host.unwatch_kick(kick.as_fd());
+        }
+        self.running.take()
+    }
+}
+
+impl Running {
+    fn id(&self) -> u64 {
+        match self {
+            Self::FromGuest(link) => link.id,
+            Self::ToGuest(link) => link.id,
+        }
+    }
+
+    fn is_enabled(&self) -> bool {
+        match self {
+            Self::FromGuest(link) => link.is_enabled(),
+            Self::ToGuest(link) => link.is_enabled(),
+        }
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        match self {
+            Self::FromGuest(link) => link.set_enabled(enabled),
+            Self::ToGuest(link) => link.set_enabled(enabled),
+        }
+    }
+
+    fn with_ring<T>(&self, act: impl FnOnce(&mut SplitRing) -> T) -> T {
+        match self {
+            Self::FromGuest(link) => act(&mut link.lock().ring),
+            Self::ToGuest(link) => act(&mut link.lock().ring),
+        }
+    }
+
+    fn set_call(&self, call: Option<Arc<OwnedFd>>) {
+        self.with_ring(|ring| ring.set_call(call));
+    }
+
+    fn next_available(&self) -> u16 {
+        self.with_ring(|ring| ring.next_available())
+    }
+}
+
+/// Even rings go to the guest, odd ones come from it (virtio 1.2, section 5.1.2).
+fn direction(ring: usize) -> Direction {
+    if ring.is_multiple_of(2) { Direction::ToGuest } else { Direction::FromGuest }
+}
+
+fn offered_features() -> u64 {
+    FEATURES.iter().fold(0, |bits, (bit, _)| bits | bit)
+}
+
+fn number(value: u64) -> Answer {
+    Answer::Payload(value.to_le_bytes().to_vec())
+}
+
+fn check_eventfd(ring: usize, what: &'static str, fd: &OwnedFd) -> Result<(), SessionError> {
+    if crate::sys::is_eventfd(fd.as_fd()) { Ok(()) } else { Err(SessionError::NotAnEventFd { ring, what }) }
+}
+
+fn announce(station: MacAddr, host: &mut impl Host) -> Result<Answer, SessionError> {
+    if station.is_multicast() || station.is_zero() {
+        return Err(SessionError::Station(station));
+    }
+    host.announce(station);
+    Ok(Answer::Done)
+}

@@ -1,0 +1,398 @@
+//! The thread that moves frames: polls its rings while there is traffic, sleeps when there is none.
+//!
+//! One frame's path is [`Lane::poll_ring`], top to bottom: receive a batch from the guest that sends, decide about each frame,
+//! transmit to each receiver in turn, give the buffers back.
+//!
+//! Going to sleep follows one rule: first ask every guest for kicks, then look once more, then sleep. Whoever offers a frame
+//! after that look kicks; whoever did before is seen by it. Everything else that a worker waits for (a snapshot, a
+//! command) comes with a wake-up through the same poll.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use crossbeam::sync::Unparker;
+use mio::{Events, Poll, Registry, Token, Waker};
+use vmm_sys_util::eventfd::EventFd;
+use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forward};
+
+use crate::ring::RingFault;
+use crate::snapshot::{Command, Commands, PolledRing, PortLink, RingLink, Snapshot, WorkerShared};
+use crate::vhost_port::{BATCH, Batch, TransmitError};
+
+/// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
+const SPIN: Duration = Duration::from_micros(50);
+/// How long a worker sleeps at most while a ring has no kick descriptor and must be looked at.
+const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
+/// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
+const WAKE_TOKEN: Token = Token(0);
+pub(crate) const KICK_TOKEN: Token = Token(1);
+
+/// One frame, one bit.
+type FrameMask = u32;
+const _: () = assert!(BATCH <= FrameMask::BITS as usize);
+
+/// A ring in which a worker found a fault.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) port: PortId,
+    /// [`RingLink::id`].
+    pub(crate) ring_id: u64,
+    pub(crate) ring_index: u16,
+    pub(crate) fault: RingFault,
+}
+
+/// Where workers report faults: a queue and the event that tells the owner to look.
+#[derive(Clone, Debug)]
+pub(crate) struct FaultReports {
+    pub(crate) queue: Sender<Fault>,
+    pub(crate) event: Arc<EventFd>,
+}
+
+/// Time as workers and the owner share it: milliseconds since the dataplane started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> Timestamp {
+        self.at(Instant::now())
+    }
+
+    fn at(self, instant: Instant) -> Timestamp {
+        Timestamp::from_millis(instant.duration_since(self.0).as_millis() as u64)
+    }
+}
+
+/// A running worker, as its owner sees it.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    pub(crate) shared: Arc<WorkerShared>,
+    /// Where kick descriptors are registered.
+    pub(crate) registry: Registry,
+    waker: Waker,
+    commands: Commands,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Starts worker `number`.
+    pub(crate) fn start(
+        number: usize,
+        snapshots: Arc<ArcSwap<Snapshot>>,
+        unparker: Unparker,
+        clock: Clock,
+        faults: FaultReports,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let registry = poll.registry().try_clone()?;
+        let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
+        let shared = Arc::new(WorkerShared::new(unparker));
+        let (commands, received) = crossbeam::channel::unbounded();
+        let worker = Worker {
+            number,
+            clock,
+            snapshots: Cache::new(snapshots),
+            commands: received,
+            poll,
+            events: Events::with_capacity(64),
+            shared: Arc::clone(&shared),
+            batch: Batch::new(),
+            lane: Lane { masks: Vec::new(), receivers: Vec::new(), faults },
+        };
+        let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
+        Ok(Self { shared, registry, waker, commands, thread: Some(thread) })
+    }
+
+    /// Lets the worker start a round soon, if it sleeps.
+    pub(crate) fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "cannot wake a worker");
+        }
+    }
+
+    pub(crate) fn send(&self, command: Command) {
+        // A worker that has died is reported by `is_alive`.
+        if self.commands.send(command).is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Ends a system call in which the worker may hang.
+    pub(crate) fn interrupt(&self) {
+        if let Some(thread) = &self.thread {
+            crate::sys::interrupt(thread);
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.send(Command::Stop);
+        let Some(thread) = self.thread.take() else { return };
+        while !thread.is_finished() {
+            crate::sys::interrupt(&thread);
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        if thread.join().is_err() {
+            tracing::error!("a worker ended with a panic");
+        }
+    }
+}
+
+struct Worker {
+    number: usize,
+    clock: Clock,
+    snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    commands: Receiver<Command>,
+    poll: Poll,
+    events: Events,
+    shared: Arc<WorkerShared>,
+    batch: Batch,
+    lane: Lane,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut idle_since = Instant::now();
+        while self.obey() {
+            let now = Instant::now();
+            if self.poll_all(self.clock.at(now)) {
+                idle_since = now;
+            } else if now.duration_since(idle_since) < SPIN {
+                std::hint::spin_loop();
+            } else {
+                self.sleep();
+                idle_since = Instant::now();
+            }
+        }
+    }
+
+    /// Does what the owner asked for. False when that is to end.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Inject { port, frame }) => {
+                    let snapshot = self.snapshots.load();
+                    self.lane.inject(snapshot, port, frame, self.clock.now());
+                }
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    /// One round over the rings: at most one batch from each. True if a frame moved.
+    fn poll_all(&mut self, now: Timestamp) -> bool {
+        let snapshot = self.snapshots.load();
+        if self.shared.note_generation(snapshot.generation()) {
+            snapshot.polled_by(self.number).iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
+        }
+        let mut busy = false;
+        for polled in snapshot.polled_by(self.number) {
+            busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
+        }
+        self.shared.rounds.fetch_add(1, Ordering::Relaxed);
+        self.shared.busy_rounds.fetch_add(u64::from(busy), Ordering::Relaxed);
+        busy
+    }
+
+    fn sleep(&mut self) {
+        let snapshot = self.snapshots.load();
+        let rings = snapshot.polled_by(self.number);
+        let mut nap = None;
+        let mut offered = false;
+        for PolledRing { port, ring } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
+            if ring.without_kick {
+                nap = Some(NAP_WITHOUT_KICK);
+            }
+            let armed = ring.lock().ring.enable_kicks();
+            match armed {
+                Ok(more) => offered |= more,
+                Err(fault) => self.lane.report(port, ring, fault),
+            }
+        }
+        if !offered {
+            self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
+            self.shared.asleep.store(true, Ordering::Relaxed);
+            if let Err(error) = self.poll.poll(&mut self.events, nap)
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "a worker cannot wait for events");
+            }
+            self.shared.asleep.store(false, Ordering::Relaxed);
+        }
+        for PolledRing { ring, .. } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
+            ring.lock().ring.disable_kicks();
+        }
+    }
+}
+
+/// What a worker needs to forward a batch, apart from the batch itself.
+struct Lane {
+    /// For each port the frames of the batch that go there. All zero between batches.
+    masks: Vec<FrameMask>,
+    /// The ports whose mask is not zero, in the order in which they were found.
+    receivers: Vec<PortId>,
+    faults: FaultReports,
+}
+
+impl Lane {
+    /// Moves at most one batch out of a ring, to wherever its frames go. True if there was one.
+    fn poll_ring(&mut self, snapshot: &Snapshot, polled: &PolledRing, batch: &mut Batch, now: Timestamp) -> bool {
+        let PolledRing { port, ring } = polled;
+        if ring.is_broken() {
+            return false;
+        }
+        let mut from_guest = ring.lock();
+        let received = from_guest.receive(batch);
+        if !batch.frames().is_empty() {
+            count_received(port, batch);
+            if ring.is_enabled() {
+                self.forward_batch(snapshot, port, batch, now);
+            } else {
+                port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
+            }
+            self.count_notification(port, ring, from_guest.flush(batch));
+        }
+        if let Err(fault) = received {
+            self.report(port, ring, fault);
+        }
+        !batch.frames().is_empty()
+    }
+
+    /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
+    fn notify_if_owed(&self, port: &PortLink) {
+        for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
+            let notified = ring.lock().ring.notify_if_owed();
+            self.count_notification(port, ring, notified);
+        }
+        if let Some(ring) = port.rings.to_guest.as_ref().filter(|ring| !ring.is_broken()) {
+            let notified = ring.lock().ring.notify_if_owed();
+            self.count_notification(port, ring, notified);
+        }
+    }
+
+    fn count_notification<R>(&self, port: &PortLink, ring: &RingLink<R>, notified: Result<bool, RingFault>) {
+        match notified {
+            Ok(notified) => port.counters.notifications.add(notified.into()),
+            Err(fault) => self.report(port, ring, fault),
+        }
+    }
+
+    /// Forwards a frame that weft made itself, as if `port` had sent it.
+    fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
+        if let Some(port) = snapshot.port(port) {
+            self.forward_batch(snapshot, port, &Batch::of_private(frame), now);
+        }
+    }
+
+    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+        self.decide(snapshot, ingress, batch, now);
+        let mut receivers = std::mem::take(&mut self.receivers);
+        for &receiver in &receivers {
+            let frames = std::mem::take(&mut self.masks[receiver.index()]);
+            if let Some(port) = snapshot.port(receiver) {
+                self.transmit(port, batch, frames);
+            }
+        }
+        receivers.clear();
+        self.receivers = receivers;
+    }
+
+    /// Finds the receivers of each frame.
+    fn decide(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+        let Some(network) = snapshot.network(ingress.network) else {
+            return;
+        };
+        if self.masks.len() < snapshot.port_places() {
+            self.masks.resize(snapshot.port_places(), 0);
+        }
+        for (bit, frame) in batch.frames().iter().enumerate() {
+            let verdict = match frame.header() {
+                Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
+                Err(reason) => Verdict::Drop(reason),
+            };
+            match verdict {
+                Verdict::To(port) => self.add_receiver(port, bit),
+                Verdict::Flood => {
+                    let mut others = network.members.iter().filter(|&&member| member != ingress.id).peekable();
+                    if others.peek().is_none() {
+                        ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
+                    }
+                    others.for_each(|&member| self.add_receiver(member, bit));
+                }
+                Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
+            }
+        }
+    }
+
+    #[inline]
+    fn add_receiver(&mut self, port: PortId, bit: usize) {
+        let Some(mask) = self.masks.get_mut(port.index()) else {
+            return;
+        };
+        if *mask == 0 {
+            self.receivers.push(port);
+        }
+        *mask |= 1 << bit;
+    }
+
+    /// Hands the frames of a mask to one receiver, with one lock, one publication and at most one notification.
+    fn transmit(&self, port: &PortLink, batch: &Batch, frames: FrameMask) {
+        let running = port.rings.to_guest.as_ref().filter(|ring| ring.is_enabled() && !ring.is_broken());
+        let Some(ring) = running else {
+            port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
+            return;
+        };
+        let mut to_guest = ring.lock();
+        let (mut sent, mut bytes, mut left) = (0, 0, u64::from(frames.count_ones()));
+        let chosen = batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0);
+        for (_, frame) in chosen {
+            match to_guest.transmit(batch, frame) {
+                Ok(()) => {
+                    sent += 1;
+                    bytes += frame.len() as u64;
+                }
+                Err(TransmitError::Dropped(reason)) => port.counters.drop_frames(reason, 1),
+                Err(TransmitError::Fault(fault)) => {
+                    port.counters.drop_frames(DropReason::ReceiverDown, left);
+                    self.report(port, ring, fault);
+                    break;
+                }
+            }
+            left -= 1;
+        }
+        self.count_notification(port, ring, to_guest.flush());
+        port.counters.to_guest_frames.add(sent);
+        port.counters.to_guest_bytes.add(bytes);
+    }
+
+    /// Takes a broken ring out of service and tells the owner.
+    #[cold]
+    fn report<R>(&self, port: &PortLink, ring: &RingLink<R>, fault: RingFault) {
+        if ring.is_broken() {
+            return;
+        }
+        ring.set_broken();
+        let report = Fault { port: port.id, ring_id: ring.id, ring_index: ring.index, fault };
+        // Neither can fail while the owner lives, and without it nobody wants to know.
+        let _ = self.faults.queue.send(report);
+        let _ = self.faults.event.write(1);
+    }
+}
+
+fn count_received(port: &PortLink, batch: &Batch) {
+    let bytes: usize = batch.frames().iter().map(crate::vhost_port::Frame::len).sum();
+    port.counters.from_guest_frames.add(batch.frames().len() as u64);
+    port.counters.from_guest_bytes.add(bytes as u64);
+}

@@ -1,0 +1,50 @@
+//! Why a frame went no further. A drop is a result with a name and a counter, never silent and never an error.
+
+use strum::{EnumCount, EnumIter, IntoStaticStr};
+
+/// Why a frame was not delivered. Counted on the port where the frame died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumCount, EnumIter, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+#[repr(usize)]
+pub enum DropReason {
+    /// The destination is known to be behind the port the frame came from.
+    SamePort,
+    /// The source address is a group address or all zeros: no station can own it.
+    BadSource,
+    /// The destination is one of the addresses that a bridge never forwards (IEEE 802.1Q-2018, table 8-1).
+    LinkLocal,
+    /// Nobody else is on the network.
+    NoOtherPort,
+    /// Shorter than an Ethernet header.
+    TooShort,
+    /// Longer than 65,535 bytes.
+    TooLong,
+    /// A buffer of the chain has length zero, or a direction that its ring doesn't allow.
+    BadDescriptor,
+    /// A buffer of the chain lies outside the memory that the guest shared.
+    BadAddress,
+    /// The frame asks for an offload (checksum or segmentation) that was not negotiated.
+    UnagreedOffload,
+    /// The receiving guest offered no free buffer.
+    ReceiverFull,
+    /// The frame is larger than the buffer that the receiving guest offered, and it did not agree to several.
+    ReceiverBufferTooSmall,
+    /// The receiving guest is not connected, or its driver is not running.
+    ReceiverDown,
+    /// The sending ring is disabled: its frames are consumed and discarded, as the vhost-user protocol demands.
+    RingDisabled,
+}
+
+impl DropReason {
+    /// The name used in counters, logs and the control protocol.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// The place of this reason in tables with one entry a reason, [`DropReason::COUNT`] in all.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}

@@ -1,0 +1,23 @@
+//! What to do with a frame.
+//!
+//! This crate sees private copies of headers and gives verdicts. It never does I/O, never reads a clock (`now` comes
+//! in as an argument) and holds no unsafe code, so every behaviour in it can be tested on a laptop in a microsecond.
+//!
+//! Start with [`forward`]: it decides about one frame. [`Fdb`] is the table that it learns into.
+#![forbid(unsafe_code)]
+
+mod drop_reason;
+mod ethernet;
+mod fdb;
+mod forward;
+mod id;
+mod mac;
+mod time;
+
+pub use drop_reason::DropReason;
+pub use ethernet::{EthernetHeader, MAX_FRAME_LEN};
+pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
+pub use forward::{Verdict, forward};
+pub use id::{NetworkId, PortId};
+pub use mac::{MacAddr, ParseMacError};
+pub use time::Timestamp;

@@ -1,0 +1,696 @@
+//! Frames between guests: what arrives, where, in what shape, and what is counted when it does not.
+
+mod common;
+
+use common::{
+    BROADCAST, Numbers, ORDERS, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered,
+    settles,
+};
+use weft_guest::{Buffer, GuestAddr, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature};
+use weft_switch::DropReason;
+
+const A: [u8; 6] = mac_of(0xa);
+const B: [u8; 6] = mac_of(0xb);
+const C: [u8; 6] = mac_of(0xc);
+const SIZES: [usize; 7] = [14, 15, 60, 1514, 1518, 9000, 65_535];
+
+const fn mac_of(last: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0xff, last]
+}
+
+fn feature_combinations() -> impl Iterator<Item = u64> {
+    let all = [feature::VERSION_1, feature::MRG_RXBUF, feature::INDIRECT_DESC, feature::EVENT_IDX];
+    (0..16_u64).map(move |chosen| all.iter().enumerate().map(|(bit, feature)| feature * (chosen >> bit & 1)).sum())
+}
+
+#[test]
+fn every_order_and_feature_combination_passes_every_size() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    for order in ORDERS {
+        for features in feature_combinations() {
+            let mut a = switch.connect(&port_a, |builder| builder.order(order).features(features));
+            let mut b = switch.connect(&port_b, |builder| builder.order(order).features(features));
+            for size in SIZES {
+                let (there, back) = (frame(B, A, size), frame(A, B, size));
+                a.send(&there).unwrap();
+                expect_frame(&mut b, &there);
+                let shape = Shape::header_apart(b.header_len());
+                b.send_shaped(&back, &if features & feature::INDIRECT_DESC == 0 { shape } else { shape.indirect() }).unwrap();
+                expect_frame(&mut a, &back);
+            }
+            drop((a, b));
+            switch.wait_listening(&port_a);
+            switch.wait_listening(&port_b);
+        }
+    }
+    assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
+}
+
+#[test]
+fn guests_with_different_features_understand_each_other() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    let mut a = switch.connect(&port_a, |builder| builder.features(0));
+    for features in feature_combinations() {
+        let mut b = switch.connect(&port_b, |builder| builder.features(features));
+        for size in SIZES {
+            let (there, back) = (frame(B, A, size), frame(A, B, size));
+            a.send(&there).unwrap();
+            expect_frame(&mut b, &there);
+            b.send(&back).unwrap();
+            expect_frame(&mut a, &back);
+        }
+        drop(b);
+        switch.wait_listening(&port_b);
+    }
+}
+
+#[test]
+fn every_size_up_to_a_page_passes() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    for size in (14..600).chain(1480..1560).chain(2020..2060).chain(4070..4110) {
+        let sent = frame(B, A, size);
+        a.send(&sent).unwrap();
+        expect_frame(&mut b, &sent);
+    }
+}
+
+#[test]
+fn frames_outside_the_limits_of_length_are_dropped_and_counted() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    for size in [1, 6, 13] {
+        a.send(&frame(B, A, size)).unwrap();
+    }
+    switch.expect_drops(&port_a, DropReason::TooShort, 3);
+    for size in [65_536, 70_000] {
+        a.send(&frame(B, A, size)).unwrap();
+    }
+    switch.expect_drops(&port_a, DropReason::TooLong, 2);
+    for used in a.flush().unwrap() {
+        assert_eq!(used.len, 0);
+    }
+    exchange(&mut a, A, &mut b, B);
+}
+
+#[test]
+fn frames_flood_until_their_station_is_known_and_go_to_it_alone_then() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder);
+    let (_, mut c) = switch.guest(|builder| builder);
+    let unknown = numbered(B, A, 1);
+    a.send(&unknown).unwrap();
+    expect_frame(&mut b, &unknown);
+    expect_frame(&mut c, &unknown);
+
+    let answer = numbered(A, B, 2);
+    b.send(&answer).unwrap();
+    expect_frame(&mut a, &answer);
+    assert_eq!(switch.station(B), Some(port_b.id));
+
+    let known = numbered(B, A, 3);
+    a.send(&known).unwrap();
+    expect_frame(&mut b, &known);
+    // Frames of one sender stay in order, so if C had got one of these two, it would come before the next.
+    let everybody = numbered(BROADCAST, A, 4);
+    a.send(&everybody).unwrap();
+    expect_frame(&mut c, &everybody);
+}
+
+#[test]
+fn broadcast_and_multicast_reach_everybody_but_the_sender() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    let (_, mut c) = switch.guest(|builder| builder);
+    for group in [BROADCAST, [1, 0, 0x5e, 0, 0, 0xfb], [0x33, 0x33, 0, 0, 0, 1], [1, 0x80, 0xc2, 0, 0, 0x10]] {
+        let sent = frame(group, A, 300);
+        a.send(&sent).unwrap();
+        expect_frame(&mut b, &sent);
+        expect_frame(&mut c, &sent);
+    }
+    let first = frame(A, B, 60);
+    b.send(&first).unwrap();
+    expect_frame(&mut a, &first);
+}
+
+#[test]
+fn a_frame_for_a_station_behind_its_own_port_is_dropped() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    let hello = frame(BROADCAST, C, 60);
+    a.send(&hello).unwrap();
+    expect_frame(&mut b, &hello);
+    a.send(&frame(C, A, 60)).unwrap();
+    switch.expect_drops(&port_a, DropReason::SamePort, 1);
+    let next = frame(B, A, 60);
+    a.send(&next).unwrap();
+    expect_frame(&mut b, &next);
+    b.send(&frame(A, B, 61)).unwrap();
+    expect_frame(&mut a, &frame(A, B, 61));
+}
+
+#[test]
+fn what_a_bridge_never_forwards_is_dropped() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    for last in 0..16 {
+        a.send(&frame([1, 0x80, 0xc2, 0, 0, last], A, 60)).unwrap();
+    }
+    switch.expect_drops(&port_a, DropReason::LinkLocal, 16);
+    exchange(&mut a, A, &mut b, B);
+}
+
+#[test]
+fn a_source_that_no_station_can_have_is_dropped_and_not_learned() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    for source in [[0; 6], BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
+        a.send(&frame(B, source, 60)).unwrap();
+    }
+    switch.expect_drops(&port_a, DropReason::BadSource, 3);
+    assert_eq!((switch.station([0; 6]), switch.station(BROADCAST)), (None, None));
+    exchange(&mut a, A, &mut b, B);
+}
+
+#[test]
+fn a_guest_that_is_alone_has_nobody_to_talk_to() {
+    let switch = TestSwitch::start();
+    let (port, mut guest) = switch.guest(|builder| builder);
+    guest.send(&frame(BROADCAST, A, 60)).unwrap();
+    guest.flush().unwrap();
+    switch.expect_drops(&port, DropReason::NoOtherPort, 1);
+}
+
+#[test]
+fn networks_do_not_see_each_other() {
+    let switch = TestSwitch::start();
+    let other = switch.add_network("other");
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    let (port_c, port_d) = (switch.add_port_on(other), switch.add_port_on(other));
+    let mut c = switch.connect(&port_c, |builder| builder);
+    let mut d = switch.connect(&port_d, |builder| builder);
+    // The same addresses live on both networks.
+    exchange(&mut a, A, &mut b, B);
+    exchange(&mut c, A, &mut d, B);
+    let everybody = frame(BROADCAST, A, 77);
+    a.send(&everybody).unwrap();
+    expect_frame(&mut b, &everybody);
+    let marker = frame(BROADCAST, A, 78);
+    c.send(&marker).unwrap();
+    expect_frame(&mut d, &marker);
+}
+
+#[test]
+fn a_station_that_moves_is_found_at_its_new_port() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder);
+    let (_, mut c) = switch.guest(|builder| builder);
+    for (guest, port) in [(&mut a, &port_a), (&mut b, &port_b)] {
+        guest.send(&frame(C, A, 60)).unwrap();
+        expect_frame(&mut c, &frame(C, A, 60));
+        settles("the station's port", Some(port.id), || switch.station(A));
+    }
+    let marker = frame(A, C, 70);
+    // It went to B alone: the first frame that A sees is the broadcast after it.
+    while b.receive(std::time::Duration::ZERO).unwrap().is_some() {}
+    while a.receive(std::time::Duration::ZERO).unwrap().is_some() {}
+    c.send(&marker).unwrap();
+    expect_frame(&mut b, &marker);
+    c.send(&frame(BROADCAST, C, 71)).unwrap();
+    expect_frame(&mut a, &frame(BROADCAST, C, 71));
+}
+
+#[test]
+fn sent_frames_may_be_cut_in_any_way() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    let mut shapes = vec![
+        Shape::header_apart(12),
+        Shape::pieces(&[6, 6]),
+        Shape::pieces(&[1; 12]),
+        Shape::pieces(&[11, 2]),
+        Shape::pieces(&[12, 6, 6, 2]),
+        Shape::pieces(&[12, 13]),
+        Shape::pieces(&[12 + 14]),
+        Shape::pieces(&[1; 200]),
+    ];
+    let mut numbers = Numbers::from(1);
+    for _ in 0..200 {
+        let pieces: Vec<usize> = (0..=numbers.below(30)).map(|_| 1 + numbers.below(90)).collect();
+        shapes.push(Shape::pieces(&pieces));
+    }
+    for (nth, shape) in shapes.into_iter().enumerate() {
+        for shape in [shape.clone(), shape.indirect()] {
+            let sent = frame(B, A, 14 + nth * 31 % 1500);
+            a.send_shaped(&sent, &shape).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+    }
+    for used in a.flush().unwrap() {
+        assert_eq!(used.len, 0, "nothing was written into a chain from the guest");
+    }
+    assert_eq!(switch.all_drops(&port_a), []);
+}
+
+#[test]
+fn a_chain_as_long_as_the_ring_passes() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    for shape in [Shape::pieces(&[1; 255]), Shape::pieces(&[1; 255]).indirect()] {
+        a.flush().unwrap();
+        let sent = frame(B, A, 1000);
+        a.send_shaped(&sent, &shape).unwrap();
+        expect_frame(&mut b, &sent);
+    }
+}
+
+#[test]
+fn receive_buffers_may_have_any_shape() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    let mut a = switch.connect(&port_a, |builder| builder);
+    let shapes = [
+        Shape::header_apart(12),
+        Shape::header_apart(10),
+        Shape::pieces(&[1; 30]),
+        Shape::pieces(&[5, 7, 14, 100]),
+        Shape::pieces(&[11, 2, 1000, 1, 60_000]),
+    ];
+    for features in [feature::VERSION_1 | feature::INDIRECT_DESC, feature::DEFAULT] {
+        for shape in shapes.clone() {
+            for shape in [shape.clone(), shape.indirect()] {
+                let mut b = switch.connect(&port_b, |builder| builder.features(features).receive_shape(shape.clone()));
+                for size in SIZES {
+                    let sent = frame(B, A, size);
+                    a.send(&sent).unwrap();
+                    let received = b.receive_whole(SOON).unwrap().expect("the frame comes");
+                    assert_same(&received.frame, &sent);
+                    assert_eq!(received.header.num_buffers, 1, "{shape:?} takes {size} bytes");
+                    assert_eq!(received.chains[0].len as usize, 12 + size);
+                }
+                drop(b);
+                switch.wait_listening(&port_b);
+            }
+        }
+    }
+}
+
+/// Two regions that adjoin for the guest and nowhere else, and one with a hole before it and an offset in its file.
+fn scattered(builder: weft_guest::Builder) -> weft_guest::Builder {
+    let far = |guest, user, mmap_offset| RegionLayout {
+        user: weft_guest::UserAddr(user),
+        mmap_offset,
+        ..RegionLayout::at(guest, 0x2_0000)
+    };
+    builder.region(far(0x8000_0000, 0x1000_0000_0000, 0)).region(far(0x8002_0000, 0x3000_0000_0000, 0x1000)).region(far(
+        0x9000_0000,
+        0x2000_0000_0000,
+        0x4000,
+    ))
+}
+
+#[test]
+fn buffers_may_cross_adjoining_regions() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    for (order, memory_by) in [(Order::Qemu, MemoryBy::Slots), (Order::VirtioUser, MemoryBy::Table)] {
+        let mut a = switch.connect(&port_a, |builder| scattered(builder.order(order).memory_by(memory_by)));
+        let mut b = switch.connect(&port_b, |builder| scattered(builder.order(order).memory_by(memory_by).receive_buffers(0)));
+        let border = 0x8002_0000;
+        let sent = frame(B, A, 5000);
+        let bytes = [&[0; 12][..], &sent].concat();
+        // The border lies in the header, in the addresses, in the payload, and right after the chain.
+        for before in [1, 11, 12, 13, 25, 26, 1000, 5011, 5012] {
+            let start = GuestAddr(border - before);
+            a.memory().write(start, &bytes);
+            b.memory().clear(GuestAddr(border - 0x2000), 0x4000);
+            b.post_buffers(&[Buffer::writable(GuestAddr(border - before), 6000)], false).unwrap();
+            b.set_repost(false);
+            a.send_buffers(&[Buffer::readable(start, 5012)], false).unwrap();
+            expect_frame(&mut b, &sent);
+            assert_eq!(b.memory().bytes(GuestAddr(border - before + 5012), 64), [0; 64], "nothing is written behind the frame");
+        }
+        drop((a, b));
+        switch.wait_listening(&port_a);
+        switch.wait_listening(&port_b);
+    }
+    assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
+}
+
+#[test]
+fn a_chain_may_lie_in_several_regions() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(scattered);
+    let (_, mut b) = switch.guest(|builder| scattered(builder.receive_buffers(0)));
+    let sent = frame(B, A, 3000);
+    let bytes = [&[0; 12][..], &sent].concat();
+    let places = [GuestAddr(0x9000_0000), GuestAddr(0x8000_0800), GuestAddr(0x8003_f000)];
+    let writable: Vec<Buffer> = places.iter().map(|&place| Buffer::writable(place, 1004)).collect();
+    let readable: Vec<Buffer> = places.iter().map(|&place| Buffer::readable(place, 1004)).collect();
+    for (place, part) in places.iter().zip(bytes.chunks(1004)) {
+        a.memory().write(*place, part);
+    }
+    for indirect in [false, true] {
+        b.post_buffers(&writable, indirect).unwrap();
+        b.set_repost(false);
+        a.send_buffers(&readable, indirect).unwrap();
+        expect_frame(&mut b, &sent);
+    }
+}
+
+#[test]
+fn a_frame_spans_as_many_receive_buffers_as_it_fills() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder.receive_buffers(0));
+    b.post(200, 512, &Shape::pieces(&[100, 200])).unwrap();
+    for (size, buffers) in [(60, 1), (500, 1), (501, 2), (1012, 2), (1013, 3), (9000, 18), (65_535, 129)] {
+        let sent = frame(B, A, size);
+        a.send(&sent).unwrap();
+        let received = b.receive_whole(SOON).unwrap().expect("the frame comes");
+        assert_same(&received.frame, &sent);
+        assert_eq!(usize::from(received.header.num_buffers), buffers);
+        let lengths: Vec<usize> = received.chains.iter().map(|used| used.len as usize).collect();
+        let last = 12 + size - (buffers - 1) * 512;
+        assert_eq!(lengths, [vec![512; buffers - 1], vec![last]].concat());
+    }
+}
+
+#[test]
+fn a_full_receiver_loses_frames_alone() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(4));
+    let (port_c, mut c) = switch.guest(|builder| builder);
+    b.set_repost(false);
+    for nth in 0..10 {
+        a.send(&numbered(BROADCAST, A, nth)).unwrap();
+    }
+    for nth in 0..10 {
+        assert_eq!(number(&c.receive(SOON).unwrap().expect("C takes all")), nth);
+    }
+    for nth in 0..4 {
+        assert_eq!(number(&b.receive(SOON).unwrap().expect("B takes four")), nth);
+    }
+    switch.expect_drops(&port_b, DropReason::ReceiverFull, 6);
+    assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_c)), (vec![], vec![]));
+    b.post(1, 2048, &Shape::one()).unwrap();
+    a.send(&numbered(B, A, 10)).unwrap();
+    assert_eq!(number(&b.receive(SOON).unwrap().expect("B has room again")), 10);
+}
+
+#[test]
+fn a_frame_for_which_the_buffers_do_not_suffice_takes_none() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(3));
+    a.send(&frame(B, A, 9000)).unwrap();
+    switch.expect_drops(&port_b, DropReason::ReceiverFull, 1);
+    let sent = frame(B, A, 6000);
+    a.send(&sent).unwrap();
+    expect_frame(&mut b, &sent);
+}
+
+#[test]
+fn a_frame_larger_than_the_one_buffer_it_may_use_is_dropped() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder.features(feature::VERSION_1).receive_buffers(0));
+    b.post(2, 1526, &Shape::header_apart(12)).unwrap();
+    a.send(&frame(B, A, 1515)).unwrap();
+    switch.expect_drops(&port_b, DropReason::ReceiverBufferTooSmall, 1);
+    for _ in 0..5 {
+        let sent = frame(B, A, 1514);
+        a.send(&sent).unwrap();
+        expect_frame(&mut b, &sent);
+    }
+    assert_eq!(switch.all_drops(&port_b), [(DropReason::ReceiverBufferTooSmall, 1)]);
+}
+
+#[test]
+fn a_guest_whose_driver_does_not_run_gets_nothing_and_that_is_counted() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let port_b = switch.add_port();
+    a.send(&frame(BROADCAST, A, 60)).unwrap();
+    a.flush().unwrap();
+    let dropped = |switch: &TestSwitch| switch.drops(&port_b, DropReason::ReceiverDown);
+    assert!(eventually(|| dropped(&switch) == 1), "drops are {:?}", switch.all_drops(&port_b));
+    let mut b = switch.connect(&port_b, |builder| builder);
+    exchange(&mut a, A, &mut b, B);
+}
+
+#[test]
+fn frames_of_a_disabled_ring_are_consumed_and_discarded() {
+    let switch = TestSwitch::start();
+    for order in ORDERS {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(order).acknowledge_everything());
+        let (_, mut b) = switch.guest(|builder| builder);
+        exchange(&mut a, A, &mut b, B);
+        a.session().set_vring_enable(1, false).unwrap();
+        for _ in 0..20 {
+            a.send(&frame(B, A, 60)).unwrap();
+        }
+        a.flush().unwrap();
+        switch.expect_drops(&port_a, DropReason::RingDisabled, 20);
+        a.session().set_vring_enable(1, true).unwrap();
+        exchange(&mut a, A, &mut b, B);
+    }
+}
+
+#[test]
+fn a_disabled_ring_to_the_guest_gets_nothing() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(weft_guest::Builder::acknowledge_everything);
+    let (_, mut b) = switch.guest(|builder| builder);
+    exchange(&mut a, A, &mut b, B);
+    a.session().set_vring_enable(0, false).unwrap();
+    for _ in 0..20 {
+        b.send(&frame(A, B, 60)).unwrap();
+    }
+    b.flush().unwrap();
+    let lost = || switch.all_drops(&port_a).iter().map(|(_, count)| count).sum::<u64>();
+    assert!(eventually(|| lost() == 20), "twenty frames died here: {:?}", switch.all_drops(&port_a));
+    assert!(!a.to_guest().has_used());
+    a.session().set_vring_enable(0, true).unwrap();
+    exchange(&mut a, A, &mut b, B);
+}
+
+#[test]
+fn interrupts_that_the_guest_does_not_want_are_not_sent() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder.features(feature::VERSION_1 | feature::MRG_RXBUF));
+    exchange(&mut a, A, &mut b, B);
+    b.flush().unwrap();
+    b.to_guest().disarm_interrupt();
+    b.from_guest().disarm_interrupt();
+    let before = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
+    for _ in 0..50 {
+        a.send(&frame(B, A, 60)).unwrap();
+        assert!(b.to_guest().poll_used(SOON));
+        assert_eq!(b.receive(SOON).unwrap(), Some(frame(B, A, 60)));
+        b.send(&frame(A, B, 60)).unwrap();
+        assert!(b.from_guest().poll_used(SOON));
+        b.reclaim().unwrap();
+        expect_frame(&mut a, &frame(A, B, 60));
+    }
+    let after = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
+    assert_eq!(after, before);
+    b.to_guest().arm_interrupt();
+    a.send(&frame(B, A, 60)).unwrap();
+    let calls = before.0 + 1;
+    assert!(eventually(|| b.to_guest().calls() == calls), "the interrupt comes once it is wanted");
+}
+
+#[test]
+fn with_event_idx_an_interrupt_comes_when_the_asked_index_is_passed() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    exchange(&mut a, A, &mut b, B);
+    b.flush().unwrap();
+    let start = b.to_guest().used_index();
+    b.to_guest().write_used_event(start.wrapping_add(9));
+    let before = b.to_guest().calls();
+    for nth in 0..9 {
+        a.send(&numbered(B, A, nth)).unwrap();
+        assert!(eventually(|| b.to_guest().used_index() == start.wrapping_add(u16::try_from(nth).unwrap() + 1)));
+    }
+    // The switch notifies after it has published: once the sender has its chains back, that is over.
+    a.flush().unwrap();
+    assert_eq!(b.to_guest().calls(), before);
+    a.send(&numbered(B, A, 9)).unwrap();
+    assert!(eventually(|| b.to_guest().calls() == before + 1), "the tenth frame passes the asked index");
+}
+
+#[test]
+fn after_an_idle_time_a_kick_wakes_the_switch() {
+    let switch = TestSwitch::start();
+    for features in [feature::DEFAULT, feature::DEFAULT & !feature::EVENT_IDX] {
+        let (_, mut a) = switch.guest(|builder| builder.features(features));
+        let (_, mut b) = switch.guest(|builder| builder.features(features));
+        for _ in 0..20 {
+            exchange(&mut a, A, &mut b, B);
+            switch.wait_asleep();
+            let kicks = a.from_guest().kicks();
+            a.send(&frame(B, A, 60)).unwrap();
+            assert_eq!(a.from_guest().kicks(), kicks + 1, "a switch that sleeps asks to be kicked");
+            expect_frame(&mut b, &frame(B, A, 60));
+        }
+    }
+}
+
+#[test]
+fn a_busy_switch_asks_for_few_kicks() {
+    let switch = TestSwitch::start();
+    for features in [feature::DEFAULT, feature::DEFAULT & !feature::EVENT_IDX] {
+        let (_, mut a) = switch.guest(|builder| builder.features(features));
+        let (_, _b) = switch.guest(|builder| builder.features(features));
+        let kicks = a.from_guest().kicks();
+        for _ in 0..2000 {
+            a.send(&frame(B, A, 60)).unwrap();
+        }
+        a.flush().unwrap();
+        let kicks = a.from_guest().kicks() - kicks;
+        assert!(kicks < 1000, "{kicks} kicks for 2000 frames");
+    }
+}
+
+#[test]
+fn rings_without_kick_and_call_descriptors_are_polled() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder.without_kick().without_call());
+    let (_, mut b) = switch.guest(|builder| builder.without_kick().without_call());
+    for _ in 0..20 {
+        exchange(&mut a, A, &mut b, B);
+    }
+}
+
+#[test]
+fn a_rarp_announcement_teaches_the_switch_and_is_flooded() {
+    let switch = TestSwitch::start();
+    let (port_a, a) = switch.guest(|builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    let station = mac(77);
+    a.session().send_rarp(station).unwrap();
+    let announced = b.receive(SOON).unwrap().expect("the announcement comes");
+    assert_eq!((&announced[..6], &announced[6..12], &announced[12..14]), (&BROADCAST[..], &station[..], &[0x80, 0x35][..]));
+    // Request reverse, for Ethernet and IPv4, sender and target are the station (RFC 903).
+    assert_eq!(announced[14..22], [0, 1, 8, 0, 6, 4, 0, 3]);
+    assert_eq!((&announced[22..28], &announced[32..38]), (&station[..], &station[..]));
+    assert!(announced.len() >= 60, "a frame is at least 60 bytes, this is {}", announced.len());
+    settles("the announced station's port", Some(port_a.id), || switch.station(station));
+}
+
+#[test]
+fn the_mtu_that_the_front_end_announces_is_shown() {
+    let switch = TestSwitch::start();
+    let (port, _guest) = switch.guest(|builder| builder.mtu(9000));
+    assert_eq!(switch.status(&port).guest_mtu, Some(9000));
+}
+
+#[test]
+fn the_configuration_space_tells_mac_link_and_mtu() {
+    let switch = TestSwitch::start();
+    let (port, guest) = switch.guest(|builder| builder);
+    let config = guest.session().config(0, 12).unwrap();
+    assert_eq!(config[..6], port.mac.0);
+    assert_eq!(config[6..8], 1_u16.to_le_bytes(), "the link is up");
+    assert_eq!(config[8..10], 1_u16.to_le_bytes(), "queue pairs");
+    assert_eq!(config[10..12], 1500_u16.to_le_bytes());
+    assert_eq!(guest.session().config(0, 6).unwrap(), port.mac.0);
+}
+
+#[test]
+fn frames_and_bytes_are_counted_from_the_guests_side() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder);
+    for size in SIZES {
+        a.send(&frame(B, A, size)).unwrap();
+        expect_frame(&mut b, &frame(B, A, size));
+    }
+    let bytes: usize = SIZES.iter().sum();
+    let counters = |port| {
+        let counters = switch.status(port).counters;
+        (counters.from_guest_frames, counters.from_guest_bytes, counters.to_guest_frames, counters.to_guest_bytes)
+    };
+    settles("sent", (SIZES.len() as u64, bytes as u64, 0, 0), || counters(&port_a));
+    settles("received", (0, 0, SIZES.len() as u64, bytes as u64), || counters(&port_b));
+}
+
+#[test]
+fn the_status_names_features_and_rings() {
+    let switch = TestSwitch::start();
+    let (port, guest) = switch.guest(|builder| builder.ring_size(128));
+    let status = switch.status(&port);
+    let rings: Vec<_> = status.rings.iter().map(|ring| (ring.index, ring.size, ring.enabled)).collect();
+    assert_eq!(rings, [(0, 128, true), (1, 128, true)]);
+    assert!(!status.features.is_empty());
+    assert_eq!((status.connections, status.last_stop), (1, None));
+    drop(guest);
+}
+
+#[test]
+fn a_closed_loop_loses_nothing() {
+    let switch = TestSwitch::start();
+    let (port_a, mut a) = switch.guest(|builder| builder.receive_buffers(0));
+    let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(0));
+    let mut receiver = PreparedReceive::new(&mut b, 2048).unwrap();
+    let mut sender = PreparedSend::new(&mut a, &frame(B, A, 300));
+    let (mut sent, mut received) = (0_u32, 0_u32);
+    let deadline = std::time::Instant::now() + 20 * SOON;
+    while received < 100_000 {
+        assert!(std::time::Instant::now() < deadline, "{sent} sent, {received} received");
+        // Never more on the way than the receiver has buffers.
+        let room = 256 - (sent - received);
+        sent += u32::from(sender.send(&mut a, u16::try_from(room.min(32)).unwrap()).unwrap());
+        received += u32::from(receiver.receive(&mut b).unwrap());
+    }
+    assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
+}
+
+#[test]
+fn small_and_large_rings_work() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    for size in [2, 4, 64, 1024, 4096] {
+        let mut a = switch.connect(&port_a, |builder| builder.ring_size(size));
+        let mut b = switch.connect(&port_b, |builder| builder.ring_size(size));
+        for nth in 0..100 {
+            let sent = numbered(B, A, nth);
+            a.send(&sent).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+        drop((a, b));
+        switch.wait_listening(&port_a);
+        switch.wait_listening(&port_b);
+    }
+}
+
+#[test]
+fn ring_indexes_wrap_without_harm() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder.ring_size(8));
+    let (_, mut b) = switch.guest(|builder| builder.ring_size(8));
+    for nth in 0..66_000 {
+        let sent = numbered(B, A, nth);
+        a.send(&sent).unwrap();
+        let received = b.receive(SOON).unwrap();
+        assert_eq!(received.as_deref().map(number), Some(nth));
+    }
+}
