@@ -68,6 +68,8 @@ enum Command {
         watch: bool,
     },
     /// Print the QEMU arguments that plug a guest into a port.
+    ///
+    /// In a shell: qemu-system-x86_64 $(weft qemu-args vm1) -drive file=disk.qcow2
     QemuArgs {
         /// The port.
         port: Name,
@@ -297,7 +299,7 @@ fn run(args: RunArgs, run_dir: &Path, output: &Output) -> Result<(), CliError> {
     logging::start(args.log.as_deref())?;
     let mut daemon = Daemon::start(run_dir, args.config)?;
     let told = if output.json {
-        daemon.status().map_or(Ok(()), |status| output.line(&status))
+        daemon.status().map_or(Ok(()), |status| print_line(&status))
     } else {
         print_text(&greeting(&daemon.ports()))
     };
@@ -384,7 +386,7 @@ fn watch(client: &mut Client, output: &Output) -> Result<(), CliError> {
     loop {
         let now = client.call::<api::GetStats>(&Nothing {})?;
         if output.json {
-            output.line(&now)?;
+            print_line(&now)?;
         } else if before.is_some() {
             // Home, and clear to the end: ECMA-48, CUP and ED.
             let clear = if output.is_terminal { "\u{1b}[H\u{1b}[2J" } else { "" };
@@ -458,12 +460,12 @@ impl Output {
         }
         print(render(self.style(), value).as_bytes())
     }
+}
 
-    /// A value as one line of JSON.
-    fn line<T: Serialize>(&self, value: &T) -> Result<(), CliError> {
-        let text = serde_json::to_string(value).map_err(io::Error::from)?;
-        print((text + "\n").as_bytes())
-    }
+/// A value as one line of JSON.
+fn print_line<T: Serialize>(value: &T) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(io::Error::from)?;
+    print((text + "\n").as_bytes())
 }
 
 fn print_text(text: &str) -> Result<(), CliError> {

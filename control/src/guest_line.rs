@@ -1,5 +1,6 @@
 //! How to start a guest on a port: QEMU's arguments and libvirt's XML.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -72,11 +73,18 @@ pub fn qemu_command(port: &PortInfo, memory: &Memory) -> String {
     shell_words(&words)
 }
 
-/// Words as one line of shell.
+/// Words as one line of shell. Only what a shell would change is quoted, so that `$(weft qemu-args …)`, which splits
+/// at blanks and knows no quotes, works too unless a path is very odd.
 #[must_use]
 pub fn shell_words(words: &[String]) -> String {
-    // The only word that can't be quoted has a NUL in it, and neither a name nor a socket path does.
-    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default()
+    let plain =
+        |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./,:=+@%".contains(&byte));
+    let quoted = words.iter().map(|word| match plain(word) {
+        true => Cow::Borrowed(word.as_str()),
+        // The only word that can't be quoted has a NUL in it, and neither a name nor a socket path does.
+        false => shlex::try_quote(word).unwrap_or_default(),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
 }
 
 /// The interface of a libvirt domain; what the domain needs beside it stands in a comment.
@@ -165,10 +173,10 @@ mod tests {
     fn a_guest_connects_and_comes_back() {
         assert_eq!(
             line(&port(), QemuAge::Current),
-            "-m 1G -object 'memory-backend-memfd,id=mem,size=1G,share=on' -numa 'node,memdev=mem' \
-             -chardev 'socket,id=chr-vm1,path=/run/weft/vm1.sock,reconnect-ms=500' \
-             -netdev 'vhost-user,id=net-vm1,chardev=chr-vm1' \
-             -device 'virtio-net-pci,netdev=net-vm1,mac=02:00:00:00:00:01'"
+            "-m 1G -object memory-backend-memfd,id=mem,size=1G,share=on -numa node,memdev=mem \
+             -chardev socket,id=chr-vm1,path=/run/weft/vm1.sock,reconnect-ms=500 \
+             -netdev vhost-user,id=net-vm1,chardev=chr-vm1 \
+             -device virtio-net-pci,netdev=net-vm1,mac=02:00:00:00:00:01"
         );
         assert!(line(&port(), QemuAge::Before9_2).contains(",reconnect=1"));
     }
@@ -182,7 +190,7 @@ mod tests {
     #[test]
     fn several_queues_need_options_on_both_halves() {
         let line = line(&PortInfo { queues: 4, ..port() }, QemuAge::Current);
-        assert!(line.contains("chardev=chr-vm1,queues=4'") && line.contains(",mq=on,vectors=10'"), "{line}");
+        assert!(line.contains("chardev=chr-vm1,queues=4 ") && line.contains(",mq=on,vectors=10"), "{line}");
     }
 
     #[test]

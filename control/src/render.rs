@@ -1,6 +1,6 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
 use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status};
 
@@ -14,7 +14,7 @@ pub(crate) fn wants_colours(is_terminal: bool) -> bool {
 pub(crate) struct Style {
     /// With colours.
     pub(crate) colours: bool,
-    /// Wrapped to the width of the terminal; else as wide as it takes, for `grep` and the like.
+    /// Long values are wrapped to the width of the terminal; else a line stays a line, for `grep` and the like.
     pub(crate) wrapped: bool,
 }
 
@@ -210,15 +210,17 @@ fn table<T: ToString>(style: Style, header: &[T]) -> Table {
 fn pairs(style: Style, rows: Vec<(&'static str, String)>) -> String {
     let mut table = plain_table(style);
     table.add_rows(rows.into_iter().map(|(name, value)| [Cell::new(name), Cell::new(value)]));
+    if style.wrapped {
+        // Lists of features are long. In the tables above, half an address or path would be of no use.
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_constraints([ColumnConstraint::ContentWidth]);
+    }
     finish(&table)
 }
 
 fn plain_table(style: Style) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if style.wrapped {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    } else {
+    if !style.wrapped {
         table.force_no_tty();
     }
     if style.colours {

@@ -7,9 +7,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use mio::net::UnixStream;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::{info, warn};
 
@@ -169,6 +169,7 @@ fn refused(what: &'static str, run_dir: &Path, path: &Path, source: io::Error) -
     }
 }
 
+/// The connection is one that doesn't block: somebody whose backlog is full is alive.
 fn is_dead(path: &Path) -> bool {
     UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }

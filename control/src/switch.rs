@@ -86,38 +86,32 @@ impl Switch {
         }
     }
 
+    /// Takes one step, and records it if it happened. A step that removes or changes something happens even when a
+    /// stuck worker makes it fail: what was removed is out of our hands, and the worker may still look at it.
     fn take(&mut self, step: Step) -> Result<(), DataplaneError> {
         let line = step.to_string();
-        match &step {
-            Step::RemovePort(name) => {
-                if let Some(port) = self.ports.get(name) {
-                    self.dataplane.remove_port(port.id)?;
-                    self.ports.remove(name);
-                }
-            }
-            Step::RemoveNetwork(name) => {
-                if let Some(&id) = self.networks.get(name) {
-                    self.dataplane.remove_network(id)?;
-                    self.networks.remove(name);
-                }
+        let outcome = match &step {
+            Step::RemovePort(name) => self.ports.remove(name).map_or(Ok(()), |port| self.dataplane.remove_port(port.id)),
+            Step::RemoveNetwork(name) => self.networks.remove(name).map_or(Ok(()), |id| self.dataplane.remove_network(id)),
+            Step::ChangeNetwork(name, network) => {
+                self.networks.get(name).map_or(Ok(()), |&id| self.dataplane.set_network(id, network_settings(name, network)))
             }
             Step::AddNetwork(name, network) => {
                 let id = self.dataplane.add_network(network_settings(name, network))?;
                 self.networks.insert(name.clone(), id);
-            }
-            Step::ChangeNetwork(name, network) => {
-                if let Some(&id) = self.networks.get(name) {
-                    self.dataplane.set_network(id, network_settings(name, network))?;
-                }
+                Ok(())
             }
             Step::AddPort(name, port) => {
                 let plugged = self.plug(name, port)?;
                 self.ports.insert(name.clone(), plugged);
+                Ok(())
             }
+        };
+        if outcome.is_ok() {
+            info!("done: {line}");
         }
-        info!("done: {line}");
         self.config.record(step);
-        Ok(())
+        outcome
     }
 
     fn plug(&mut self, name: &Name, port: &PortConfig) -> Result<Plugged, DataplaneError> {

@@ -537,3 +537,7 @@ impl<'a> Cursor<'a> {
         Some(run)
     }
 }
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;

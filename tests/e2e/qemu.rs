@@ -174,7 +174,7 @@ fn assert_survives_kills(weft: &mut Weft, one: &Guest, two: &Guest, restore: imp
             // The client is still sending when the switch dies, with descriptors taken and not given back.
             one.run(&format!("iperf3 --client {IP2} --time 60 --forceflush > /tmp/iperf.log 2>&1 &"));
             wait_until("iperf3 to be under way", Duration::from_secs(20), || {
-                one.run("cat /tmp/iperf.log").contains(" 1.00-2.00 ")
+                one.run("cat /tmp/iperf.log").matches("bits/sec").count() >= 2
             });
         }
         weft.kill9();

@@ -375,7 +375,7 @@ fn a_chain_may_lie_in_several_regions() {
 fn a_frame_spans_as_many_receive_buffers_as_it_fills() {
     let switch = TestSwitch::start();
     let (_, mut a) = switch.guest(|builder| builder);
-    let (_, mut b) = switch.guest(|builder| builder.receive_buffers(0));
+    let (_, mut b) = switch.guest(|builder| builder.ring_size(1024).receive_buffers(0));
     b.post(200, 512, &Shape::pieces(&[100, 200])).unwrap();
     for (size, buffers) in [(60, 1), (500, 1), (501, 2), (1012, 2), (1013, 3), (9000, 18), (65_535, 129)] {
         let sent = frame(B, A, size);
@@ -441,14 +441,18 @@ fn a_frame_larger_than_the_one_buffer_it_may_use_is_dropped() {
 }
 
 #[test]
-fn a_guest_whose_driver_does_not_run_gets_nothing_and_that_is_counted() {
+fn a_guest_that_left_is_forgotten() {
     let switch = TestSwitch::start();
-    let (_, mut a) = switch.guest(|builder| builder);
-    let port_b = switch.add_port();
-    a.send(&frame(BROADCAST, A, 60)).unwrap();
-    a.flush().unwrap();
-    let dropped = |switch: &TestSwitch| switch.drops(&port_b, DropReason::ReceiverDown);
-    assert!(eventually(|| dropped(&switch) == 1), "drops are {:?}", switch.all_drops(&port_b));
+    let (port_a, mut a) = switch.guest(|builder| builder);
+    let (port_b, mut b) = switch.guest(|builder| builder);
+    exchange(&mut a, A, &mut b, B);
+    drop(b);
+    switch.wait_listening(&port_b);
+    assert_eq!(switch.station(B), None);
+    for _ in 0..5 {
+        a.send(&frame(B, A, 60)).unwrap();
+    }
+    switch.expect_drops(&port_a, DropReason::NoOtherPort, 5);
     let mut b = switch.connect(&port_b, |builder| builder);
     exchange(&mut a, A, &mut b, B);
 }
@@ -482,8 +486,7 @@ fn a_disabled_ring_to_the_guest_gets_nothing() {
         b.send(&frame(A, B, 60)).unwrap();
     }
     b.flush().unwrap();
-    let lost = || switch.all_drops(&port_a).iter().map(|(_, count)| count).sum::<u64>();
-    assert!(eventually(|| lost() == 20), "twenty frames died here: {:?}", switch.all_drops(&port_a));
+    switch.expect_drops(&port_a, DropReason::ReceiverDown, 20);
     assert!(!a.to_guest().has_used());
     a.session().set_vring_enable(0, true).unwrap();
     exchange(&mut a, A, &mut b, B);
@@ -498,6 +501,8 @@ fn interrupts_that_the_guest_does_not_want_are_not_sent() {
     b.flush().unwrap();
     b.to_guest().disarm_interrupt();
     b.from_guest().disarm_interrupt();
+    // Whatever was on its way has been sent and counted when the switch sleeps.
+    switch.wait_asleep();
     let before = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
     for _ in 0..50 {
         a.send(&frame(B, A, 60)).unwrap();
@@ -508,6 +513,7 @@ fn interrupts_that_the_guest_does_not_want_are_not_sent() {
         b.reclaim().unwrap();
         expect_frame(&mut a, &frame(A, B, 60));
     }
+    switch.wait_asleep();
     let after = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
     assert_eq!(after, before);
     b.to_guest().arm_interrupt();
@@ -558,15 +564,22 @@ fn after_an_idle_time_a_kick_wakes_the_switch() {
 fn a_busy_switch_asks_for_few_kicks() {
     let switch = TestSwitch::start();
     for features in [feature::DEFAULT, feature::DEFAULT & !feature::EVENT_IDX] {
-        let (_, mut a) = switch.guest(|builder| builder.features(features));
-        let (_, _b) = switch.guest(|builder| builder.features(features));
-        let kicks = a.from_guest().kicks();
-        for _ in 0..2000 {
-            a.send(&frame(B, A, 60)).unwrap();
-        }
-        a.flush().unwrap();
-        let kicks = a.from_guest().kicks() - kicks;
-        assert!(kicks < 1000, "{kicks} kicks for 2000 frames");
+        let (_, mut a) = switch.guest(|builder| builder.features(features).receive_buffers(0));
+        let (_, mut b) = switch.guest(|builder| builder.features(features));
+        b.send(&frame(BROADCAST, B, 60)).unwrap();
+        b.flush().unwrap();
+        let mut sender = PreparedSend::new(&mut a, &frame(B, A, 60));
+        let mut kicks_of_a_burst = || {
+            let before = a.from_guest().kicks();
+            let mut sent = 0;
+            while sent < 2000 {
+                sent += sender.send(&mut a, 1).unwrap();
+            }
+            a.from_guest().kicks() - before
+        };
+        // On a machine with more work than cores the switch may find time to fall asleep within a burst, but not
+        // within every one.
+        assert!(eventually(|| kicks_of_a_burst() < 1000), "{} kicks for 2000 frames", kicks_of_a_burst());
     }
 }
 

@@ -25,6 +25,7 @@ use vhost::vhost_user::message::{
     VhostUserSingleMemoryRegion, VhostUserVringState,
 };
 use vm_memory::ByteValued;
+use weft_dataplane::{PortSettings, PortState};
 use weft_guest::{
     Buffer, Builder, Descriptor, Guest, GuestAddr, GuestError, Header, Order, RegionLayout, Request, RingPlace, Session, Shape, UserAddr,
     feature,
@@ -40,7 +41,6 @@ struct Siege {
     switch: TestSwitch,
     port: Port,
     witness: Guest,
-    witness_port: Port,
     others: Option<Background<(Guest, Guest)>>,
     rounds: u32,
     descriptors: usize,
@@ -52,7 +52,7 @@ impl Siege {
     fn begin() -> Self {
         let alone = alone();
         let switch = TestSwitch::start();
-        let (witness_port, witness) = switch.guest(|builder| builder);
+        let (_, witness) = switch.guest(|builder| builder);
         let elsewhere = switch.add_network("elsewhere");
         let ports = [switch.add_port_on(elsewhere), switch.add_port_on(elsewhere)];
         let [a, b] = ports.each_ref().map(|port| switch.connect(port, |builder| builder));
@@ -65,8 +65,10 @@ impl Siege {
         });
         let port = switch.add_port();
         let mut siege =
-            Self { switch, port, witness, witness_port, others: Some(others), rounds: 0, descriptors: 0, mappings: 0, _alone: alone };
+            Self { switch, port, witness,  others: Some(others), rounds: 0, descriptors: 0, mappings: 0, _alone: alone };
         siege.visit();
+        // What the visitor had is given up when the worker has gone round.
+        siege.while_others_exchange(10);
         (siege.descriptors, siege.mappings) = (open_descriptors(), guest_mappings());
         siege.rounds = siege.others().rounds();
         siege
@@ -88,8 +90,8 @@ impl Siege {
     #[track_caller]
     fn expect_repelled(&mut self, guest: Guest, what: &str) -> String {
         let closed = eventually(|| {
-            // Whatever the attack was waiting for: something to deliver.
-            self.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
+            // Whatever the attack was waiting for: something to deliver, too large for a chain's first few buffers.
+            self.witness.send(&frame(BROADCAST, WITNESS, 1000)).unwrap();
             guest.session().is_closed_within(Duration::from_millis(5)).unwrap()
         });
         assert!(closed, "{what}: the connection goes on; drops are {:?}", self.switch.all_drops(&self.port));
@@ -141,7 +143,6 @@ impl Siege {
         assert!(self.others().rounds() > self.rounds + 10, "the traffic of others went on");
         settles("open descriptors", self.descriptors, open_descriptors);
         settles("mappings of guest memory", self.mappings, guest_mappings);
-        assert_eq!(self.switch.all_drops(&self.witness_port).iter().filter(|drop| drop.0 != DropReason::ReceiverFull).count(), 0);
         self.others.take().expect("the others run until the end").stop();
         assert!(self.switch.with(|dataplane| dataplane.is_healthy()));
     }
@@ -318,7 +319,7 @@ fn a_memory_table_that_can_not_be_ends_the_connection() {
         ("user address that wraps", |session, guest| table(session, guest, |region| region.user_addr = u64::MAX - 4096)),
         ("offset past the end", |session, guest| table(session, guest, |region| region.mmap_offset = region.memory_size)),
         ("offset far past the end", |session, guest| table(session, guest, |region| region.mmap_offset = 1 << 50)),
-        ("offset that wraps", |session, guest| table(session, guest, |region| region.mmap_offset = u64::MAX & !4095)),
+        ("offset that wraps", |session, guest| table(session, guest, |region| region.mmap_offset = !4095)),
         ("offset that is not on a page", |session, guest| {
             table(session, guest, |region| {
                 region.mmap_offset = 0x1001;
@@ -475,7 +476,7 @@ fn ring_addresses_that_can_not_be_end_the_connection() {
         ("unaligned used ring", |place, _| RingPlace { used: place.used + 2, ..place }),
         ("descriptors outside memory", |place, _| RingPlace { descriptors: UserAddr(0x10), ..place }),
         ("available ring outside memory", |place, _| RingPlace { avail: UserAddr(0x10), ..place }),
-        ("used ring outside memory", |place, _| RingPlace { used: UserAddr(u64::MAX & !0xfff), ..place }),
+        ("used ring outside memory", |place, _| RingPlace { used: UserAddr(!0xfff), ..place }),
         ("a guest address instead of a user address", |place, _| RingPlace {
             descriptors: UserAddr(place.descriptors.0 - 0x7000_0000_0000),
             ..place
@@ -559,33 +560,57 @@ fn descriptors_that_are_no_eventfds_end_the_connection() {
     ]);
 }
 
+/// An eventfd whose counter is as full as it gets. Writing one more to it blocks, or fails.
+fn full_counter() -> File {
+    let counter = File::from(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    (&counter).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    counter
+}
+
 #[test]
 fn a_full_call_counter_holds_nobody_up() {
     let mut siege = Siege::begin();
-    for blocking in [false, true] {
-        let mut guest = siege.switch.connect(&siege.port, |builder| builder.acknowledge_everything());
-        let call = File::from(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        (&call).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
-        for ring in 0..2 {
-            guest.session().set_vring_descriptor(Request::SET_VRING_CALL, ring, Some(&call)).unwrap();
-        }
-        if blocking {
-            // The flag belongs to the open file, which both sides share.
-            let flags = fcntl_getfl(&call).unwrap();
-            fcntl_setfl(&call, flags & !OFlags::NONBLOCK).unwrap();
-        }
+    let mut guest = siege.switch.connect(&siege.port, Builder::acknowledge_everything);
+    let call = full_counter();
+    for ring in 0..2 {
+        guest.session().set_vring_descriptor(Request::SET_VRING_CALL, ring, Some(&call)).unwrap();
+    }
+    for _ in 0..10 {
         guest.to_guest().arm_interrupt();
         guest.from_guest().arm_interrupt();
-        for _ in 0..10 {
-            siege.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
-            guest.queue(&frame(BROADCAST, GOOD, 60)).unwrap();
-            guest.from_guest().publish_and_kick().unwrap();
-            siege.while_others_exchange(2);
-        }
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
-        siege.forget_frames();
+        siege.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
+        siege.expect_unharmed(&mut guest, "a full call counter");
+        assert!(guest.to_guest().poll_used(SOON));
+        guest.receive(SOON).unwrap();
+        siege.while_others_exchange(2);
     }
+    drop(guest);
+    siege.end();
+}
+
+/// The flag that makes a write block belongs to the open file, which both sides share: it can be cleared later. Who does
+/// that holds the worker up for a moment, and is not let in again.
+#[test]
+fn a_call_descriptor_that_blocks_stops_the_port_for_good() {
+    let mut siege = Siege::begin();
+    let mut guest = siege.switch.connect(&siege.port, Builder::acknowledge_everything);
+    let call = full_counter();
+    for ring in 0..2 {
+        guest.session().set_vring_descriptor(Request::SET_VRING_CALL, ring, Some(&call)).unwrap();
+    }
+    let flags = fcntl_getfl(&call).unwrap();
+    fcntl_setfl(&call, flags & !OFlags::NONBLOCK).unwrap();
+    guest.to_guest().arm_interrupt();
+    guest.from_guest().arm_interrupt();
+    siege.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
+    guest.send(&frame(BROADCAST, GOOD, 60)).unwrap();
+    siege.while_others_exchange(20);
+    assert!(guest.session().is_closed_within(LIMIT).unwrap());
+    drop((guest, call));
+    let status = siege.switch.wait_status(&siege.port, "the port stopping", |status| status.state == PortState::Stopped);
+    assert!(status.last_stop.is_some());
+    siege.switch.remove(&siege.port);
+    siege.port = siege.switch.add(PortSettings { socket: siege.port.path.clone(), ..siege.switch.settings() });
     siege.end();
 }
 
@@ -622,6 +647,7 @@ fn a_flood_of_requests_holds_nobody_up() {
     guest.start_ring(TO_GUEST).unwrap();
     guest.start_ring(FROM_GUEST).unwrap();
     siege.expect_unharmed(&mut guest, "20,000 requests");
+    siege.while_others_exchange(10);
     let descriptors = open_descriptors();
     for nth in 0..500_u16 {
         let call = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -778,7 +804,7 @@ const STRUCTURAL: &[RingAttack] = &[
     ("an indirect table of 0 bytes", |guest, ring| offer_indirect(guest, ring, &[], 0, 0)),
     ("an indirect table of 15 bytes", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 15, 0)),
     ("an indirect table of 17 bytes", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 17, 0)),
-    ("an indirect table of 4 GiB", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], u32::MAX & !15, 0)),
+    ("an indirect table of 4 GiB", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], !15, 0)),
     ("an indirect table outside memory", |guest, ring| {
         offer(guest, ring, &[Descriptor { address: 1 << 50, len: 16, flags: Descriptor::INDIRECT, next: 0 }]);
     }),
@@ -851,7 +877,7 @@ fn a_bad_frame_is_dropped_and_the_ring_goes_on() {
             vec![readable(GuestAddr(guest.memory().layout(0).guest.0 - 1), 100)]
         }),
         ("a second buffer outside memory", BadAddress, |guest| vec![readable(slot(guest), 50), readable(GuestAddr(1 << 50), 100)]),
-        ("4 GiB - 1 bytes", BadAddress, |guest| vec![readable(slot(guest), u32::MAX)]),
+        ("4 GiB - 1 bytes", TooLong, |guest| vec![readable(slot(guest), u32::MAX)]),
         ("the user address instead of the guest's", BadAddress, |guest| {
             vec![readable(GuestAddr(guest.memory().user_address(slot(guest)).0), 100)]
         }),

@@ -79,15 +79,19 @@ impl Process {
         wait_for(&what, limit, || self.child.try_wait().expect("a child can be waited for"))
     }
 
-    /// The CPU time that it has used, all threads together, in the kernel's ticks of 10 ms.
+    /// The CPU time that its threads have used, to the nanosecond: `/proc/PID/stat` counts in steps of 10 ms, which is too
+    /// coarse for a process that hardly does anything.
     pub fn cpu_time(&self) -> Duration {
-        let path = format!("/proc/{}/stat", self.pid());
-        let stat = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        // The second field is the name in brackets and may hold anything, so count from behind it: utime and stime are
-        // the 14th and 15th of all (proc(5)).
-        let fields: Vec<&str> = stat[stat.rfind(')').expect("a name in brackets") + 1..].split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number of ticks")).sum();
-        Duration::from_millis(ticks * 10)
+        let tasks = format!("/proc/{}/task", self.pid());
+        let threads = fs::read_dir(&tasks).unwrap_or_else(|error| panic!("{tasks}: {error}"));
+        threads
+            .map(|thread| {
+                let path = thread.expect("a folder that can be read").path().join("schedstat");
+                let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+                let nanos = text.split(' ').next().and_then(|first| first.parse().ok());
+                Duration::from_nanos(nanos.unwrap_or_else(|| panic!("{}: {text:?}", path.display())))
+            })
+            .sum()
     }
 
     fn end(&mut self) {

@@ -109,6 +109,14 @@ fn the_line_that_starts_a_guest_is_complete() {
 }
 
 #[test]
+fn the_arguments_of_a_guest_survive_a_shell_that_splits_at_blanks() {
+    let weft = Weft::start();
+    let text = weft.run(&["qemu-args", "vm1"]).stdout;
+    let words: Vec<_> = text.split_whitespace().collect();
+    assert_eq!(Value::from(words), weft.json(&["qemu-args", "vm1"]));
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     let weft = Weft::start();
     for args in [["port", "list"].as_slice(), &["api", "schema"], &["man"], &["completions", "bash"]] {

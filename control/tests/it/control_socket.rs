@@ -115,6 +115,17 @@ fn one_client_too_many_is_turned_away_until_another_leaves() {
 }
 
 #[test]
+fn clients_for_whom_there_is_no_descriptor_are_served_when_there_is_one() {
+    let weft = Weft::start();
+    weft.limit_descriptors(2);
+    let first: Vec<Connection> = (0..2).map(|_| weft.connect()).collect();
+    let mut late = weft.connect_silently();
+    late.send(r#"{"jsonrpc":"2.0","id":1,"method":"hello","params":{"protocol":1}}"#);
+    drop(first);
+    assert_eq!(late.receive()["result"]["protocol"], 1);
+}
+
+#[test]
 fn requests_in_one_piece_are_answered_in_their_order() {
     let weft = Weft::start();
     let mut connection = weft.connect();

@@ -19,6 +19,13 @@ fn without_a_file_two_guests_can_be_plugged_in() {
 }
 
 #[test]
+fn a_program_that_starts_it_gets_its_status() {
+    let weft = Weft::start_in(tempfile::tempdir().unwrap(), &["--json"]);
+    let told: serde_json::Value = serde_json::from_str(&weft.greeting).unwrap();
+    assert_eq!(told["pid"], weft.json(&["status"])["pid"]);
+}
+
+#[test]
 fn only_its_own_user_can_reach_a_switch() {
     let weft = Weft::start();
     let mode = |path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
