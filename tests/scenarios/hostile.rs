@@ -1095,8 +1095,8 @@ fn descriptors_that_change_while_they_are_read_harm_nobody() {
 #[test]
 fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
     let siege = Siege::begin();
-    let (_, mut x) = siege.switch.guest(|builder| builder);
-    let (_, mut y) = siege.switch.guest(|builder| builder);
+    let (port_x, mut x) = siege.switch.guest(|builder| builder);
+    let (port_y, mut y) = siege.switch.guest(|builder| builder);
     let (mac_x, mac_y) = (mac(0x0101), mac(0x0202));
     for (guest, station) in [(&mut x, mac_x), (&mut y, mac_y)] {
         guest.send(&frame(BROADCAST, station, 60)).unwrap();
@@ -1136,10 +1136,12 @@ fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
     flipper.stop();
     drop(guest);
     siege.switch.wait_listening(&siege.port);
-    // These two were not there when the siege began.
-    let rest = siege;
-    drop((x, y));
-    rest.while_others_exchange(10);
+    // The two receivers have left when the siege ends, as if they had never been there.
+    for (port, receiver) in [(&port_x, x), (&port_y, y)] {
+        drop(receiver);
+        siege.switch.remove(port);
+    }
+    siege.end();
 }
 
 #[test]
