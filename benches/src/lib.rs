@@ -1,1 +1,4 @@
-//! Benchmarks of the switch: see `benches/`.
+//! Benchmarks: what `weft-load` measures with, and criterion benches in `benches/`.
+#![forbid(unsafe_code)]
+
+pub mod load;

@@ -6,6 +6,7 @@ use common::{
     BROADCAST, Numbers, ORDERS, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered,
     settles,
 };
+use weft_dataplane::PortSettings;
 use weft_guest::{Buffer, GuestAddr, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature};
 use weft_switch::DropReason;
 
@@ -706,4 +707,52 @@ fn ring_indexes_wrap_without_harm() {
         let received = b.receive(SOON).unwrap();
         assert_eq!(received.as_deref().map(number), Some(nth));
     }
+}
+
+#[test]
+fn a_front_end_without_protocol_features_is_served() {
+    let switch = TestSwitch::start();
+    for order in ORDERS {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(order).without_protocol_features());
+        let (_, mut b) = switch.guest(|builder| builder);
+        assert_eq!(a.protocol_features(), 0);
+        exchange(&mut a, A, &mut b, B);
+        let rings: Vec<_> = switch.status(&port_a).rings.iter().map(|ring| ring.enabled).collect();
+        assert_eq!(rings, [true, true]);
+    }
+}
+
+#[test]
+fn every_queue_pair_of_a_guest_is_read() {
+    let switch = TestSwitch::start();
+    let (_, mut b) = switch.guest(|builder| builder);
+    for order in ORDERS {
+        let port_a = switch.add(PortSettings { queue_pairs: 4, ..switch.settings() });
+        let mut a = switch.connect(&port_a, |builder| builder.order(order).queue_pairs(4));
+        assert_eq!(a.session().queue_pairs().unwrap(), 4);
+        assert_eq!(switch.status(&port_a).rings.len(), 8);
+        exchange(&mut a, A, &mut b, B);
+        for pair in 0..4 {
+            let sent = numbered(B, A, pair);
+            let ring = pair as usize * 2 + 1;
+            let slot = a.slot(ring, 17);
+            a.memory().write(slot, &[&[0; 12][..], &sent].concat());
+            let ring = a.ring(ring);
+            ring.add(&[Buffer::readable(slot, 72)], false).unwrap();
+            ring.publish_and_kick().unwrap();
+            expect_frame(&mut b, &sent);
+            assert!(ring.poll_used(SOON));
+        }
+        drop(a);
+        switch.remove(&port_a);
+    }
+}
+
+#[test]
+fn a_guest_may_use_fewer_queue_pairs_than_it_has() {
+    let switch = TestSwitch::start();
+    let port_a = switch.add(PortSettings { queue_pairs: 4, ..switch.settings() });
+    let mut a = switch.connect(&port_a, |builder| builder);
+    let (_, mut b) = switch.guest(|builder| builder);
+    exchange(&mut a, A, &mut b, B);
 }

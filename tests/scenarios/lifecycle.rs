@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{
-    BROADCAST, Background, LIMIT, ORDERS, Port, SOON, TestSwitch, alone, eventually, exchange, expect_frame, frame, guest_mappings, mac,
-    number, numbered, open_descriptors, settles,
+    BROADCAST, Background, LIMIT, ORDERS, Port, SOON, TestSwitch, alone, eventually, exchange, expect_frame, frame,
+    guest_mappings, mac, number, numbered, open_descriptors, settles,
 };
 use weft_dataplane::{PortSettings, PortState, SocketRole};
 use weft_guest::{Buffer, Guest, GuestAddr, GuestError, MemoryBy, Order, RegionLayout, Socket, feature};

@@ -20,6 +20,7 @@
 //! here: memory is only reached through the volatile slices of `vm-memory`.
 #![forbid(unsafe_code)]
 
+mod builder;
 mod error;
 pub mod feature;
 mod guest;
@@ -30,8 +31,9 @@ mod ring;
 mod session;
 mod shape;
 
+pub use builder::{Builder, MemoryBy, Order, Socket};
 pub use error::GuestError;
-pub use guest::{Builder, Guest, MemoryBy, Order, Received, Socket};
+pub use guest::{Guest, Received};
 pub use header::Header;
 pub use memory::{GuestAddr, GuestMemory, RegionLayout, UserAddr};
 pub use prepared::{PreparedReceive, PreparedSend};

@@ -333,35 +333,46 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Something that a thread does again and again until it is stopped.
+/// Something that a thread does again and again until it is stopped or dropped.
 pub(crate) struct Background<T> {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU32>,
-    thread: JoinHandle<T>,
+    thread: Option<JoinHandle<T>>,
 }
 
 impl<T: Send + 'static> Background<T> {
     pub(crate) fn start(mut subject: T, mut action: impl FnMut(&mut T, u32) + Send + 'static) -> Self {
-        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let thread = {
-            let (stop, rounds) = (Arc::clone(&stop), Arc::<AtomicU32>::clone(&rounds));
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    action(&mut subject, rounds.fetch_add(1, Ordering::Relaxed));
-                }
-                subject
-            })
-        };
-        Self { stop, rounds, thread }
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (until, count) = (Arc::clone(&stop), Arc::clone(&rounds));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                action(&mut subject, count.load(Ordering::Relaxed));
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            subject
+        });
+        Self { stop, rounds, thread: Some(thread) }
     }
 
+    /// Rounds that are over.
     pub(crate) fn rounds(&self) -> u32 {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn stop(self) -> T {
+    pub(crate) fn stop(mut self) -> T {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the traffic went well")
+        let thread = self.thread.take().expect("it is stopped once");
+        thread.join().expect("it went well to the end")
+    }
+}
+
+impl<T> Drop for Background<T> {
+    /// Nothing is left running when a test fails.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
     }
 }
 
