@@ -33,6 +33,10 @@ use crate::memory::{GuestMemory, Segment};
 /// The largest ring that virtio allows (virtio 1.2, section 2.7).
 pub(crate) const MAX_RING_SIZE: u16 = 32_768;
 
+/// The most buffers that one frame may be spread over: what QEMU allows for a chain. Without it a guest could make a batch
+/// take as long as it likes, with buffers of one byte.
+pub(crate) const MAX_BUFFERS: usize = 1024;
+
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
@@ -101,6 +105,8 @@ pub(crate) struct Chain {
     pub(crate) head: u16,
     /// Bytes over all buffers, or why they can't be used.
     pub(crate) len: Result<usize, DropReason>,
+    /// Descriptors that were looked at.
+    pub(crate) descriptors: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +115,23 @@ struct Descriptor {
     len: u32,
     flags: u16,
     next: u16,
+}
+
+/// A chain that is being followed.
+#[derive(Debug)]
+struct Walk<'a> {
+    /// See [`SplitRing::take`].
+    limit: usize,
+    /// Bytes so far.
+    len: usize,
+    descriptors: usize,
+    pieces: &'a mut Vec<Segment>,
+}
+
+/// Whether a chain goes on.
+enum Step {
+    More,
+    Last,
 }
 
 /// A split ring that was set up on a guest's memory.
@@ -195,6 +218,11 @@ impl SplitRing {
         self.call = call;
     }
 
+    /// The fault to report if a part of the memory was taken away.
+    pub(crate) fn check_memory(&self) -> Result<(), RingFault> {
+        if self.memory.is_lost() { Err(RingFault::MemoryLost) } else { Ok(()) }
+    }
+
     /// How many chains can be taken.
     pub(crate) fn available(&mut self) -> Result<u16, RingFault> {
         let index = self.available_index().load(Ordering::Acquire);
@@ -220,12 +248,15 @@ impl SplitRing {
         // SAFETY: the masked index is below `size`, and the heads follow two 16-bit fields.
         let head = unsafe { self.available.add(2 + self.slot(self.next_available)).read_volatile() };
         let before = pieces.len();
-        let len = self.walk(head, limit, pieces)?;
+        let mut walk = Walk { limit, len: 0, descriptors: 0, pieces };
+        let walked = self.walk(head, &mut walk)?;
+        let len = walked.map(|()| walk.len);
+        let descriptors = walk.descriptors;
         if len.is_err() {
             pieces.truncate(before);
         }
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, len }))
+        Ok(Some(Chain { head, len, descriptors }))
     }
 
     /// Gives the `count` chains that were taken last back to the guest's side, as if they had not been taken.
@@ -252,9 +283,6 @@ impl SplitRing {
         }
         self.used_index().store(new, Ordering::Release);
         self.published_used = new;
-        if self.memory.is_lost() {
-            return Err(RingFault::MemoryLost);
-        }
         // The index must be visible before we look whether the guest wants to know (section 2.7.7.2).
         fence(Ordering::SeqCst);
         if !self.wants_interrupt(old, new) {
@@ -310,8 +338,7 @@ impl SplitRing {
     }
 
     /// Follows a chain from its head (section 2.7.5). The outer error stops the port, the inner one drops the frame.
-    fn walk(&self, head: u16, limit: usize, pieces: &mut Vec<Segment>) -> Result<Result<usize, DropReason>, RingFault> {
-        let mut total = 0;
+    fn walk(&self, head: u16, walk: &mut Walk<'_>) -> Result<Result<(), DropReason>, RingFault> {
         let mut index = head;
         for _ in 0..self.size {
             if index >= self.size {
@@ -320,28 +347,19 @@ impl SplitRing {
             // SAFETY: `index` is within the table, which has `size` entries.
             let descriptor = Descriptor::read(unsafe { self.descriptors.add(index.into()) });
             if descriptor.flags & INDIRECT != 0 {
-                return self.walk_indirect(descriptor, total, limit, pieces);
+                return self.walk_indirect(descriptor, walk);
             }
-            match self.append(&descriptor, total, limit, pieces) {
-                Ok(sum) => total = sum,
+            match self.append(&descriptor, walk) {
+                Ok(Step::More) => index = descriptor.next,
+                Ok(Step::Last) => return Ok(Ok(())),
                 Err(reason) => return Ok(Err(reason)),
             }
-            if descriptor.flags & NEXT == 0 || self.is_enough(total, limit) {
-                return Ok(Ok(total));
-            }
-            index = descriptor.next;
         }
         Err(RingFault::Loop)
     }
 
     /// Follows a chain through its indirect table (section 2.7.5.3), which may end a chain of ordinary descriptors.
-    fn walk_indirect(
-        &self,
-        table: Descriptor,
-        mut total: usize,
-        limit: usize,
-        pieces: &mut Vec<Segment>,
-    ) -> Result<Result<usize, DropReason>, RingFault> {
+    fn walk_indirect(&self, table: Descriptor, walk: &mut Walk<'_>) -> Result<Result<(), DropReason>, RingFault> {
         if !self.features.indirect {
             return Err(RingFault::IndirectNotAgreed);
         }
@@ -365,44 +383,34 @@ impl SplitRing {
             if descriptor.flags & INDIRECT != 0 {
                 return Err(RingFault::IndirectNested);
             }
-            match self.append(&descriptor, total, limit, pieces) {
-                Ok(sum) => total = sum,
+            match self.append(&descriptor, walk) {
+                Ok(Step::More) => index = descriptor.next,
+                Ok(Step::Last) => return Ok(Ok(())),
                 Err(reason) => return Ok(Err(reason)),
             }
-            if descriptor.flags & NEXT == 0 || self.is_enough(total, limit) {
-                return Ok(Ok(total));
-            }
-            index = descriptor.next;
         }
         Err(RingFault::Loop)
     }
 
-    /// Appends one buffer; returns the bytes of the chain so far.
+    /// Appends one buffer, and says whether the chain goes on.
     #[inline]
-    fn append(
-        &self,
-        descriptor: &Descriptor,
-        total: usize,
-        limit: usize,
-        pieces: &mut Vec<Segment>,
-    ) -> Result<usize, DropReason> {
+    fn append(&self, descriptor: &Descriptor, walk: &mut Walk<'_>) -> Result<Step, DropReason> {
+        walk.descriptors += 1;
         let writable = descriptor.flags & WRITE != 0;
         if descriptor.len == 0 || writable != (self.direction == Direction::ToGuest) {
             return Err(DropReason::BadDescriptor);
         }
-        let total = total + descriptor.len as usize;
-        if total > limit && self.direction == Direction::FromGuest {
+        walk.len += descriptor.len as usize;
+        let too_long = walk.len > walk.limit && self.direction == Direction::FromGuest;
+        if too_long || walk.descriptors > MAX_BUFFERS {
             return Err(DropReason::TooLong);
         }
-        if !self.memory.pieces_at_guest(descriptor.address, descriptor.len, pieces) {
+        if !self.memory.pieces_at_guest(descriptor.address, descriptor.len, walk.pieces) {
             return Err(DropReason::BadAddress);
         }
-        Ok(total)
-    }
-
-    /// True when the rest of a chain does not matter, because the room offered so far is enough.
-    fn is_enough(&self, total: usize, limit: usize) -> bool {
-        self.direction == Direction::ToGuest && total >= limit
+        // The rest of a chain does not matter when the room offered so far is enough.
+        let enough = walk.len >= walk.limit && self.direction == Direction::ToGuest;
+        Ok(if descriptor.flags & NEXT == 0 || enough { Step::Last } else { Step::More })
     }
 
     fn slot(&self, index: u16) -> usize {

@@ -4,7 +4,7 @@
 //!
 //! **A shared file can be shortened after it was mapped.** Touching the lost pages raises `SIGBUS`. The handler here
 //! looks the address up in a table of ranges that hold guest memory, puts empty private memory over the whole range
-//! and returns: the worker goes on, reads zeros, finds the range marked as lost at the end of its batch, and stops
+//! and returns: the worker goes on, reads zeros, finds the range marked as lost at the end of its round, and stops
 //! the port. An address outside every range is our own fault: the default action (death) is restored.
 //!
 //! **A write to an eventfd can block** when its counter is full and somebody cleared `O_NONBLOCK` on the shared file
@@ -26,6 +26,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 /// The most regions of guest memory, over all ports.
 pub(crate) const MAX_RANGES: usize = 8192;
 
+/// How often memory was taken away, over all ranges.
+static LOSSES: AtomicUsize = AtomicUsize::new(0);
 static RANGES: [Range; MAX_RANGES] = [const { Range::empty() }; MAX_RANGES];
 
 struct Range {
@@ -70,6 +72,11 @@ impl Drop for GuardedRange {
         range.end.store(0, Ordering::Release);
         range.taken.store(false, Ordering::Release);
     }
+}
+
+/// Changes whenever a range is lost, so that whoever watches many need not look at each.
+pub(crate) fn losses() -> usize {
+    LOSSES.load(Ordering::Relaxed)
 }
 
 /// Installs the handlers, once a process.
@@ -125,6 +132,7 @@ extern "C" fn on_sigbus(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
         let start = range.start.load(Ordering::Relaxed);
         let len = range.end.load(Ordering::Relaxed) - start;
         range.lost.store(true, Ordering::Relaxed);
+        LOSSES.fetch_add(1, Ordering::Relaxed);
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         // SAFETY: the range is a mapping of guest memory that this process made and still owns (its guard is given up

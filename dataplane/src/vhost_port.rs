@@ -10,7 +10,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GS
 use weft_switch::{DropReason, EthernetHeader, MAX_FRAME_LEN};
 
 use crate::memory::Segment;
-use crate::ring::{Cursor, RingFault, SplitRing};
+use crate::ring::{Cursor, MAX_BUFFERS, RingFault, SplitRing};
 
 /// The most frames in a batch.
 pub(crate) const BATCH: usize = 32;
@@ -107,15 +107,18 @@ impl FromGuest {
         Self { ring, features }
     }
 
-    /// Takes up to [`BATCH`] frames. What was taken before a fault is in the batch all the same.
+    /// Takes up to [`BATCH`] frames; fewer, if they are spread over very many buffers. What was taken before a fault is
+    /// in the batch all the same.
     pub(crate) fn receive(&mut self, batch: &mut Batch) -> Result<(), RingFault> {
         batch.clear();
         let header_len = self.features.header_len();
-        while batch.frames.len() < BATCH {
+        let mut descriptors = 0;
+        while batch.frames.len() < BATCH && descriptors < MAX_BUFFERS {
             let start = batch.pieces.len();
             let Some(chain) = self.ring.take(header_len + MAX_FRAME_LEN, &mut batch.pieces)? else {
                 break;
             };
+            descriptors += chain.descriptors;
             let pieces = start..batch.pieces.len();
             let chain_len = chain.len.unwrap_or(0);
             let header = chain.len.and_then(|len| read_headers(&batch.pieces[start..], len, header_len));
@@ -225,10 +228,10 @@ impl ToGuest {
     fn gather(&mut self, needed: usize) -> Result<(), TransmitError> {
         self.chains.clear();
         self.pieces.clear();
-        let mut room = 0;
+        let (mut room, mut descriptors) = (0, 0);
         while room < needed {
-            if room > 0 && !self.features.mergeable {
-                self.ring.untake(1);
+            if (room > 0 && !self.features.mergeable) || descriptors >= MAX_BUFFERS {
+                self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
             let Some(chain) = self.ring.take(needed - room, &mut self.pieces)? else {
@@ -236,6 +239,7 @@ impl ToGuest {
                 self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             };
+            descriptors += chain.descriptors;
             self.chains.push((chain.head, chain.len.unwrap_or(0)));
             match chain.len {
                 Ok(len) => room += len,

@@ -106,6 +106,7 @@ impl WorkerHandle {
             shared: Arc::clone(&shared),
             batch: Batch::new(),
             lane: Lane { masks: Vec::new(), receivers: Vec::new(), faults },
+            losses: 0,
         };
         let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
         Ok(Self { shared, registry, waker, commands, thread: Some(thread) })
@@ -159,6 +160,8 @@ struct Worker {
     shared: Arc<WorkerShared>,
     batch: Batch,
     lane: Lane,
+    /// What `sys::losses` said when memory was last checked.
+    losses: usize,
 }
 
 impl Worker {
@@ -194,12 +197,19 @@ impl Worker {
     /// One round over the rings: at most one batch from each. True if a frame moved.
     fn poll_all(&mut self, now: Timestamp) -> bool {
         let snapshot = self.snapshots.load();
-        if self.shared.note_generation(snapshot.generation()) {
-            snapshot.polled_by(self.number).iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
+        let polled = snapshot.polled_by(self.number);
+        let new_snapshot = self.shared.note_generation(snapshot.generation());
+        if new_snapshot {
+            polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
         let mut busy = false;
-        for polled in snapshot.polled_by(self.number) {
+        for polled in polled {
             busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
+        }
+        let losses = crate::sys::losses();
+        if new_snapshot || losses != self.losses {
+            self.losses = losses;
+            polled.iter().for_each(|polled| self.lane.check_memory(&polled.port));
         }
         self.shared.rounds.fetch_add(1, Ordering::Relaxed);
         self.shared.busy_rounds.fetch_add(u64::from(busy), Ordering::Relaxed);
@@ -279,6 +289,20 @@ impl Lane {
         if let Some(ring) = port.rings.to_guest.as_ref().filter(|ring| !ring.is_broken()) {
             let notified = ring.lock().ring.notify_if_owed();
             self.count_notification(port, ring, notified);
+        }
+    }
+
+    /// Stops a port whose memory was taken away, even if none of its rings moves any more.
+    fn check_memory(&self, port: &PortLink) {
+        for ring in &port.rings.from_guest {
+            if let Err(fault) = ring.lock().ring.check_memory() {
+                self.report(port, ring, fault);
+            }
+        }
+        if let Some(ring) = &port.rings.to_guest
+            && let Err(fault) = ring.lock().ring.check_memory()
+        {
+            self.report(port, ring, fault);
         }
     }
 

@@ -13,11 +13,11 @@ pub enum DropReason {
     BadSource,
     /// The destination is one of the addresses that a bridge never forwards (IEEE 802.1Q-2018, table 8-1).
     LinkLocal,
-    /// Nobody else is on the network.
+    /// Nobody else on the network can receive right now.
     NoOtherPort,
     /// Shorter than an Ethernet header.
     TooShort,
-    /// Longer than 65,535 bytes.
+    /// Longer than 65,535 bytes, or spread over more than 1,024 buffers.
     TooLong,
     /// A buffer of the chain has length zero, or a direction that its ring doesn't allow.
     BadDescriptor,

@@ -218,14 +218,14 @@ impl Session {
             Request::GetProtocolFeatures => Ok(number(PROTOCOL_FEATURES.bits())),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features),
             Request::GetQueueNum => Ok(number(self.identity.queue_pairs.into())),
-            Request::SetMemTable(regions) => self.set_memory(GuestMemory::map(regions)?, host),
+            Request::SetMemTable(regions) => self.set_memory(GuestMemory::map(regions)?),
             Request::GetMaxMemSlots => Ok(number(MAX_REGIONS as u64)),
-            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, fd)?, host),
-            Request::RemMemReg(spec) => self.set_memory(self.memory.without_region(&spec)?, host),
+            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, fd)?),
+            Request::RemMemReg(spec) => self.set_memory(self.memory.without_region(&spec)?),
             Request::SetVringNum { ring, size } => self.set_ring_size(ring, size),
             Request::SetVringAddr { ring, descriptors, available, used } => {
                 let size = self.ring(ring)?.layout.size;
-                self.set_ring_address(ring, RingLayout { size, descriptors, available, used }, host)
+                self.set_ring_address(ring, RingLayout { size, descriptors, available, used })
             }
             Request::SetVringBase { ring, base } => self.set_ring_base(ring, base),
             Request::GetVringBase { ring } => self.stop_ring(ring, host),
@@ -266,9 +266,9 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    fn set_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> Result<Answer, SessionError> {
+    fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
         self.memory = Arc::new(memory);
-        self.set_up_again(host)
+        self.set_up_again()
     }
 
     fn set_ring_size(&mut self, ring: usize, size: u32) -> Result<Answer, SessionError> {
@@ -278,11 +278,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    fn set_ring_address(&mut self, ring: usize, layout: RingLayout, host: &mut impl Host) -> Result<Answer, SessionError> {
+    fn set_ring_address(&mut self, ring: usize, layout: RingLayout) -> Result<Answer, SessionError> {
         let state = self.ring(ring)?;
         let moves = state.running.is_some() && state.layout != layout;
         state.layout = layout;
-        if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
+        if moves { self.set_up_again() } else { Ok(Answer::Done) }
     }
 
     /// The base is only remembered: where a ring goes on stands in its used index (see [`SplitRing::new`]).
@@ -388,32 +388,33 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Sets every running ring up anew, on the memory and at the addresses that are valid now.
-    fn set_up_again(&mut self, host: &mut impl Host) -> Result<Answer, SessionError> {
-        let running: Vec<usize> = (0..self.rings.len()).filter(|&ring| self.rings[ring].running.is_some()).collect();
-        if running.is_empty() {
-            return Ok(Answer::Done);
+    /// Sets every running ring up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
+    /// lock, so at a batch boundary: no worker uses the old memory afterwards, and no frame is lost.
+    fn set_up_again(&self) -> Result<Answer, SessionError> {
+        for (ring, state) in self.rings.iter().enumerate() {
+            if let Some(running) = &state.running {
+                running.with_ring(|old| {
+                    *old = self.split_ring(ring)?;
+                    Ok::<_, SessionError>(())
+                })?;
+            }
         }
-        for &ring in &running {
-            self.rings[ring].running = None;
-        }
-        // The new rings go on where the old ones ended, so the old ones must have ended.
-        self.publish(host)?;
-        for &ring in &running {
-            self.rings[ring].running = Some(self.set_up(ring)?);
-        }
-        self.publish(host)?;
         Ok(Answer::Done)
+    }
+
+    fn split_ring(&self, ring: usize) -> Result<SplitRing, SessionError> {
+        let state = &self.rings[ring];
+        let features =
+            RingFeatures { event_idx: self.has(VIRTIO_RING_F_EVENT_IDX), indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC) };
+        SplitRing::new(&self.memory, state.layout, features, direction(ring), state.call.clone())
+            .map_err(|source| SessionError::RingSetup { ring, source })
     }
 
     fn set_up(&self, ring: usize) -> Result<Running, SessionError> {
         let state = &self.rings[ring];
-        let features =
-            RingFeatures { event_idx: self.has(VIRTIO_RING_F_EVENT_IDX), indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC) };
         let mergeable = self.has(VIRTIO_NET_F_MRG_RXBUF);
         let frames = FrameFeatures { long_header: mergeable || self.has(VIRTIO_F_VERSION_1), mergeable };
-        let split = SplitRing::new(&self.memory, state.layout, features, direction(ring), state.call.clone())
-            .map_err(|source| SessionError::RingSetup { ring, source })?;
+        let split = self.split_ring(ring)?;
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
         let (index, without_kick) = (ring as u16, state.kick.is_none());
