@@ -177,13 +177,14 @@ fn one_at_a_time(guests: &mut Guests, lane: &mut Lane, duration: Duration) -> Re
     while start.elapsed() < duration {
         let sent_at = Instant::now();
         lane.send(guests, 1)?;
+        looks += 1;
         while lane.receive(guests)? == 0 {
+            looks += 1;
             idle_looks += 1;
             if sent_at.elapsed() > DRAIN {
                 return Err(LoadError::Silence);
             }
         }
-        looks += idle_looks + 1;
         times.saturating_record(sent_at.elapsed().as_nanos() as u64);
     }
     let latency = Latency { p50_ns: times.value_at_quantile(0.5), p99_ns: times.value_at_quantile(0.99), max_ns: times.max() };

@@ -22,7 +22,7 @@ struct Arguments {
     /// The socket of the receiving guest's port
     receiver: PathBuf,
     /// Frame sizes in bytes, the 4 bytes of FCS included
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1518], value_parser = clap::value_parser!(u16).range(64..))]
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1518], value_parser = clap::value_parser!(u16).range(64..=2040))]
     sizes: Vec<u16>,
     /// Seconds for each size
     #[arg(long, default_value_t = 2.0)]

@@ -120,7 +120,7 @@ pub struct Status {
     pub config_file: Option<PathBuf>,
     /// Seconds since it started.
     pub uptime_seconds: u64,
-    /// False when a worker has died or is stuck.
+    /// False when a worker has died.
     pub healthy: bool,
     /// How many ports there are.
     pub ports: usize,

@@ -42,7 +42,7 @@ pub enum DaemonError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The dataplane does not start.
-    #[error("cannot start the dataplane: {0}")]
+    #[error(transparent)]
     Dataplane(#[from] DataplaneError),
     /// The configuration can't be brought about.
     #[error(transparent)]
@@ -182,7 +182,7 @@ impl Daemon {
             if healthy {
                 info!("the dataplane is healthy again");
             } else {
-                error!("a worker has died or is stuck: the watchdog is not fed any more");
+                error!("a worker has died: the watchdog is not fed any more");
             }
         }
         let now = Instant::now();

@@ -27,17 +27,11 @@ pub enum Step {
 pub fn steps(old: &Config, new: &Config) -> Vec<Step> {
     let mut steps = Vec::new();
     steps.extend(missing(&old.ports, &new.ports, |name, _| Step::RemovePort(name)));
-    let same_name = |name: &Name, networks: &BTreeMap<Name, NetworkConfig>| networks.contains_key(name);
-    for name in old.networks.keys().filter(|name| !same_name(name, &new.networks)) {
-        steps.push(Step::RemoveNetwork(name.clone()));
-    }
-    for (name, network) in new.networks.iter().filter(|(name, _)| !same_name(name, &old.networks)) {
-        steps.push(Step::AddNetwork(name.clone(), network.clone()));
-    }
-    steps.extend(
-        missing(&new.networks, &old.networks, Step::ChangeNetwork)
-            .filter(|step| matches!(step, Step::ChangeNetwork(name, _) if same_name(name, &old.networks))),
-    );
+    let gone = old.networks.keys().filter(|name| !new.networks.contains_key(*name));
+    steps.extend(gone.cloned().map(Step::RemoveNetwork));
+    steps.extend(missing(&new.networks, &old.networks, |name, network| {
+        if old.networks.contains_key(&name) { Step::ChangeNetwork(name, network) } else { Step::AddNetwork(name, network) }
+    }));
     steps.extend(missing(&new.ports, &old.ports, Step::AddPort));
     steps
 }

@@ -121,10 +121,7 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         style,
         vec![
             ("weft", format!("{} (process {})", status.version, status.pid)),
-            (
-                "Health",
-                if status.healthy { "good".to_owned() } else { "bad: a worker has died or is stuck, see the log".to_owned() },
-            ),
+            ("Health", if status.healthy { "good".to_owned() } else { "bad: a worker has died, see the log".to_owned() }),
             ("Running for", duration(status.uptime_seconds)),
             ("Run directory", status.run_dir.display().to_string()),
             ("Configuration", config),

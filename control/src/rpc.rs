@@ -29,7 +29,7 @@ pub struct ErrorData {
     pub kind: String,
 }
 
-/// The error codes. Those below -32000 are of the JSON-RPC specification, section 5.1.
+/// The error codes. Those from -32700 to -32600 are of the JSON-RPC specification, section 5.1.
 pub mod code {
     /// Not JSON.
     pub const PARSE: i64 = -32_700;

@@ -13,8 +13,6 @@ use mio::net::UnixStream;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::{info, warn};
 
-use crate::host::CONTROL_SOCKET;
-
 /// File name of the lock in the run directory.
 pub const LOCK_FILE: &str = "weft.lock";
 
@@ -129,8 +127,7 @@ impl RunDir {
             if !is_socket || !is_named_so || kept.contains(&path) {
                 continue;
             }
-            let is_control = entry.file_name() == CONTROL_SOCKET;
-            if is_control || is_dead(&path) {
+            if is_dead(&path) {
                 info!("removing the stale socket {}", path.display());
                 std::fs::remove_file(&path).map_err(|source| io_error("remove", &path, source))?;
             }

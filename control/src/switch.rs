@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use tracing::{error, info};
-use weft_dataplane::{Dataplane, DataplaneError, NetworkSettings, PortSettings, SocketRole};
+use weft_dataplane::{Dataplane, DataplaneError, PortSettings, SocketRole};
 use weft_switch::{MacAddr, NetworkId, PortId};
 
-use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::config::{Config, PortConfig};
 use crate::host::Host;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal};
@@ -94,10 +94,10 @@ impl Switch {
             Step::RemovePort(name) => self.ports.remove(name).map_or(Ok(()), |port| self.dataplane.remove_port(port.id)),
             Step::RemoveNetwork(name) => self.networks.remove(name).map_or(Ok(()), |id| self.dataplane.remove_network(id)),
             Step::ChangeNetwork(name, network) => {
-                self.networks.get(name).map_or(Ok(()), |&id| self.dataplane.set_network(id, network_settings(name, network)))
+                self.networks.get(name).map_or(Ok(()), |&id| self.dataplane.set_network(id, network.fdb()))
             }
             Step::AddNetwork(name, network) => {
-                let id = self.dataplane.add_network(network_settings(name, network))?;
+                let id = self.dataplane.add_network(network.fdb())?;
                 self.networks.insert(name.clone(), id);
                 Ok(())
             }
@@ -128,8 +128,4 @@ impl Switch {
         })?;
         Ok(Plugged { id, socket, mac, mtu })
     }
-}
-
-fn network_settings(name: &Name, network: &NetworkConfig) -> NetworkSettings {
-    NetworkSettings { name: name.to_string(), fdb: network.fdb() }
 }

@@ -22,7 +22,7 @@ impl Counter {
 
 /// What passed through a port, from its first guest to its last.
 #[derive(Debug, Default)]
-pub(crate) struct PortCounters {
+pub(crate) struct LiveCounters {
     pub(crate) from_guest_frames: Counter,
     pub(crate) from_guest_bytes: Counter,
     pub(crate) to_guest_frames: Counter,
@@ -31,7 +31,7 @@ pub(crate) struct PortCounters {
     drops: [Counter; DropReason::COUNT],
 }
 
-impl PortCounters {
+impl LiveCounters {
     #[inline]
     pub(crate) fn drop_frames(&self, reason: DropReason, frames: u64) {
         self.drops[reason.index()].add(frames);

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam::channel::Receiver;
@@ -19,9 +19,9 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
-use crate::port::{Fabric, Network, Port, Turn};
-use crate::snapshot::{WorkerStuck, Workers};
+use crate::port::{Fabric, Port, Turn};
 use crate::worker::{Clock, Fault, FaultReports, WorkerHandle};
+use crate::workers::{WorkerStuck, Workers};
 
 /// How many workers there are. Rings, snapshots and counters are made for several.
 const WORKERS: usize = 1;
@@ -56,15 +56,6 @@ pub enum SocketRole {
     Server,
     /// The guest listens (`server=on`), weft connects and keeps trying.
     Client,
-}
-
-/// What a network is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NetworkSettings {
-    /// For log lines only.
-    pub name: String,
-    /// The forwarding database: size and ageing.
-    pub fdb: FdbSettings,
 }
 
 /// How a port is, right now.
@@ -148,6 +139,8 @@ pub struct WorkerStatus {
     pub busy_rounds: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// It sleeps right now, and every guest was asked to kick.
+    pub asleep: bool,
 }
 
 /// The dataplane refused something.
@@ -186,7 +179,7 @@ pub enum DataplaneError {
         source: std::io::Error,
     },
     /// A table of the dataplane is full.
-    #[error("no more {what} fit: the limit is {limit}")]
+    #[error("no more {what} fit: the limit is {limit}; remove one first")]
     TooMany {
         /// What.
         what: &'static str,
@@ -218,6 +211,8 @@ pub struct Dataplane {
     fault_event: Arc<EventFd>,
     /// Ports that had more to do than their turn allowed.
     unfinished: VecDeque<Task>,
+    /// Ports that wait for the operating system; they get their turn with the next watch.
+    postponed: VecDeque<Task>,
     next_expiry: Timestamp,
     next_watch: Timestamp,
     healthy: bool,
@@ -270,10 +265,7 @@ impl Dataplane {
         let clock = Clock::start();
         let (queue, faults) = crossbeam::channel::unbounded();
         let reports = FaultReports { queue, event: Arc::clone(&fault_event) };
-        let workers = Workers::start(WORKERS, |number, snapshots, unparker| {
-            WorkerHandle::start(number, snapshots, unparker, clock, reports.clone())
-        })
-        .map_err(failed)?;
+        let workers = Workers::start(WORKERS, clock, &reports).map_err(failed)?;
         Ok(Self {
             fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
             ports: Vec::new(),
@@ -282,23 +274,26 @@ impl Dataplane {
             faults,
             fault_event,
             unfinished: VecDeque::new(),
+            postponed: VecDeque::new(),
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
             next_watch: clock.now().after(WATCH_INTERVAL),
             healthy: true,
         })
     }
 
-    /// Adds a network.
+    /// Adds a network with a forwarding database of this size and ageing.
     ///
     /// # Errors
-    /// When there are too many.
-    pub fn add_network(&mut self, settings: NetworkSettings) -> Result<NetworkId, DataplaneError> {
+    /// When there are too many, or a worker is stuck. Nothing is left behind then.
+    pub fn add_network(&mut self, settings: FdbSettings) -> Result<NetworkId, DataplaneError> {
         let networks = &mut self.fabric.networks;
         let place = free_place(networks, Self::MAX_NETWORKS)
             .ok_or(DataplaneError::TooMany { what: "networks", limit: Self::MAX_NETWORKS })?;
-        let fdb = Arc::new(Fdb::new(settings.fdb));
-        networks[place] = Some(Network { settings, fdb });
-        self.fabric.publish()?;
+        networks[place] = Some(Arc::new(Fdb::new(settings)));
+        if let Err(stuck) = self.fabric.publish() {
+            self.fabric.networks[place] = None;
+            return Err(stuck.into());
+        }
         Ok(NetworkId(place as u16))
     }
 
@@ -306,24 +301,23 @@ impl Dataplane {
     /// forwarding database changes.
     ///
     /// # Errors
-    /// When a worker is stuck.
-    pub fn set_network(&mut self, id: NetworkId, settings: NetworkSettings) -> Result<(), DataplaneError> {
-        let Some(network) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else {
+    /// When a worker is stuck; the change is made all the same.
+    pub fn set_network(&mut self, id: NetworkId, settings: FdbSettings) -> Result<(), DataplaneError> {
+        let Some(fdb) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else {
             return Ok(());
         };
-        if network.settings.fdb.capacity == settings.fdb.capacity {
-            network.fdb.set_ageing(settings.fdb.ageing);
-        } else {
-            network.fdb = Arc::new(Fdb::new(settings.fdb));
+        if fdb.capacity() == settings.capacity {
+            fdb.set_ageing(settings.ageing);
+            return Ok(());
         }
-        network.settings = settings;
+        *fdb = Arc::new(Fdb::new(settings));
         Ok(self.fabric.publish()?)
     }
 
     /// Removes a network. Its ports must have been removed before.
     ///
     /// # Errors
-    /// When a worker is stuck.
+    /// When a worker is stuck; the network is gone all the same.
     pub fn remove_network(&mut self, id: NetworkId) -> Result<(), DataplaneError> {
         if let Some(place) = self.fabric.networks.get_mut(id.index()) {
             *place = None;
@@ -351,14 +345,18 @@ impl Dataplane {
         }
         self.fabric.links[place] = Some(port.idle_link());
         self.ports[place] = Some(port);
-        self.fabric.publish()?;
+        if let Err(stuck) = self.fabric.publish() {
+            self.fabric.links[place] = None;
+            self.ports[place] = None;
+            return Err(stuck.into());
+        }
         Ok(id)
     }
 
     /// Removes a port: its guest is disconnected, its socket unlinked, what was learned behind it forgotten.
     ///
     /// # Errors
-    /// When a worker is stuck.
+    /// When a worker is stuck; the port is gone all the same.
     pub fn remove_port(&mut self, id: PortId) -> Result<(), DataplaneError> {
         let Some(port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
             return Ok(());
@@ -377,29 +375,29 @@ impl Dataplane {
     /// How a network is, or `None` if there is no such network.
     #[must_use]
     pub fn network_status(&self, id: NetworkId) -> Option<NetworkStatus> {
-        let fdb = &self.fabric.network(id)?.fdb;
+        let fdb = self.fabric.fdb(id)?;
         Some(NetworkStatus { fdb_entries: fdb.len(), fdb: fdb.counters() })
     }
 
     /// The forwarding database of a network, in no particular order.
     #[must_use]
     pub fn fdb(&self, id: NetworkId) -> Vec<FdbEntry> {
-        self.fabric.network(id).map(|network| network.fdb.entries(self.clock.now())).unwrap_or_default()
+        self.fabric.fdb(id).map(|fdb| fdb.entries(self.clock.now())).unwrap_or_default()
     }
 
     /// Forgets everything that a network learned; returns how many entries there were.
     pub fn flush_fdb(&mut self, id: NetworkId) -> usize {
-        self.fabric.network(id).map_or(0, |network| network.fdb.flush())
+        self.fabric.fdb(id).map_or(0, |fdb| fdb.flush())
     }
 
     /// One entry a worker.
     #[must_use]
     pub fn worker_status(&self) -> Vec<WorkerStatus> {
-        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let status = |worker: &WorkerHandle| WorkerStatus {
-            rounds: value(&worker.shared.rounds),
-            busy_rounds: value(&worker.shared.busy_rounds),
-            sleeps: value(&worker.shared.sleeps),
+            rounds: worker.shared.rounds.value(),
+            busy_rounds: worker.shared.busy_rounds.value(),
+            sleeps: worker.shared.sleeps.value(),
+            asleep: worker.shared.asleep.load(Ordering::Relaxed),
         };
         self.fabric.workers.handles.iter().map(status).collect()
     }
@@ -412,7 +410,7 @@ impl Dataplane {
         }
     }
 
-    /// Does what is due (reconnects, ageing, the watch over the workers) and says after how long to call again.
+    /// Does what is due (reconnects, ageing, the watch over the workers) and says after how long to call again at the latest.
     pub fn tick(&mut self) -> Duration {
         for _ in 0..self.unfinished.len() {
             if let Some(task) = self.unfinished.pop_front() {
@@ -422,11 +420,12 @@ impl Dataplane {
         let now = self.clock.now();
         if now >= self.next_expiry {
             self.next_expiry = now.after(EXPIRY_INTERVAL);
-            self.fabric.networks.iter().flatten().for_each(|network| network.fdb.expire(now));
+            self.fabric.networks.iter().flatten().for_each(|fdb| fdb.expire(now));
         }
         if now >= self.next_watch {
             self.next_watch = now.after(WATCH_INTERVAL);
             self.healthy = self.fabric.workers.watch();
+            self.unfinished.append(&mut self.postponed);
         }
         let mut next = self.next_expiry.min(self.next_watch);
         for port in self.ports.iter_mut().flatten() {
@@ -453,8 +452,13 @@ impl Dataplane {
             Task::Accept(_) => port.accept(&self.registry, Task::Serve(id).token(), now, &mut self.fabric),
             Task::Serve(_) => port.serve(&self.registry, now, &mut self.fabric),
         };
-        if turn == Turn::More && !self.unfinished.contains(&task) {
-            self.unfinished.push_back(task);
+        let waiting = match turn {
+            Turn::Done => return,
+            Turn::More => &mut self.unfinished,
+            Turn::Later => &mut self.postponed,
+        };
+        if !waiting.contains(&task) {
+            waiting.push_back(task);
         }
     }
 
@@ -479,4 +483,19 @@ fn free_place<T>(table: &mut Vec<Option<T>>, limit: usize) -> Option<usize> {
         table.push(None);
         table.len() - 1
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_gives_freed_places_again_and_ends_at_its_limit() {
+        let mut table = vec![Some('a'), None];
+        assert_eq!(free_place(&mut table, 3), Some(1));
+        table[1] = Some('b');
+        assert_eq!(free_place(&mut table, 3), Some(2));
+        table[2] = Some('c');
+        assert_eq!(free_place(&mut table, 3), None);
+    }
 }

@@ -111,18 +111,14 @@ fn remove_stale(path: &Path) -> Result<(), DataplaneError> {
     if !metadata.file_type().is_socket() {
         return Err(DataplaneError::NotASocket { path: path.to_owned() });
     }
-    match try_connect(path) {
+    // mio connects without blocking, should the backlog be full.
+    match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map_err(io_error("remove the stale socket"))
         }
         // Accepted, or its backlog is full: somebody is there.
         _ => Err(DataplaneError::SocketTaken { path: path.to_owned() }),
     }
-}
-
-/// Without blocking, should the backlog be full.
-fn try_connect(path: &Path) -> io::Result<()> {
-    UnixStream::connect(path).map(drop)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

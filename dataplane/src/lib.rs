@@ -4,21 +4,26 @@
 //! they share is described in `snapshot`.
 //!
 //! Unsafe code lives in `memory`, `ring` and `sys` only.
+#![deny(unsafe_code)]
 
 mod counters;
 mod dataplane;
 mod endpoint;
+#[allow(unsafe_code)]
 mod memory;
 mod port;
+#[allow(unsafe_code)]
 mod ring;
 mod snapshot;
+#[allow(unsafe_code)]
 mod sys;
 mod vhost_port;
 mod vhost_user;
 mod worker;
+mod workers;
 
 pub use dataplane::{
-    Dataplane, DataplaneError, NetworkSettings, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
-    SocketRole, WorkerStatus,
+    Dataplane, DataplaneError, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus, SocketRole,
+    WorkerStatus,
 };
-pub use snapshot::WorkerStuck;
+pub use workers::WorkerStuck;

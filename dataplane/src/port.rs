@@ -9,14 +9,15 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use weft_switch::{Fdb, MacAddr, NetworkId, PortId, Timestamp};
 
-use crate::counters::PortCounters;
-use crate::dataplane::{NetworkSettings, PortCounters as CountersView, PortSettings, PortState, PortStatus, RingStatus};
+use crate::counters::LiveCounters;
+use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
 use crate::endpoint::Endpoint;
 use crate::ring::RingFault;
-use crate::snapshot::{Command, PortLink, RunningRings, Snapshot, WorkerStuck, Workers, worker_of};
+use crate::snapshot::{PortLink, RunningRings, Snapshot, worker_of};
 use crate::vhost_user::connection::{Connection, ConnectionError};
 use crate::vhost_user::session::{Host, Identity, Session, SessionError};
 use crate::worker::{Fault, KICK_TOKEN};
+use crate::workers::{Injection, WorkerStuck, Workers};
 
 /// The most messages of one front-end that are handled before others get their turn.
 const MESSAGES_PER_TURN: usize = 64;
@@ -31,15 +32,9 @@ const MIN_PADDED_FRAME: usize = 60;
 #[derive(Debug)]
 pub(crate) struct Fabric {
     pub(crate) workers: Workers,
-    pub(crate) networks: Vec<Option<Network>>,
+    /// The forwarding database of each network, by [`NetworkId::index`].
+    pub(crate) networks: Vec<Option<Arc<Fdb>>>,
     pub(crate) links: Vec<Option<Arc<PortLink>>>,
-}
-
-/// A network as its owner keeps it.
-#[derive(Debug)]
-pub(crate) struct Network {
-    pub(crate) settings: NetworkSettings,
-    pub(crate) fdb: Arc<Fdb>,
 }
 
 /// A port.
@@ -48,7 +43,7 @@ pub(crate) struct Port {
     pub(crate) id: PortId,
     pub(crate) settings: PortSettings,
     pub(crate) endpoint: Endpoint,
-    counters: Arc<PortCounters>,
+    counters: Arc<LiveCounters>,
     guest: Option<Guest>,
     connections: u64,
     last_stop: Option<String>,
@@ -87,17 +82,18 @@ impl StopReason {
 pub(crate) enum Turn {
     Done,
     More,
+    /// The operating system has no room for it now.
+    Later,
 }
 
 impl Fabric {
     /// Shows the workers the networks and ports as they are now.
     pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
-        let networks = self.networks.iter().map(|network| network.as_ref().map(|network| Arc::clone(&network.fdb))).collect();
-        let snapshot = Snapshot::new(networks, self.links.clone(), self.workers.count());
+        let snapshot = Snapshot::new(self.networks.clone(), self.links.clone(), self.workers.count());
         self.workers.publish(snapshot)
     }
 
-    pub(crate) fn network(&self, id: NetworkId) -> Option<&Network> {
+    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
         self.networks.get(id.index())?.as_ref()
     }
 
@@ -111,7 +107,7 @@ struct PortHost<'a> {
     fabric: &'a mut Fabric,
     port: PortId,
     network: NetworkId,
-    counters: &'a Arc<PortCounters>,
+    counters: &'a Arc<LiveCounters>,
 }
 
 impl Host for PortHost<'_> {
@@ -132,7 +128,7 @@ impl Host for PortHost<'_> {
     }
 
     fn announce(&mut self, station: MacAddr) {
-        self.fabric.workers.command(self.port, Command::Inject { port: self.port, frame: rarp_request(station) });
+        self.fabric.workers.inject(Injection { port: self.port, frame: rarp_request(station) });
     }
 }
 
@@ -175,8 +171,8 @@ impl Port {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Done,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.log.warn(now, &self.settings.name, &format!("cannot accept a front-end: {error}"));
-                    return Turn::Done;
+                    self.log.warn(now, &self.settings.name, &format!("cannot accept a front-end yet: {error}"));
+                    return Turn::Later;
                 }
             }
         }
@@ -199,10 +195,17 @@ impl Port {
         match result {
             Ok(stream) => {
                 self.connect(stream, registry, token, now);
-                None
+                return None;
             }
-            Err(_) => Some(due),
+            // Nobody is there yet: what a client is made to wait for.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
+            Err(error) => {
+                let reason = format!("cannot connect to {}: {error}", self.settings.socket.display());
+                self.log.warn(now, &self.settings.name, &reason);
+                self.last_stop = Some(reason);
+            }
         }
+        Some(due)
     }
 
     /// Handles what the front-end has sent.
@@ -211,8 +214,8 @@ impl Port {
             let Some(guest) = &mut self.guest else { return Turn::Done };
             let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
             match guest.serve_one(&mut host) {
-                Ok(Turn::More) => {}
-                Ok(Turn::Done) => return Turn::Done,
+                Ok(true) => {}
+                Ok(false) => return Turn::Done,
                 Err(reason) => {
                     self.disconnect(&reason, registry, now, fabric);
                     return Turn::Done;
@@ -268,9 +271,9 @@ impl Port {
         }
     }
 
-    fn counters_view(&self) -> CountersView {
+    fn counters_view(&self) -> PortCounters {
         let counters = &self.counters;
-        CountersView {
+        PortCounters {
             from_guest_frames: counters.from_guest_frames.value(),
             from_guest_bytes: counters.from_guest_bytes.value(),
             to_guest_frames: counters.to_guest_frames.value(),
@@ -313,8 +316,8 @@ impl Port {
     fn end_session(&self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
         let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
         let ended = session.end(&mut host);
-        if let Some(network) = fabric.network(self.settings.network) {
-            network.fdb.forget_port(self.id);
+        if let Some(fdb) = fabric.fdb(self.settings.network) {
+            fdb.forget_port(self.id);
         }
         ended
     }
@@ -328,15 +331,15 @@ impl Port {
 }
 
 impl Guest {
-    /// Handles the next message, if it is there.
-    fn serve_one(&mut self, host: &mut PortHost<'_>) -> Result<Turn, StopReason> {
+    /// Handles the next message. False when it is not there yet.
+    fn serve_one(&mut self, host: &mut PortHost<'_>) -> Result<bool, StopReason> {
         let Some(message) = self.connection.receive()? else {
-            return Ok(Turn::Done);
+            return Ok(false);
         };
         if let Some(reply) = self.session.handle(message, host)? {
             self.connection.send(&reply)?;
         }
-        Ok(Turn::More)
+        Ok(true)
     }
 }
 
@@ -394,5 +397,19 @@ impl LogLimit {
         }
         self.lines += 1;
         self.lines <= Self::LINES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_noisy_port_is_silenced_and_heard_again_later() {
+        let mut log = LogLimit::default();
+        let at = Timestamp::from_millis;
+        let said = (0..1000).filter(|&line| log.allows(at(line), "vm1")).count();
+        assert_eq!(said, LogLimit::LINES as usize);
+        assert!(!log.allows(at(9_999), "vm1") && log.allows(at(10_000), "vm1"));
     }
 }

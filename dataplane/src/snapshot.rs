@@ -2,7 +2,7 @@
 //!
 //! # Theory
 //!
-//! A [`Snapshot`] never changes. The owner of the dataplane builds a new one from what it knows, [`Workers::publish`]es it,
+//! A [`Snapshot`] never changes. The owner of the dataplane builds a new one from what it knows, [`crate::workers::Workers::publish`]es it,
 //! and gets control back when every worker has finished the round in which it may have used an older one (each takes the
 //! newest at the start of a round and notes its generation). From that moment on nobody touches what the new
 //! snapshot no longer names, and the front-end can be told so.
@@ -14,26 +14,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use crossbeam::channel::Sender;
-use crossbeam::sync::{Parker, Unparker};
 use weft_switch::{Fdb, NetworkId, PortId};
 
-use crate::counters::PortCounters;
+use crate::counters::LiveCounters;
 use crate::vhost_port::{FromGuest, ToGuest};
-use crate::worker::WorkerHandle;
-
-/// How long a worker may take to pass a batch boundary before it counts as stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(5);
-/// How long until a worker that does not answer is interrupted, in case it hangs in a system call.
-const INTERRUPT_AFTER: Duration = Duration::from_millis(20);
 
 /// Everything that a worker needs to know, as it is at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Snapshot {
-    generation: u64,
+    /// Given when it is published.
+    pub(crate) generation: u64,
     /// By [`PortId::index`].
     ports: Vec<Option<Arc<PortLink>>>,
     /// By [`NetworkId::index`].
@@ -55,7 +46,7 @@ pub(crate) struct NetworkLink {
 pub(crate) struct PortLink {
     pub(crate) id: PortId,
     pub(crate) network: NetworkId,
-    pub(crate) counters: Arc<PortCounters>,
+    pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
 }
 
@@ -126,24 +117,19 @@ impl<R> RingLink<R> {
 impl Snapshot {
     /// Puts together what the workers are to see. `networks` and `ports` are indexed by their ids.
     pub(crate) fn new(networks: Vec<Option<Arc<Fdb>>>, ports: Vec<Option<Arc<PortLink>>>, workers: usize) -> Self {
-        let receives = |port: &PortLink| port.rings.to_guest.as_ref().is_some_and(|ring| ring.is_enabled());
-        let members = |network: usize| {
-            let in_network = ports.iter().flatten().filter(|port| port.network.index() == network);
-            in_network.filter(|port| receives(port)).map(|port| port.id).collect()
-        };
-        let network_link = |(index, fdb): (usize, Option<Arc<Fdb>>)| Some(NetworkLink { fdb: fdb?, members: members(index) });
-        let networks = networks.into_iter().enumerate().map(network_link).collect();
+        let empty = |fdb| NetworkLink { fdb, members: Vec::new() };
+        let mut networks: Vec<_> = networks.into_iter().map(|fdb| fdb.map(empty)).collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
+            let receives = port.rings.to_guest.as_ref().is_some_and(|ring| ring.is_enabled());
+            if let (true, Some(Some(network))) = (receives, networks.get_mut(port.network.index())) {
+                network.members.push(port.id);
+            }
             for ring in &port.rings.from_guest {
                 polled[worker_of(port.id, workers)].push(PolledRing { port: Arc::clone(port), ring: Arc::clone(ring) });
             }
         }
         Self { generation: 0, ports, networks, polled }
-    }
-
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
     }
 
     pub(crate) fn port(&self, id: PortId) -> Option<&Arc<PortLink>> {
@@ -169,138 +155,3 @@ impl Snapshot {
 pub(crate) fn worker_of(port: PortId, workers: usize) -> usize {
     port.index() % workers
 }
-
-/// What one worker tells the owner.
-#[derive(Debug)]
-pub(crate) struct WorkerShared {
-    pub(crate) rounds: AtomicU64,
-    pub(crate) busy_rounds: AtomicU64,
-    pub(crate) sleeps: AtomicU64,
-    /// It waits for a kick, a snapshot or a command, and touches nothing.
-    pub(crate) asleep: AtomicBool,
-    /// The generation of the only snapshot that it may be using.
-    generation: AtomicU64,
-    unparker: Unparker,
-}
-
-impl WorkerShared {
-    pub(crate) fn new(unparker: Unparker) -> Self {
-        Self {
-            rounds: AtomicU64::new(0),
-            busy_rounds: AtomicU64::new(0),
-            sleeps: AtomicU64::new(0),
-            asleep: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-            unparker,
-        }
-    }
-
-    /// Says that every older snapshot is out of use. True if this one is new.
-    pub(crate) fn note_generation(&self, generation: u64) -> bool {
-        let new = self.generation.load(Ordering::Relaxed) != generation;
-        if new {
-            self.generation.store(generation, Ordering::Release);
-            self.unparker.unpark();
-        }
-        new
-    }
-}
-
-/// A worker did not pass a batch boundary in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a worker did not pass a batch boundary within {STUCK_AFTER:?}")]
-pub struct WorkerStuck;
-
-/// All workers, as their owner sees them.
-#[derive(Debug)]
-pub(crate) struct Workers {
-    snapshot: Arc<ArcSwap<Snapshot>>,
-    generation: u64,
-    parker: Parker,
-    pub(crate) handles: Vec<WorkerHandle>,
-    /// Rounds of each worker when it was last looked at.
-    watched_rounds: Vec<u64>,
-}
-
-/// Something to be done by a worker at the start of its next round.
-#[derive(Debug)]
-pub(crate) enum Command {
-    /// Forward this frame as if `port` had sent it.
-    Inject { port: PortId, frame: Vec<u8> },
-    /// End.
-    Stop,
-}
-
-impl Workers {
-    /// `start` makes a worker's handle from the snapshots that it is to follow and its number.
-    pub(crate) fn start<E>(
-        count: usize,
-        start: impl Fn(usize, Arc<ArcSwap<Snapshot>>, Unparker) -> Result<WorkerHandle, E>,
-    ) -> Result<Self, E> {
-        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let parker = Parker::new();
-        let handles: Result<Vec<_>, E> =
-            (0..count).map(|worker| start(worker, Arc::clone(&snapshot), parker.unparker().clone())).collect();
-        Ok(Self { snapshot, generation: 0, parker, handles: handles?, watched_rounds: vec![0; count] })
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.handles.len()
-    }
-
-    /// Replaces the snapshot and waits until no worker uses an older one.
-    ///
-    /// # Errors
-    /// When a worker does not pass a batch boundary in time. The new snapshot is in place all the same.
-    pub(crate) fn publish(&mut self, mut snapshot: Snapshot) -> Result<(), WorkerStuck> {
-        self.generation += 1;
-        snapshot.generation = self.generation;
-        // Kept until the end, so that what it alone still holds is freed here and not by a worker.
-        let old = self.snapshot.swap(Arc::new(snapshot));
-        let deadline = Instant::now();
-        for worker in &self.handles {
-            worker.wake();
-        }
-        let behind = |worker: &WorkerHandle| worker.shared.generation.load(Ordering::Acquire) < self.generation;
-        while self.handles.iter().any(behind) {
-            if deadline.elapsed() > STUCK_AFTER {
-                return Err(WorkerStuck);
-            }
-            if deadline.elapsed() > INTERRUPT_AFTER {
-                self.handles.iter().filter(|worker| behind(worker)).for_each(WorkerHandle::interrupt);
-            }
-            self.parker.park_timeout(INTERRUPT_AFTER);
-        }
-        drop(old);
-        Ok(())
-    }
-
-    /// Hands a command to the worker that polls `port`.
-    pub(crate) fn command(&self, port: PortId, command: Command) {
-        let worker = &self.handles[worker_of(port, self.count())];
-        worker.send(command);
-    }
-
-    /// Interrupts every worker that has neither slept nor finished a round since the last call. False when one has died.
-    pub(crate) fn watch(&mut self) -> bool {
-        for (worker, watched) in self.handles.iter().zip(&mut self.watched_rounds) {
-            let rounds = worker.shared.rounds.load(Ordering::Relaxed);
-            if rounds == *watched && !worker.shared.asleep.load(Ordering::Relaxed) {
-                worker.interrupt();
-            }
-            *watched = rounds;
-        }
-        self.handles.iter().all(WorkerHandle::is_alive)
-    }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        for worker in &mut self.handles {
-            worker.stop();
-        }
-    }
-}
-
-/// The owner's end of a worker's commands.
-pub(crate) type Commands = Sender<Command>;

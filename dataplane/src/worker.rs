@@ -14,20 +14,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
-use crossbeam::channel::{Receiver, Sender, TryRecvError};
-use crossbeam::sync::Unparker;
+use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forward};
 
 use crate::ring::RingFault;
-use crate::snapshot::{Command, Commands, PolledRing, PortLink, RingLink, Snapshot, WorkerShared};
+use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
 use crate::vhost_port::{BATCH, Batch, TransmitError};
+use crate::workers::{Injection, WorkerShared};
 
 /// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
 const SPIN: Duration = Duration::from_micros(50);
 /// How long a worker sleeps at most while a ring has no kick descriptor and must be looked at.
 const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
+/// The most frames of weft's own that wait for a worker. A lost announcement is made up for by the station's next frame.
+const INJECTIONS: usize = 64;
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
@@ -78,7 +80,7 @@ pub(crate) struct WorkerHandle {
     /// Where kick descriptors are registered.
     pub(crate) registry: Registry,
     waker: Waker,
-    commands: Commands,
+    injections: Sender<Injection>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -87,20 +89,19 @@ impl WorkerHandle {
     pub(crate) fn start(
         number: usize,
         snapshots: Arc<ArcSwap<Snapshot>>,
-        unparker: Unparker,
+        shared: Arc<WorkerShared>,
         clock: Clock,
         faults: FaultReports,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
-        let shared = Arc::new(WorkerShared::new(unparker));
-        let (commands, received) = crossbeam::channel::unbounded();
+        let (injections, injected) = crossbeam::channel::bounded(INJECTIONS);
         let worker = Worker {
             number,
             clock,
             snapshots: Cache::new(snapshots),
-            commands: received,
+            injected,
             poll,
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
@@ -109,7 +110,7 @@ impl WorkerHandle {
             losses: 0,
         };
         let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
-        Ok(Self { shared, registry, waker, commands, thread: Some(thread) })
+        Ok(Self { shared, registry, waker, injections, thread: Some(thread) })
     }
 
     /// Lets the worker start a round soon, if it sleeps.
@@ -119,9 +120,8 @@ impl WorkerHandle {
         }
     }
 
-    pub(crate) fn send(&self, command: Command) {
-        // A worker that has died is reported by `is_alive`.
-        if self.commands.send(command).is_ok() {
+    pub(crate) fn inject(&self, injection: Injection) {
+        if self.injections.try_send(injection).is_ok() {
             self.wake();
         }
     }
@@ -138,7 +138,8 @@ impl WorkerHandle {
     }
 
     pub(crate) fn stop(&mut self) {
-        self.send(Command::Stop);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.wake();
         let Some(thread) = self.thread.take() else { return };
         while !thread.is_finished() {
             crate::sys::interrupt(&thread);
@@ -154,7 +155,7 @@ struct Worker {
     number: usize,
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
-    commands: Receiver<Command>,
+    injected: Receiver<Injection>,
     poll: Poll,
     events: Events,
     shared: Arc<WorkerShared>,
@@ -167,7 +168,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let mut idle_since = Instant::now();
-        while self.obey() {
+        while !self.shared.stop.load(Ordering::Relaxed) {
             let now = Instant::now();
             if self.poll_all(self.clock.at(now)) {
                 idle_since = now;
@@ -180,25 +181,11 @@ impl Worker {
         }
     }
 
-    /// Does what the owner asked for. False when that is to end.
-    fn obey(&mut self) -> bool {
-        loop {
-            match self.commands.try_recv() {
-                Ok(Command::Inject { port, frame }) => {
-                    let snapshot = self.snapshots.load();
-                    self.lane.inject(snapshot, port, frame, self.clock.now());
-                }
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
-            }
-        }
-    }
-
-    /// One round over the rings: at most one batch from each. True if a frame moved.
+    /// One round over the rings: at most one batch from each, and at most one frame of weft's own. True if a frame moved.
     fn poll_all(&mut self, now: Timestamp) -> bool {
         let snapshot = self.snapshots.load();
         let polled = snapshot.polled_by(self.number);
-        let new_snapshot = self.shared.note_generation(snapshot.generation());
+        let new_snapshot = self.shared.note_generation(snapshot.generation);
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
@@ -206,13 +193,17 @@ impl Worker {
         for polled in polled {
             busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
         }
+        if let Ok(Injection { port, frame }) = self.injected.try_recv() {
+            self.lane.inject(snapshot, port, frame, now);
+            busy = true;
+        }
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
             self.losses = losses;
             polled.iter().for_each(|polled| self.lane.check_memory(&polled.port));
         }
-        self.shared.rounds.fetch_add(1, Ordering::Relaxed);
-        self.shared.busy_rounds.fetch_add(u64::from(busy), Ordering::Relaxed);
+        self.shared.rounds.add(1);
+        self.shared.busy_rounds.add(busy.into());
         busy
     }
 
@@ -232,7 +223,7 @@ impl Worker {
             }
         }
         if !offered {
-            self.shared.sleeps.fetch_add(1, Ordering::Relaxed);
+            self.shared.sleeps.add(1);
             self.shared.asleep.store(true, Ordering::Relaxed);
             if let Err(error) = self.poll.poll(&mut self.events, nap)
                 && error.kind() != io::ErrorKind::Interrupted
@@ -325,8 +316,10 @@ impl Lane {
         let mut receivers = std::mem::take(&mut self.receivers);
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
-            if let Some(port) = snapshot.port(receiver) {
-                self.transmit(port, batch, frames);
+            // A port that has gone, or whose number another network's port has by now, is as good as down.
+            match snapshot.port(receiver).filter(|port| port.network == ingress.network) {
+                Some(port) => self.transmit(port, batch, frames),
+                None => ingress.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
             }
         }
         receivers.clear();
@@ -336,6 +329,7 @@ impl Lane {
     /// Finds the receivers of each frame.
     fn decide(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
         let Some(network) = snapshot.network(ingress.network) else {
+            ingress.counters.drop_frames(DropReason::NoOtherPort, batch.frames().len() as u64);
             return;
         };
         if self.masks.len() < snapshot.port_places() {
@@ -347,7 +341,8 @@ impl Lane {
                 Err(reason) => Verdict::Drop(reason),
             };
             match verdict {
-                Verdict::To(port) => self.add_receiver(port, bit),
+                Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
+                Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
                 Verdict::Flood => {
                     let mut others = network.members.iter().filter(|&&member| member != ingress.id).peekable();
                     if others.peek().is_none() {
@@ -362,9 +357,7 @@ impl Lane {
 
     #[inline]
     fn add_receiver(&mut self, port: PortId, bit: usize) {
-        let Some(mask) = self.masks.get_mut(port.index()) else {
-            return;
-        };
+        let mask = &mut self.masks[port.index()];
         if *mask == 0 {
             self.receivers.push(port);
         }

@@ -27,7 +27,8 @@ pub enum DropReason {
     UnagreedOffload,
     /// The receiving guest offered no free buffer.
     ReceiverFull,
-    /// The frame is larger than the buffer that the receiving guest offered, and it did not agree to several.
+    /// The frame is larger than the buffer that the receiving guest offered, and it did not agree to several; or it would need
+    /// more than 1,024 of them.
     ReceiverBufferTooSmall,
     /// The receiving guest is not connected, or its driver is not running.
     ReceiverDown,

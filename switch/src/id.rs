@@ -1,7 +1,5 @@
 //! The numbers that stand for a port and a network on the hot path. Names live in the control crate.
 
-use std::fmt;
-
 /// A port of the switch. Dense and reused: an index into the worker's tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(pub u16);
@@ -23,17 +21,5 @@ impl NetworkId {
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
-    }
-}
-
-impl fmt::Display for PortId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "port {}", self.0)
-    }
-}
-
-impl fmt::Display for NetworkId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "network {}", self.0)
     }
 }

@@ -13,12 +13,6 @@ impl Timestamp {
         Self(millis)
     }
 
-    /// Milliseconds since the start.
-    #[must_use]
-    pub const fn as_millis(self) -> u64 {
-        self.0
-    }
-
     /// Whole seconds since the start. Wraps after 136 years.
     #[must_use]
     pub const fn as_secs(self) -> u32 {

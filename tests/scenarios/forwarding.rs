@@ -194,7 +194,7 @@ fn a_guest_that_is_alone_has_nobody_to_talk_to() {
 #[test]
 fn networks_do_not_see_each_other() {
     let switch = TestSwitch::start();
-    let other = switch.add_network("other");
+    let other = switch.add_network();
     let (_, mut a) = switch.guest(|builder| builder);
     let (_, mut b) = switch.guest(|builder| builder);
     let (port_c, port_d) = (switch.add_port_on(other), switch.add_port_on(other));

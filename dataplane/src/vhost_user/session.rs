@@ -31,8 +31,9 @@ use super::connection::RawMessage;
 use super::message::{self, MessageError, Request, RingDescriptor};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::ring::{Direction, MAX_RING_SIZE, RingFeatures, RingLayout, SetupError, SplitRing};
-use crate::snapshot::{RingLink, RunningRings, WorkerStuck};
+use crate::snapshot::{RingLink, RunningRings};
 use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
+use crate::workers::WorkerStuck;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
 const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
@@ -178,7 +179,7 @@ impl Session {
         }
     }
 
-    /// Stops every ring. To be called when the connection ends.
+    /// Stops every ring, as it must be done when the connection ends.
     pub(crate) fn end(&mut self, host: &mut impl Host) -> Result<(), WorkerStuck> {
         let ran = self.rings.iter_mut().filter_map(|ring| ring.stop(host)).count() > 0;
         if ran { self.publish(host) } else { Ok(()) }
@@ -300,14 +301,17 @@ impl Session {
         }
         if let Some(kick) = &kick.fd {
             check_eventfd(ring, "kick", kick)?;
-            // Only what comes from the guest has to be looked at when it kicks.
-            if direction(ring) == Direction::FromGuest {
-                let unusable = |source| SessionError::Descriptor { ring, what: "kick", source };
-                host.watch_kick(kick.as_fd()).map_err(unusable)?;
-            }
         }
         self.rings[ring].kick = kick.fd;
         let running = self.set_up(ring)?;
+        // Only what comes from the guest has to be looked at when it kicks. Watched last, because a ring that does not run
+        // is not unwatched.
+        if let Some(kick) = &self.rings[ring].kick
+            && direction(ring) == Direction::FromGuest
+        {
+            let unusable = |source| SessionError::Descriptor { ring, what: "kick", source };
+            host.watch_kick(kick.as_fd()).map_err(unusable)?;
+        }
         self.rings[ring].running = Some(running);
         self.publish(host)?;
         Ok(Answer::Done)
@@ -374,16 +378,13 @@ impl Session {
         if self.status == 0 { self.reset(false, host) } else { Ok(Answer::Done) }
     }
 
-    /// Back to the start, but for the memory. `disable` also forgets which rings were enabled; QEMU does not repeat
-    /// that after a status of zero.
+    /// Stops every ring; what was negotiated stays. `disable` also forgets which rings were enabled; QEMU does not repeat that
+    /// after a status of zero.
     fn reset(&mut self, disable: bool, host: &mut impl Host) -> Result<Answer, SessionError> {
-        for ring in &mut self.rings {
-            ring.stop(host);
-            if disable {
-                ring.enable = None;
-            }
+        self.end(host)?;
+        if disable {
+            self.rings.iter_mut().for_each(|ring| ring.enable = None);
         }
-        self.publish(host)?;
         self.status = 0;
         Ok(Answer::Done)
     }

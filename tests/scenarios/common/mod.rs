@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
-use weft_dataplane::{Dataplane, DataplaneError, NetworkSettings, PortSettings, PortState, PortStatus, SocketRole};
+use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole};
 use weft_guest::{Builder, Guest, Order};
 use weft_switch::{DropReason, FdbSettings, MacAddr, NetworkId, PortId};
 
@@ -48,7 +48,7 @@ impl TestSwitch {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
         let mut dataplane = Dataplane::start(poll.registry()).unwrap();
-        let network = dataplane.add_network(network_settings("default")).unwrap();
+        let network = dataplane.add_network(FDB).unwrap();
         let (commands, inbox) = channel::<Command>();
         let thread = std::thread::Builder::new().name("switch".to_owned()).spawn(move || {
             let mut events = Events::with_capacity(64);
@@ -91,9 +91,8 @@ impl TestSwitch {
         self.network
     }
 
-    pub(crate) fn add_network(&self, name: &str) -> NetworkId {
-        let settings = network_settings(name);
-        self.with(move |dataplane| dataplane.add_network(settings)).unwrap()
+    pub(crate) fn add_network(&self) -> NetworkId {
+        self.with(|dataplane| dataplane.add_network(FDB)).unwrap()
     }
 
     /// What a port on this switch's first network is made of; each call gives another socket and MAC address.
@@ -195,16 +194,18 @@ impl TestSwitch {
         entries.into_iter().find(|entry| entry.mac == MacAddr(mac)).map(|entry| entry.port)
     }
 
-    /// Waits until every worker has gone to sleep at least once more, so that its rings are armed.
+    /// Waits until every worker sleeps, so that its rings are armed.
     #[track_caller]
     pub(crate) fn wait_asleep(&self) {
-        let sleeps = || self.with(|dataplane| dataplane.worker_status().iter().map(|worker| worker.sleeps).collect::<Vec<_>>());
-        let rounds = || self.with(|dataplane| dataplane.worker_status().iter().map(|worker| worker.rounds).collect::<Vec<_>>());
-        // Asleep is: it has slept before, and a while passes without a round.
+        let sleeping = || {
+            let workers = self.with(|dataplane| dataplane.worker_status());
+            workers.iter().all(|worker| worker.asleep).then(|| workers.iter().map(|worker| worker.rounds).sum::<u64>())
+        };
+        // A kick that is under way still shows the worker asleep: so it is looked at twice, a while apart.
         let asleep = eventually(|| {
-            let before = rounds();
-            std::thread::sleep(Duration::from_millis(20));
-            sleeps().iter().all(|&count| count > 0) && rounds() == before
+            let before = sleeping();
+            std::thread::sleep(Duration::from_millis(5));
+            before.is_some() && sleeping() == before
         });
         assert!(asleep, "the workers never went to sleep");
     }
@@ -221,9 +222,7 @@ impl Drop for TestSwitch {
     }
 }
 
-fn network_settings(name: &str) -> NetworkSettings {
-    NetworkSettings { name: name.to_owned(), fdb: FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) } }
-}
+const FDB: FdbSettings = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
 
 /// The n-th station.
 pub(crate) fn mac(nth: u16) -> [u8; 6] {

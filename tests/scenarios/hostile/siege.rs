@@ -34,7 +34,7 @@ impl Siege {
         let alone = alone();
         let switch = TestSwitch::start();
         let (_, witness) = switch.guest(|builder| builder);
-        let elsewhere = switch.add_network("elsewhere");
+        let elsewhere = switch.add_network();
         let ports = [switch.add_port_on(elsewhere), switch.add_port_on(elsewhere)];
         let [a, b] = ports.each_ref().map(|port| switch.connect(port, |builder| builder));
         let others = Background::start((a, b), |(a, b), nth| {
