@@ -1,12 +1,12 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
-use std::fmt;
+use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
 use crate::api::{self, MaybeNetwork, Named, NetworkAdd, Nothing, PortAdd, PortInfo, Stats};
@@ -124,8 +124,8 @@ enum PortCommand {
         #[arg(long, default_value = Config::DEFAULT_NETWORK)]
         network: Name,
         /// Its vhost-user socket; NAME.sock in the run directory if none is given.
-        #[arg(long, value_name = "PATH")]
-        socket: Option<PathBuf>,
+        #[arg(long, value_name = "PATH", value_parser = socket_path, value_hint = ValueHint::AnyPath)]
+        socket: Option<SocketPath>,
         /// The guest listens on the socket (QEMU's server=on), and weft connects.
         #[arg(long)]
         client: bool,
@@ -230,9 +230,6 @@ enum CliError {
     /// The command itself was wrong.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The command itself was wrong.
-    #[error("{path:?} can't be a socket path: {reason}")]
-    Socket { path: PathBuf, reason: String },
     #[error("cannot write the manual pages to {dir:?}: {source}")]
     Man { dir: PathBuf, source: io::Error },
     #[error("cannot print: {0}")]
@@ -259,7 +256,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Socket { .. } => 2,
+            Self::Log(_) => 2,
             _ => 1,
         }
     }
@@ -334,7 +331,6 @@ fn guest_text(port: &PortInfo) -> String {
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
         PortCommand::Add { name, network, socket, client: is_client, queues, mac } => {
-            let socket = socket.as_deref().map(socket_path).transpose()?;
             let settings = PortConfig { network, socket, client: is_client, queues, mac };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
@@ -429,12 +425,11 @@ fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
 }
 
 /// A relative path is meant from here, not from where the switch runs.
-fn socket_path(path: &Path) -> Result<SocketPath, CliError> {
-    let refused = |reason: &dyn fmt::Display| CliError::Socket { path: path.to_owned(), reason: reason.to_string() };
-    let text = path.to_str().ok_or_else(|| refused(&"it is not UTF-8"))?;
-    text.parse::<SocketPath>().map_err(|error| refused(&error))?;
-    let absolute = std::path::absolute(path).map_err(|error| refused(&error))?;
-    absolute.to_string_lossy().parse().map_err(|error| refused(&error))
+fn socket_path(text: &str) -> Result<SocketPath, Box<dyn Error + Send + Sync>> {
+    text.parse::<SocketPath>()?;
+    let absolute = std::path::absolute(text)?;
+    let text = absolute.to_str().ok_or("the directory that it is relative to is not UTF-8")?;
+    Ok(text.parse()?)
 }
 
 /// Standard output, as the operator wants it.

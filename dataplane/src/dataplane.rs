@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -169,7 +169,7 @@ pub enum DataplaneError {
         path: PathBuf,
     },
     /// The operating system refused.
-    #[error("cannot {what} {path:?}: {source}")]
+    #[error("cannot {what} {path:?}: {source}{}", way_out(path, source))]
     Io {
         /// What was tried.
         what: &'static str,
@@ -194,6 +194,14 @@ pub enum DataplaneError {
     Start(std::io::Error),
 }
 
+/// What to do about an error of the operating system, where that is known: a socket is made, its directory is not.
+fn way_out(path: &Path, error: &std::io::Error) -> String {
+    match path.parent() {
+        Some(directory) if error.kind() == std::io::ErrorKind::NotFound => format!("; create the directory {directory:?} first"),
+        _ => String::new(),
+    }
+}
+
 impl From<WorkerStuck> for DataplaneError {
     fn from(stuck: WorkerStuck) -> Self {
         Self::WorkerStuck(stuck)
@@ -208,10 +216,11 @@ pub struct Dataplane {
     registry: Registry,
     clock: Clock,
     faults: Receiver<Fault>,
-    fault_event: Arc<EventFd>,
+    /// Raised by whoever has news.
+    event: Arc<EventFd>,
     /// Ports that had more to do than their turn allowed.
     unfinished: VecDeque<Task>,
-    /// Ports that wait for the operating system; they get their turn with the next watch.
+    /// Ports that wait for something; they get their turn with the next news or watch.
     postponed: VecDeque<Task>,
     next_expiry: Timestamp,
     next_watch: Timestamp,
@@ -259,12 +268,12 @@ impl Dataplane {
         crate::sys::install_signal_handlers().map_err(failed)?;
         crate::sys::raise_descriptor_limit();
         let registry = registry.try_clone().map_err(failed)?;
-        let fault_event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed)?);
+        let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(failed)?);
         let token = Token(Self::FIRST_TOKEN);
-        registry.register(&mut SourceFd(&fault_event.as_raw_fd()), token, Interest::READABLE).map_err(failed)?;
+        registry.register(&mut SourceFd(&event.as_raw_fd()), token, Interest::READABLE).map_err(failed)?;
         let clock = Clock::start();
         let (queue, faults) = crossbeam::channel::unbounded();
-        let reports = FaultReports { queue, event: Arc::clone(&fault_event) };
+        let reports = FaultReports { queue, event: Arc::clone(&event) };
         let workers = Workers::start(WORKERS, clock, &reports).map_err(failed)?;
         Ok(Self {
             fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
@@ -272,7 +281,7 @@ impl Dataplane {
             registry,
             clock,
             faults,
-            fault_event,
+            event,
             unfinished: VecDeque::new(),
             postponed: VecDeque::new(),
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
@@ -339,7 +348,7 @@ impl Dataplane {
                 .register(&mut listener.socket, Task::Accept(id).token(), Interest::READABLE)
                 .map_err(|source| DataplaneError::Io { what: "watch", path: settings.socket.clone(), source })?;
         }
-        let port = Port::new(id, settings, endpoint);
+        let port = Port::new(id, settings, endpoint, &self.event);
         if self.fabric.links.len() <= place {
             self.fabric.links.resize(place + 1, None);
         }
@@ -406,7 +415,7 @@ impl Dataplane {
     pub fn handle(&mut self, event: &Event) {
         match Task::of(event.token()) {
             Some(task) => self.run(task),
-            None => self.handle_faults(),
+            None => self.handle_news(),
         }
     }
 
@@ -424,7 +433,7 @@ impl Dataplane {
         }
         if now >= self.next_watch {
             self.next_watch = now.after(WATCH_INTERVAL);
-            self.healthy = self.fabric.workers.watch();
+            self.healthy = self.fabric.workers.are_alive();
             self.unfinished.append(&mut self.postponed);
         }
         let mut next = self.next_expiry.min(self.next_watch);
@@ -462,13 +471,27 @@ impl Dataplane {
         }
     }
 
-    fn handle_faults(&mut self) {
+    /// A worker found a fault, or a port has got rid of something.
+    fn handle_news(&mut self) {
         // Only to lower the event; how often it was raised does not matter.
-        let _ = self.fault_event.read();
+        let _ = self.event.read();
+        self.ports.iter_mut().flatten().for_each(Port::sweep);
+        self.unfinished.append(&mut self.postponed);
         let now = self.clock.now();
         while let Ok(fault) = self.faults.try_recv() {
             if let Some(port) = self.ports.get_mut(fault.port.index()).and_then(Option::as_mut) {
                 port.fault(&fault, &self.registry, now, &mut self.fabric);
+            }
+        }
+    }
+}
+
+impl Drop for Dataplane {
+    /// Disconnects every guest and unlinks every socket of ours.
+    fn drop(&mut self) {
+        for port in std::mem::take(&mut self.ports).into_iter().flatten() {
+            if let Err(error) = port.remove(&self.registry, &mut self.fabric) {
+                tracing::error!(%error, "while stopping");
             }
         }
     }

@@ -28,10 +28,16 @@ pub(crate) enum Endpoint {
     Closed,
 }
 
-/// A listening socket that is unlinked when it goes.
+/// A listening socket and the file that leads to it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) socket: UnixListener,
+    pub(crate) file: SocketFile,
+}
+
+/// A socket's file, unlinked when it goes.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, so that nobody else's file is unlinked.
     identity: Option<(u64, u64)>,
@@ -69,11 +75,11 @@ impl Listener {
             result => result,
         }
         .map_err(io_error("listen on"))?;
-        Ok(Self { socket, path: path.to_owned(), identity: identity(path).ok() })
+        Ok(Self { socket, file: SocketFile { path: path.to_owned(), identity: identity(path).ok() } })
     }
 }
 
-impl Drop for Listener {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.identity.is_some()
             && identity(&self.path).ok() == self.identity

@@ -8,6 +8,7 @@
 
 mod counters;
 mod dataplane;
+mod disposal;
 mod endpoint;
 #[allow(unsafe_code)]
 mod memory;

@@ -9,8 +9,8 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::FileType;
 use vm_memory::{FileOffset, MmapRegion};
 
 use crate::sys::GuardedRange;
@@ -20,16 +20,14 @@ pub(crate) const MAX_REGIONS: usize = 256;
 /// The most memory that one guest may share, in bytes: 1 TiB. It bounds address space, not memory in use.
 pub(crate) const MAX_MEMORY_LEN: u64 = 1 << 40;
 
-/// File systems whose pages come without anybody else's consent. On others (FUSE, network file systems) touching a
-/// page may wait for ever.
-const FILE_SYSTEMS: [(i64, &str); 6] = [
-    (0x0102_1994, "tmpfs"),
-    (0x9584_58f6, "hugetlbfs"),
-    (0xef53, "ext4"),
-    (0x5846_5342, "xfs"),
-    (0x9123_683e, "btrfs"),
-    (0x2fc1_2fc1, "zfs"),
-];
+/// The most address space for all guests, in bytes: 96 TiB of the 128 that a process has.
+const MAX_MAPPED_LEN: u64 = 96 << 40;
+/// `HUGETLBFS_MAGIC` of statfs(2).
+const HUGETLBFS: i64 = 0x9584_58f6;
+const PAGE_LEN: u64 = 4096;
+
+/// What is mapped for all guests, in bytes.
+static MAPPED_LEN: AtomicU64 = AtomicU64::new(0);
 
 /// One region as the front-end describes it (vhost-user, "Memory region description").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,11 +55,12 @@ pub(crate) enum MemoryError {
     TooMuch,
     #[error("memory region at {guest:#x} needs {needed} bytes of its file, which has {file_len}")]
     FileTooShort { guest: u64, needed: u64, file_len: u64 },
-    #[error("memory region at {0:#x}: its descriptor is no regular file, memfd or hugetlbfs file")]
-    NotAFile(u64),
-    #[error("memory region at {guest:#x}: its file is on a file system of type {kind:#x}; use memory-backend-memfd, or a file on {}",
-        FILE_SYSTEMS.map(|(_, name)| name).join(", "))]
-    FileSystem { guest: u64, kind: i64 },
+    #[error("memory region at {0:#x} is no memfd, and no file on tmpfs or hugetlbfs: start the guest with memory-backend-memfd")]
+    NotMemory(u64),
+    #[error("memory region at {guest:#x}: its file of {file_len} bytes does not end with a huge page")]
+    PartOfHugePage { guest: u64, file_len: u64 },
+    #[error("no address space for more guests: {} TiB are in use", MAX_MAPPED_LEN >> 40)]
+    NoAddressSpace,
     #[error("no memory region at {0:#x}")]
     NoSuchRegion(u64),
     #[error("cannot map memory region at {guest:#x}: {source}")]
@@ -99,6 +98,26 @@ unsafe impl Send for Segment {}
 struct Mapping {
     guard: GuardedRange,
     _region: MmapRegion,
+    #[allow(dead_code, reason = "held for its end")]
+    budget: Budget,
+}
+
+/// A share of the address space for guests.
+#[derive(Debug)]
+struct Budget(u64);
+
+impl Budget {
+    fn take(len: u64) -> Option<Self> {
+        // Made first, so that it is given back if there is not enough.
+        let budget = Self(len);
+        (MAPPED_LEN.fetch_add(len, Ordering::Relaxed) + len <= MAX_MAPPED_LEN).then_some(budget)
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        MAPPED_LEN.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 // SAFETY: `host` points into `mapping`, which is shared memory that any thread may touch through raw pointers; all other
@@ -108,12 +127,8 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl GuestMemory {
-    /// Maps all regions of a memory table.
-    pub(crate) fn map(specs: Vec<(RegionSpec, OwnedFd)>) -> Result<Self, MemoryError> {
-        specs.into_iter().try_fold(Self::default(), |memory, (spec, fd)| memory.with_region(spec, fd))
-    }
-
-    /// This memory and one more region.
+    /// This memory and one more region. `fd` must be a memfd or a file on tmpfs or hugetlbfs, whose pages come without
+    /// anybody else's consent.
     pub(crate) fn with_region(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
         self.check_fits(&spec)?;
         let region = Region::map(spec, fd)?;
@@ -191,7 +206,7 @@ impl GuestMemory {
             return Err(MemoryError::BadRange(spec.guest));
         }
         let len: u64 = self.regions.iter().map(|region| region.spec.len).sum();
-        if spec.len > MAX_MEMORY_LEN || len + spec.len > MAX_MEMORY_LEN || spec.file_offset > MAX_MEMORY_LEN {
+        if spec.len > MAX_MEMORY_LEN || len + spec.len > MAX_MEMORY_LEN {
             return Err(MemoryError::TooMuch);
         }
         let overlap = |one: u64, other: u64, other_len: u64| one < other + other_len && other < one + spec.len;
@@ -208,33 +223,30 @@ impl Region {
         let guest = spec.guest;
         let map_error = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Map { guest, source };
         let stat = rustix::fs::fstat(&fd).map_err(|error| map_error(error.into()))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(MemoryError::NotAFile(guest));
-        }
+        let file_system = rustix::fs::fstatfs(&fd).map_err(|error| map_error(error.into()))?;
         // The width of these fields differs between architectures.
         #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
-        let (kind, file_len, block) = {
-            let fs = rustix::fs::fstatfs(&fd).map_err(|error| map_error(error.into()))?;
-            (fs.f_type as i64, stat.st_size as u64, stat.st_blksize as u64)
-        };
-        if !FILE_SYSTEMS.iter().any(|&(known, _)| known == kind & 0xffff_ffff) {
-            return Err(MemoryError::FileSystem { guest, kind });
+        let (kind, file_len, block) = (file_system.f_type as i64, stat.st_size as u64, stat.st_blksize as u64);
+        let end = spec.file_offset + spec.len;
+        if end > file_len {
+            return Err(MemoryError::FileTooShort { guest, needed: end, file_len });
         }
-        let needed = spec.file_offset + spec.len;
-        if needed > file_len {
-            return Err(MemoryError::FileTooShort { guest, needed, file_len });
+        // Huge pages are mapped and unmapped whole, so the mapping begins and ends with one.
+        let page = if kind & 0xffff_ffff == HUGETLBFS { block.max(PAGE_LEN) } else { PAGE_LEN };
+        let start = spec.file_offset - spec.file_offset % page;
+        let len = (end - start).next_multiple_of(page);
+        if page > PAGE_LEN && start + len > file_len {
+            return Err(MemoryError::PartOfHugePage { guest, file_len });
         }
-        // From the file's start, because the offset need not be a multiple of a huge page, and in whole blocks, because
-        // huge pages are unmapped only whole.
-        let len = needed.checked_next_multiple_of(block.max(1)).filter(|&len| len <= file_len).unwrap_or(needed) as usize;
+        let budget = Budget::take(len).ok_or(MemoryError::NoAddressSpace)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let region = MmapRegion::build(Some(FileOffset::new(File::from(fd), 0)), len, protection, flags)
+        let region = MmapRegion::build(Some(FileOffset::new(File::from(fd), start)), len as usize, protection, flags)
             .map_err(|error| map_error(error.into()))?;
-        let guard = GuardedRange::new(region.as_ptr(), len).ok_or(MemoryError::TableFull)?;
-        // SAFETY: the mapping has at least `file_offset + len` bytes.
-        let host = unsafe { region.as_ptr().add(spec.file_offset as usize) };
-        Ok(Self { spec, host, mapping: Arc::new(Mapping { guard, _region: region }) })
+        let guard = GuardedRange::new(region.as_ptr(), len as usize).ok_or(MemoryError::TableFull)?;
+        // SAFETY: the mapping has `len` bytes, of which the region begins `file_offset - start` after its first.
+        let host = unsafe { region.as_ptr().add((spec.file_offset - start) as usize) };
+        Ok(Self { spec, host, mapping: Arc::new(Mapping { guard, _region: region, budget }) })
     }
 
     fn host_at(&self, offset: u64, len: u64) -> Option<*mut u8> {
@@ -262,12 +274,9 @@ mod tests {
 
     fn memory() -> GuestMemory {
         // Two regions that adjoin in guest addresses and a third one that stands apart.
-        GuestMemory::map(vec![
-            (spec(0x1000, 0x1000, 0x70_1000), file(0x1000)),
-            (spec(0x2000, 0x2000, 0x70_2000), file(0x2000)),
-            (spec(0x9000, 0x1000, 0x70_9000), file(0x1000)),
-        ])
-        .unwrap()
+        [spec(0x1000, 0x1000, 0x70_1000), spec(0x2000, 0x2000, 0x70_2000), spec(0x9000, 0x1000, 0x70_9000)]
+            .into_iter()
+            .fold(GuestMemory::default(), |memory, spec| memory.with_region(spec, file(spec.len)).unwrap())
     }
 
     fn lengths(memory: &GuestMemory, address: u64, len: u32) -> Option<Vec<usize>> {
@@ -307,8 +316,16 @@ mod tests {
         assert!(matches!(refused(spec(1 << 41, MAX_MEMORY_LEN, 0)), MemoryError::TooMuch));
         let beyond = RegionSpec { file_offset: 0x1000, ..spec(0xa000, 0x1000, 0) };
         assert!(matches!(refused(beyond), MemoryError::FileTooShort { .. }));
-        let (pipe, _writer) = rustix::pipe::pipe().unwrap();
-        assert!(matches!(memory.with_region(spec(0xa000, 1, 0), pipe), Err(MemoryError::NotAFile(_))));
+    }
+
+    #[test]
+    fn a_region_far_into_its_file_takes_no_more_address_space_than_it_has() {
+        let offset = 1 << 45;
+        let spec = RegionSpec { guest: 0, len: 0x1000, user: 0, file_offset: offset + 0x123 };
+        let memory = GuestMemory::default().with_region(spec, file(offset + 0x10_0000)).unwrap();
+        assert_eq!(memory.regions[0].mapping.budget.0, 0x2000);
+        // SAFETY: the first byte of a live mapping, which nobody else touches.
+        assert_eq!(unsafe { memory.at_guest(0, 0x1000).unwrap().read_volatile() }, 0);
     }
 
     #[test]
@@ -322,7 +339,7 @@ mod tests {
     fn memory_whose_file_is_shortened_reads_as_zeros_and_counts_as_lost() {
         crate::sys::install_signal_handlers().unwrap();
         let fd = file(0x4000);
-        let memory = GuestMemory::map(vec![(spec(0, 0x4000, 0), fd.try_clone().unwrap())]).unwrap();
+        let memory = GuestMemory::default().with_region(spec(0, 0x4000, 0), fd.try_clone().unwrap()).unwrap();
         let ptr = memory.at_guest(0x3000, 8).unwrap();
         // SAFETY: eight bytes of a live mapping, which nobody else touches.
         unsafe { ptr.write_volatile(7) };

@@ -1,17 +1,21 @@
 //! A port as its owner keeps it: its socket, the front-end on it, and what the workers are told about its rings.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use vmm_sys_util::eventfd::EventFd;
 use weft_switch::{Fdb, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
-use crate::endpoint::Endpoint;
+use crate::disposal::Disposal;
+use crate::endpoint::{Endpoint, Listener};
+use crate::memory::GuestMemory;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RunningRings, Snapshot, worker_of};
 use crate::vhost_user::connection::{Connection, ConnectionError};
@@ -23,6 +27,8 @@ use crate::workers::{Injection, WorkerStuck, Workers};
 const MESSAGES_PER_TURN: usize = 64;
 /// The most connections that are accepted, or refused, before others get their turn.
 const ACCEPTS_PER_TURN: usize = 16;
+/// How long until a client looks again whether its last guest is gone for good.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Ethertype of RARP, its opcode "request reverse" (RFC 903), and the length that Ethernet pads to.
 const RARP_ETHERTYPE: u16 = 0x8035;
 const RARP_REQUEST: u16 = 3;
@@ -45,6 +51,7 @@ pub(crate) struct Port {
     pub(crate) endpoint: Endpoint,
     counters: Arc<LiveCounters>,
     guest: Option<Guest>,
+    disposal: Disposal,
     connections: u64,
     last_stop: Option<String>,
     log: LogLimit,
@@ -108,6 +115,7 @@ struct PortHost<'a> {
     port: PortId,
     network: NetworkId,
     counters: &'a Arc<LiveCounters>,
+    disposal: &'a mut Disposal,
 }
 
 impl Host for PortHost<'_> {
@@ -130,16 +138,22 @@ impl Host for PortHost<'_> {
     fn announce(&mut self, station: MacAddr) {
         self.fabric.workers.inject(Injection { port: self.port, frame: rarp_request(station) });
     }
+
+    fn dispose(&mut self, memory: Arc<GuestMemory>) {
+        self.disposal.put(memory);
+    }
 }
 
 impl Port {
-    pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint) -> Self {
+    /// `disposed` is raised when a guest that made the next one wait is gone for good.
+    pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
         Self {
             id,
             settings,
             endpoint,
             counters: Arc::default(),
             guest: None,
+            disposal: Disposal::new(Arc::clone(disposed)),
             connections: 0,
             last_stop: None,
             log: LogLimit::default(),
@@ -155,19 +169,22 @@ impl Port {
     /// Takes the guests that wait at the listening socket: the first one in, the others out.
     pub(crate) fn accept(&mut self, registry: &Registry, token: Token, now: Timestamp, fabric: &mut Fabric) -> Turn {
         for _ in 0..ACCEPTS_PER_TURN {
+            // The one that is there may have left already, with the news still unread.
+            self.serve(registry, now, fabric);
             let Endpoint::Server(listener) = &self.endpoint else {
                 return Turn::Done;
             };
+            let has_room = if self.guest.is_some() { !self.disposal.is_full() } else { self.disposal.is_idle() };
+            if !has_room {
+                return Turn::Later;
+            }
             match listener.socket.accept() {
-                Ok((stream, _)) => {
-                    // The one that is there may have left already, with the news still unread.
-                    self.serve(registry, now, fabric);
-                    if self.guest.is_some() {
-                        self.log.warn(now, &self.settings.name, "a second front-end was refused: this port has one already");
-                    } else {
-                        self.connect(stream, registry, token, now);
-                    }
+                Ok((stream, _)) if self.guest.is_some() => {
+                    self.log.warn(now, &self.settings.name, "a second front-end was refused: this port has one already");
+                    hang_up(&stream);
+                    self.disposal.put(stream);
                 }
+                Ok((stream, _)) => self.connect(stream, registry, token, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Done,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -186,6 +203,9 @@ impl Port {
         };
         if self.guest.is_some() {
             return None;
+        }
+        if !self.disposal.is_idle() {
+            return Some(now.after(LOOK_AGAIN));
         }
         if dialer.due() > now {
             return Some(dialer.due());
@@ -212,7 +232,13 @@ impl Port {
     pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(guest) = &mut self.guest else { return Turn::Done };
-            let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
+            let mut host = PortHost {
+                fabric,
+                port: self.id,
+                network: self.settings.network,
+                counters: &self.counters,
+                disposal: &mut self.disposal,
+            };
             match guest.serve_one(&mut host) {
                 Ok(true) => {}
                 Ok(false) => return Turn::Done,
@@ -240,12 +266,14 @@ impl Port {
 
     /// Takes the port out of the workers' sight and closes its socket.
     pub(crate) fn remove(mut self, registry: &Registry, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
+        let mut ended = Ok(());
         if let Some(mut guest) = self.guest.take() {
             let _ = registry.deregister(&mut guest.connection.stream);
-            self.end_session(&mut guest.session, fabric)?;
+            ended = self.end_session(&mut guest.session, fabric);
+            self.put_away(guest);
         }
         self.close_endpoint(registry);
-        Ok(())
+        ended
     }
 
     pub(crate) fn status(&self) -> PortStatus {
@@ -301,6 +329,7 @@ impl Port {
         if let Err(stuck) = self.end_session(&mut guest.session, fabric) {
             self.log.warn(now, &self.settings.name, &stuck.to_string());
         }
+        self.put_away(guest);
         if let Endpoint::Client(dialer) = &mut self.endpoint {
             dialer.hung_up(now, reason.is_fault());
         }
@@ -313,8 +342,14 @@ impl Port {
     }
 
     /// Stops the rings; what was learned behind them is forgotten, so that frames look for the stations anew.
-    fn end_session(&self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
-        let mut host = PortHost { fabric, port: self.id, network: self.settings.network, counters: &self.counters };
+    fn end_session(&mut self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
+        let mut host = PortHost {
+            fabric,
+            port: self.id,
+            network: self.settings.network,
+            counters: &self.counters,
+            disposal: &mut self.disposal,
+        };
         let ended = session.end(&mut host);
         if let Some(fdb) = fabric.fdb(self.settings.network) {
             fdb.forget_port(self.id);
@@ -322,11 +357,23 @@ impl Port {
         ended
     }
 
+    fn put_away(&mut self, guest: Guest) {
+        hang_up(&guest.connection.stream);
+        self.disposal.put(guest);
+    }
+
+    /// Goes on getting rid of things.
+    pub(crate) fn sweep(&mut self) {
+        self.disposal.sweep();
+    }
+
     fn close_endpoint(&mut self, registry: &Registry) {
-        if let Endpoint::Server(listener) = &mut self.endpoint {
-            let _ = registry.deregister(&mut listener.socket);
+        if let Endpoint::Server(Listener { mut socket, file }) = std::mem::replace(&mut self.endpoint, Endpoint::Closed) {
+            let _ = registry.deregister(&mut socket);
+            drop(file);
+            // With whoever waits there, and what they have sent already.
+            self.disposal.put(socket);
         }
-        self.endpoint = Endpoint::Closed;
     }
 }
 
@@ -341,6 +388,12 @@ impl Guest {
         }
         Ok(true)
     }
+}
+
+/// Lets the front-end know at once, while what it may have sent is closed when there is time.
+fn hang_up(stream: &mio::net::UnixStream) {
+    // Fails only when the other side has hung up already.
+    let _ = stream.shutdown(Shutdown::Both);
 }
 
 fn ring_statuses(session: &Session) -> Vec<RingStatus> {

@@ -105,8 +105,8 @@ pub(crate) struct Chain {
     pub(crate) head: u16,
     /// Bytes over all buffers, or why they can't be used.
     pub(crate) len: Result<usize, DropReason>,
-    /// Descriptors that were looked at.
-    pub(crate) descriptors: usize,
+    /// What it took: descriptors that were looked at, or pieces of memory, whichever are more.
+    pub(crate) cost: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -251,12 +251,12 @@ impl SplitRing {
         let mut walk = Walk { limit, len: 0, descriptors: 0, pieces };
         let walked = self.walk(head, &mut walk)?;
         let len = walked.map(|()| walk.len);
-        let descriptors = walk.descriptors;
+        let cost = walk.descriptors.max(walk.pieces.len() - before);
         if len.is_err() {
             pieces.truncate(before);
         }
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, len, descriptors }))
+        Ok(Some(Chain { head, len, cost }))
     }
 
     /// Gives the `count` chains that were taken last back to the guest's side, as if they had not been taken.

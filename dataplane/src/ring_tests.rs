@@ -39,7 +39,7 @@ impl Driver {
 
     fn memory(&self) -> Arc<GuestMemory> {
         let spec = RegionSpec { guest: 0, len: MEMORY_LEN, user: USER, file_offset: 0 };
-        Arc::new(GuestMemory::map(vec![(spec, self.file.try_clone().unwrap().into())]).unwrap())
+        Arc::new(GuestMemory::default().with_region(spec, self.file.try_clone().unwrap().into()).unwrap())
     }
 
     fn ring(&self, features: RingFeatures, direction: Direction) -> SplitRing {

@@ -24,7 +24,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// The most regions of guest memory, over all ports.
-pub(crate) const MAX_RANGES: usize = 8192;
+pub(crate) const MAX_RANGES: usize = 32_768;
 
 /// How often memory was taken away, over all ranges.
 static LOSSES: AtomicUsize = AtomicUsize::new(0);
@@ -44,6 +44,16 @@ impl Range {
     }
 }
 
+impl Range {
+    /// The addresses, unless the range is not in use. Read so that a range which is given up and taken again meanwhile is
+    /// never seen half old, half new.
+    fn bounds(&self) -> Option<std::ops::Range<usize>> {
+        let end = self.end.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Acquire);
+        (end != 0 && self.end.load(Ordering::Acquire) == end).then_some(start..end)
+    }
+}
+
 /// A range of addresses whose loss is survived and noticed. Give it up before the range is unmapped.
 #[derive(Debug)]
 pub(crate) struct GuardedRange(usize);
@@ -55,7 +65,7 @@ impl GuardedRange {
         let index = RANGES.iter().position(claim)?;
         let range = &RANGES[index];
         range.lost.store(false, Ordering::Relaxed);
-        range.start.store(start as usize, Ordering::Relaxed);
+        range.start.store(start as usize, Ordering::Release);
         range.end.store(start as usize + len, Ordering::Release);
         Some(Self(index))
     }
@@ -124,13 +134,9 @@ extern "C" fn on_interrupt(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 extern "C" fn on_sigbus(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel passes a valid `siginfo_t` for a handler installed with SA_SIGINFO, and SIGBUS sets `si_addr`.
     let address = unsafe { (*info).si_addr() } as usize;
-    let hit = RANGES.iter().find(|range| {
-        let end = range.end.load(Ordering::Acquire);
-        end != 0 && (range.start.load(Ordering::Relaxed)..end).contains(&address)
-    });
-    let replaced = hit.is_some_and(|range| {
-        let start = range.start.load(Ordering::Relaxed);
-        let len = range.end.load(Ordering::Relaxed) - start;
+    let hit = RANGES.iter().find_map(|range| Some((range, range.bounds()?)).filter(|(_, bounds)| bounds.contains(&address)));
+    let replaced = hit.is_some_and(|(range, bounds)| {
+        let (start, len) = (bounds.start, bounds.len());
         range.lost.store(true, Ordering::Relaxed);
         LOSSES.fetch_add(1, Ordering::Relaxed);
         let protection = ProtFlags::READ | ProtFlags::WRITE;

@@ -112,13 +112,13 @@ impl FromGuest {
     pub(crate) fn receive(&mut self, batch: &mut Batch) -> Result<(), RingFault> {
         batch.clear();
         let header_len = self.features.header_len();
-        let mut descriptors = 0;
-        while batch.frames.len() < BATCH && descriptors < MAX_BUFFERS {
+        let mut cost = 0;
+        while batch.frames.len() < BATCH && cost < MAX_BUFFERS {
             let start = batch.pieces.len();
             let Some(chain) = self.ring.take(header_len + MAX_FRAME_LEN, &mut batch.pieces)? else {
                 break;
             };
-            descriptors += chain.descriptors;
+            cost += chain.cost;
             let pieces = start..batch.pieces.len();
             let chain_len = chain.len.unwrap_or(0);
             let header = chain.len.and_then(|len| read_headers(&batch.pieces[start..], len, header_len));
@@ -228,9 +228,9 @@ impl ToGuest {
     fn gather(&mut self, needed: usize) -> Result<(), TransmitError> {
         self.chains.clear();
         self.pieces.clear();
-        let (mut room, mut descriptors) = (0, 0);
+        let (mut room, mut cost) = (0, 0);
         while room < needed {
-            if (room > 0 && !self.features.mergeable) || descriptors >= MAX_BUFFERS {
+            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS {
                 self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
@@ -239,7 +239,7 @@ impl ToGuest {
                 self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             };
-            descriptors += chain.descriptors;
+            cost += chain.cost;
             self.chains.push((chain.head, chain.len.unwrap_or(0)));
             match chain.len {
                 Ok(len) => room += len,

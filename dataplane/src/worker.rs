@@ -8,8 +8,8 @@
 //! command) comes with a wake-up through the same poll.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ pub(crate) struct WorkerHandle {
     pub(crate) registry: Registry,
     waker: Waker,
     injections: Sender<Injection>,
-    thread: Option<JoinHandle<()>>,
+    pub(crate) thread: Arc<WorkerThread>,
 }
 
 impl WorkerHandle {
@@ -110,7 +110,7 @@ impl WorkerHandle {
             losses: 0,
         };
         let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
-        Ok(Self { shared, registry, waker, injections, thread: Some(thread) })
+        Ok(Self { shared, registry, waker, injections, thread: Arc::new(WorkerThread(Mutex::new(Some(thread)))) })
     }
 
     /// Lets the worker start a round soon, if it sleeps.
@@ -126,21 +126,10 @@ impl WorkerHandle {
         }
     }
 
-    /// Ends a system call in which the worker may hang.
-    pub(crate) fn interrupt(&self) {
-        if let Some(thread) = &self.thread {
-            crate::sys::interrupt(thread);
-        }
-    }
-
-    pub(crate) fn is_alive(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-
     pub(crate) fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
-        let Some(thread) = self.thread.take() else { return };
+        let Some(thread) = self.thread.lock().take() else { return };
         while !thread.is_finished() {
             crate::sys::interrupt(&thread);
             std::thread::park_timeout(Duration::from_millis(1));
@@ -148,6 +137,27 @@ impl WorkerHandle {
         if thread.join().is_err() {
             tracing::error!("a worker ended with a panic");
         }
+    }
+}
+
+/// A worker's thread, as long as it was not stopped. Shared with whoever watches over it.
+#[derive(Debug)]
+pub(crate) struct WorkerThread(Mutex<Option<JoinHandle<()>>>);
+
+impl WorkerThread {
+    /// Ends a system call in which the worker may hang.
+    pub(crate) fn interrupt(&self) {
+        if let Some(thread) = &*self.lock() {
+            crate::sys::interrupt(thread);
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.lock().as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,21 +191,23 @@ impl Worker {
         }
     }
 
-    /// One round over the rings: at most one batch from each, and at most one frame of weft's own. True if a frame moved.
+    /// One round over the rings: at most one batch from each. True if a frame moved.
     fn poll_all(&mut self, now: Timestamp) -> bool {
         let snapshot = self.snapshots.load();
         let polled = snapshot.polled_by(self.number);
+        let mut busy = false;
+        // Before the generation is noted: whoever waits for that may rely on all of them having been forwarded. At most as many as
+        // fit are there.
+        for Injection { port, frame } in self.injected.try_iter().take(INJECTIONS) {
+            self.lane.inject(snapshot, port, frame, now);
+            busy = true;
+        }
         let new_snapshot = self.shared.note_generation(snapshot.generation);
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
-        let mut busy = false;
         for polled in polled {
             busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
-        }
-        if let Ok(Injection { port, frame }) = self.injected.try_recv() {
-            self.lane.inject(snapshot, port, frame, now);
-            busy = true;
         }
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {

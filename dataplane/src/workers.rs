@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -17,6 +18,8 @@ use crate::worker::{Clock, FaultReports, WorkerHandle};
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// How long until a worker that does not answer is interrupted, in case it hangs in a system call.
 const INTERRUPT_AFTER: Duration = Duration::from_millis(20);
+/// The same where nobody waits for the worker: it is interrupted in the second of these intervals at the latest.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What one worker tells the owner.
 #[derive(Debug)]
@@ -69,8 +72,48 @@ pub(crate) struct Workers {
     generation: u64,
     parker: Parker,
     pub(crate) handles: Vec<WorkerHandle>,
-    /// Rounds of each worker when it was last looked at.
-    watched_rounds: Vec<u64>,
+    _watch: Watch,
+}
+
+/// A thread that looks whether workers hang in a system call. Not the owner's, because the owner may wait for a ring that such a
+/// worker has locked.
+#[derive(Debug)]
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start(workers: &[WorkerHandle]) -> io::Result<Self> {
+        let mut watched: Vec<_> =
+            workers.iter().map(|worker| (Arc::clone(&worker.shared), Arc::clone(&worker.thread), 0)).collect();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("weft-watch".to_owned()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::park_timeout(WATCH_INTERVAL);
+                for (shared, thread, last_rounds) in &mut watched {
+                    let rounds = shared.rounds.value();
+                    if rounds == *last_rounds && !shared.asleep.load(Ordering::Relaxed) {
+                        thread.interrupt();
+                    }
+                    *last_rounds = rounds;
+                }
+            }
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It has no way to panic, and nothing depends on how it ended.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// A frame that weft made, to be forwarded as if `port` had sent it.
@@ -89,8 +132,9 @@ impl Workers {
             let shared = Arc::new(WorkerShared::new(parker.unparker().clone()));
             WorkerHandle::start(number, Arc::clone(&snapshot), shared, clock, faults.clone())
         };
-        let handles = (0..count).map(start).collect::<io::Result<_>>()?;
-        Ok(Self { snapshot, generation: 0, parker, handles, watched_rounds: vec![0; count] })
+        let handles = (0..count).map(start).collect::<io::Result<Vec<_>>>()?;
+        let watch = Watch::start(&handles)?;
+        Ok(Self { snapshot, generation: 0, parker, handles, _watch: watch })
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -116,7 +160,7 @@ impl Workers {
                 return Err(WorkerStuck);
             }
             if began.elapsed() > INTERRUPT_AFTER {
-                self.handles.iter().filter(|worker| behind(worker)).for_each(WorkerHandle::interrupt);
+                self.handles.iter().filter(|worker| behind(worker)).for_each(|worker| worker.thread.interrupt());
             }
             self.parker.park_timeout(INTERRUPT_AFTER);
         }
@@ -129,16 +173,9 @@ impl Workers {
         self.handles[worker_of(injection.port, self.count())].inject(injection);
     }
 
-    /// Interrupts every worker that has neither slept nor finished a round since the last call. False when one has died.
-    pub(crate) fn watch(&mut self) -> bool {
-        for (worker, watched) in self.handles.iter().zip(&mut self.watched_rounds) {
-            let rounds = worker.shared.rounds.value();
-            if rounds == *watched && !worker.shared.asleep.load(Ordering::Relaxed) {
-                worker.interrupt();
-            }
-            *watched = rounds;
-        }
-        self.handles.iter().all(WorkerHandle::is_alive)
+    /// False when one has died.
+    pub(crate) fn are_alive(&self) -> bool {
+        self.handles.iter().all(|worker| worker.thread.is_alive())
     }
 }
 

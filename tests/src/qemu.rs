@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -15,6 +14,7 @@ use crate::wait::wait_for;
 /// A boot takes two to three seconds of one core. Several guests at a time on two shared cores take several times that.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 const RUN_LIMIT: Duration = Duration::from_secs(30);
+const MEMORY_MIB: u32 = 256;
 
 /// What to boot.
 #[derive(Clone, Debug)]
@@ -25,8 +25,6 @@ pub struct GuestBuilder {
     reconnect_ms: Option<u32>,
     mac: String,
     ip: Option<String>,
-    memory_mib: u32,
-    queues: u32,
     device_flags: Vec<String>,
     plug: Option<Vec<String>>,
 }
@@ -35,11 +33,11 @@ pub struct GuestBuilder {
 #[derive(Debug)]
 pub struct Guest {
     name: String,
-    // Before `dir`: QEMU ends first, then its folder goes.
     process: Process,
     channel: RefCell<Channel>,
     console: PathBuf,
-    dir: TempDir,
+    // Dropped after the process that uses it.
+    _dir: TempDir,
 }
 
 /// What a command in the guest came to.
@@ -64,27 +62,9 @@ impl GuestBuilder {
         self
     }
 
-    /// The address of its network card; the default is made from the name.
-    pub fn mac(mut self, mac: &str) -> Self {
-        mac.clone_into(&mut self.mac);
-        self
-    }
-
     /// The address of eth0, as in `10.0.0.1/24`.
     pub fn ip(mut self, ip: &str) -> Self {
         self.ip = Some(ip.to_owned());
-        self
-    }
-
-    /// How much memory it has; 256 unless told.
-    pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.memory_mib = mib;
-        self
-    }
-
-    /// How many queue pairs its network card has; one unless told.
-    pub fn queues(mut self, queues: u32) -> Self {
-        self.queues = queues;
         self
     }
 
@@ -128,7 +108,7 @@ impl GuestBuilder {
                 Err(error) => panic!("the command channel of guest {} failed: {error}", self.name),
             }
         });
-        Guest { name: self.name, process, channel: RefCell::new(Channel::new(stream)), console, dir }
+        Guest { name: self.name, process, channel: RefCell::new(Channel::new(stream)), console, _dir: dir }
     }
 
     fn qemu_args(&self, console: &Path, channel: &Path) -> Vec<String> {
@@ -163,28 +143,22 @@ impl GuestBuilder {
             net.push_str(&format!(",reconnect-ms={ms}"));
         }
         let mut device = format!("virtio-net-pci,netdev=net,mac={},rombar=0", self.mac);
-        let mut netdev = "vhost-user,id=net,chardev=net".to_owned();
-        if self.queues > 1 {
-            netdev.push_str(&format!(",queues={}", self.queues));
-            device.push_str(&format!(",mq=on,vectors={}", 2 * self.queues + 2));
-        }
         for flag in &self.device_flags {
             device.push(',');
             device.push_str(flag);
         }
-        let memory = self.memory_mib;
         [
             "-m",
-            &memory.to_string(),
+            &MEMORY_MIB.to_string(),
             // The switch maps the guest's memory, so it has to be shared.
             "-object",
-            &format!("memory-backend-memfd,id=mem,size={memory}M,share=on"),
+            &format!("memory-backend-memfd,id=mem,size={MEMORY_MIB}M,share=on"),
             "-numa",
             "node,memdev=mem",
             "-chardev",
             &net,
             "-netdev",
-            &netdev,
+            "vhost-user,id=net,chardev=net",
             "-device",
             &device,
         ]
@@ -206,8 +180,6 @@ impl Guest {
             reconnect_ms: None,
             mac: format!("02:77:{a:02x}:{b:02x}:{c:02x}:{d:02x}"),
             ip: None,
-            memory_mib: 256,
-            queues: 1,
             device_flags: Vec::new(),
             plug: None,
         }
@@ -256,11 +228,6 @@ impl Guest {
     /// The process id of its QEMU.
     pub fn pid(&self) -> u32 {
         self.process.pid()
-    }
-
-    /// The folder with its logs, for whatever a test wants to put beside them.
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
     }
 }
 
@@ -320,10 +287,4 @@ fn image_dir() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/e2e"), PathBuf::from);
     assert!(dir.join("initrd").is_file(), "no guest to boot in {}: run tests/e2e/setup first", dir.display());
     dir
-}
-
-/// What QEMU is installed, for a test's report.
-pub fn version() -> String {
-    let output = Command::new(find_program("qemu-system-x86_64")).arg("--version").output().expect("QEMU runs");
-    String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
 }

@@ -32,16 +32,6 @@ impl Weft {
         Weft::start_with(&[])
     }
 
-    /// Starts it with a configuration file that holds `toml`.
-    pub fn start_configured(toml: &str) -> Weft {
-        let mut weft = Weft::prepare();
-        let file = weft.dir.path().join("weft.toml");
-        fs::write(&file, toml).expect("a file in our own folder can be written");
-        weft.args.extend(["--config".to_owned(), file.display().to_string()]);
-        weft.start_again();
-        weft
-    }
-
     /// Starts it with more arguments behind `weft run --run-dir DIR`.
     pub fn start_with(args: &[&str]) -> Weft {
         let mut weft = Weft::prepare();

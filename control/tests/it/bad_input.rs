@@ -95,7 +95,11 @@ fn a_socket_in_a_directory_that_is_missing_is_refused() {
     let weft = Weft::start();
     let path = weft.dir.path().join("missing/web.sock");
     let message = weft.refused(&["port", "add", "web", "--socket", path.to_str().unwrap()]);
+    let directory = weft.dir.path().join("missing");
     assert!(message.contains("missing/web.sock"), "{message}");
+    assert!(message.ends_with(&format!("; create the directory {directory:?} first\n")), "{message}");
+    std::fs::create_dir(directory).unwrap();
+    weft.json(&["port", "add", "web", "--socket", path.to_str().unwrap()]);
 }
 
 #[test]
@@ -139,6 +143,16 @@ fn values_out_of_range_are_wrong_usage() {
         let ran = weft.run(&args);
         assert_eq!(ran.status, 2, "{args:?} gave {:?}", ran.stderr);
         assert_ne!(ran.stderr, "");
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_none_is_wrong_usage_and_told_once() {
+    for path in ["", "/tmp/", "/tmp/web\n.sock"] {
+        let ran = run(&["port", "add", "web", "--socket", path]);
+        assert_eq!(ran.status, 2, "{path:?} gave {:?}", ran.stderr);
+        assert_eq!(ran.stderr.matches("can't be a socket path").count(), 1, "{}", ran.stderr);
+        assert!(ran.stderr.contains("--socket"), "{}", ran.stderr);
     }
 }
 

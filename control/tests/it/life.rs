@@ -102,6 +102,7 @@ fn a_reload_changes_what_differs_and_nothing_else() {
 fn a_reload_without_a_file_is_harmless() {
     let weft = Weft::start();
     weft.signal(Signal::HUP);
+    weft.wait_for_log("SIGHUP, but there is no configuration file");
     assert_eq!(weft.run(&["status"]).status, 0);
 }
 

@@ -5,12 +5,16 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 
 use mio::net::UnixStream;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 
+use super::descriptor::{Bin, Received};
 use super::message::{HEADER_LEN, Header, MAX_DESCRIPTORS, MAX_PAYLOAD_LEN, MessageError};
+
+/// The most descriptors that the kernel lets anybody attach to one write (unix(7), `SCM_RIGHTS`). There is room for all of
+/// them, because the kernel closes here and now what does not fit.
+const MAX_SENT_DESCRIPTORS: usize = 253;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,8 @@ pub(crate) enum ConnectionError {
     RepliesNotRead,
     #[error("more than {MAX_DESCRIPTORS} descriptors in one message")]
     TooManyDescriptors,
+    #[error("a descriptor that is neither an eventfd nor memory, or that its message does not take")]
+    UnknownDescriptor,
     #[error(transparent)]
     Message(#[from] MessageError),
     #[error("the socket failed: {0}")]
@@ -35,7 +41,7 @@ pub(crate) enum ConnectionError {
 pub(crate) struct RawMessage {
     pub(crate) header: Header,
     pub(crate) payload: Vec<u8>,
-    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) fds: Vec<Received>,
 }
 
 /// A connected front-end.
@@ -45,16 +51,21 @@ pub(crate) struct Connection {
     bytes: [u8; HEADER_LEN + MAX_PAYLOAD_LEN],
     filled: usize,
     header: Option<Header>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Received>,
+    bin: Bin,
 }
 
 impl Connection {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self { stream, bytes: [0; HEADER_LEN + MAX_PAYLOAD_LEN], filled: 0, header: None, fds: Vec::new() }
+        Self { stream, bytes: [0; HEADER_LEN + MAX_PAYLOAD_LEN], filled: 0, header: None, fds: Vec::new(), bin: Bin::default() }
     }
 
-    /// The next whole message, or `None` when it has not arrived yet.
+    /// The next whole message, or `None` when it has not arrived yet. Fails if a descriptor of the one before was not taken
+    /// for what it must be.
     pub(crate) fn receive(&mut self) -> Result<Option<RawMessage>, ConnectionError> {
+        if !self.bin.is_empty() {
+            return Err(ConnectionError::UnknownDescriptor);
+        }
         loop {
             let wanted = HEADER_LEN + self.header.map_or(0, |header| header.payload_len);
             if self.filled < wanted {
@@ -86,7 +97,7 @@ impl Connection {
 
     /// Reads towards `wanted` bytes. False when nothing is there to read now.
     fn fill(&mut self, wanted: usize) -> Result<bool, ConnectionError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT_DESCRIPTORS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut buffers = [io::IoSliceMut::new(&mut self.bytes[self.filled..wanted])];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -101,10 +112,9 @@ impl Connection {
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                self.fds.extend(fds.map(|fd| Received::new(fd, &self.bin)));
             }
         }
-        // What did not fit was closed by the kernel.
         if self.fds.len() > MAX_DESCRIPTORS || received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(ConnectionError::TooManyDescriptors);
         }

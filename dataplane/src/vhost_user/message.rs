@@ -3,8 +3,6 @@
 //! Layouts and numbers come from the `vhost` crate's public message types; what is added here is that every length and
 //! count is checked before anything is believed.
 
-use std::os::fd::OwnedFd;
-
 use vhost::vhost_user::message::{
     FrontendReq, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion, VhostUserU64,
     VhostUserVringAddr, VhostUserVringState,
@@ -12,6 +10,7 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 use weft_switch::MacAddr;
 
+use super::descriptor::Received;
 use crate::memory::RegionSpec;
 
 /// Bytes of a message header: request, flags, payload size, 32 bits each.
@@ -57,7 +56,7 @@ pub(crate) enum MessageError {
 #[derive(Debug)]
 pub(crate) struct RingDescriptor {
     pub(crate) ring: usize,
-    pub(crate) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<Received>,
 }
 
 /// What a front-end asks for. Names as in the protocol.
@@ -70,10 +69,10 @@ pub(crate) enum Request {
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
-    SetMemTable(Vec<(RegionSpec, OwnedFd)>),
+    SetMemTable(Vec<(RegionSpec, Received)>),
     GetMaxMemSlots,
-    AddMemReg(RegionSpec, OwnedFd),
-    RemMemReg(RegionSpec),
+    AddMemReg(RegionSpec, Received),
+    RemMemReg(RegionSpec, Option<Received>),
     SetVringNum {
         ring: usize,
         size: u32,
@@ -108,7 +107,7 @@ pub(crate) enum Request {
     GetStatus,
     SetStatus(u64),
     /// Known to the protocol or not, but not to weft: it was not negotiated.
-    Unsupported,
+    Unsupported(Vec<Received>),
 }
 
 impl Header {
@@ -142,12 +141,12 @@ pub(crate) fn name(code: u32) -> String {
 }
 
 impl Request {
-    /// Parses a request. Descriptors that it does not take are an error, and closed.
-    pub(crate) fn parse(code: u32, payload: &[u8], fds: Vec<OwnedFd>) -> Result<Self, MessageError> {
+    /// Parses a request. Descriptors that it does not take are an error.
+    pub(crate) fn parse(code: u32, payload: &[u8], fds: Vec<Received>) -> Result<Self, MessageError> {
         use FrontendReq as Code;
         let message = Message { code, payload, fds };
         let Ok(code) = FrontendReq::try_from(code) else {
-            return Ok(Self::Unsupported);
+            return Ok(Self::Unsupported(message.fds));
         };
         match code {
             Code::GET_FEATURES => message.empty(Self::GetFeatures),
@@ -175,7 +174,7 @@ impl Request {
             Code::RESET_DEVICE => message.empty(Self::ResetDevice),
             Code::GET_STATUS => message.empty(Self::GetStatus),
             Code::SET_STATUS => message.number().map(Self::SetStatus),
-            _ => Ok(Self::Unsupported),
+            _ => Ok(Self::Unsupported(message.fds)),
         }
     }
 }
@@ -183,7 +182,7 @@ impl Request {
 struct Message<'a> {
     code: u32,
     payload: &'a [u8],
-    fds: Vec<OwnedFd>,
+    fds: Vec<Received>,
 }
 
 impl Message<'_> {
@@ -245,12 +244,12 @@ impl Message<'_> {
         Ok(Request::AddMemReg(spec, fd))
     }
 
-    fn remove_region(self) -> Result<Request, MessageError> {
-        // The front-end may send the region's descriptor along (vhost-user, `REM_MEM_REG`); it is closed.
+    fn remove_region(mut self) -> Result<Request, MessageError> {
+        // The front-end may send the region's descriptor along (vhost-user, `REM_MEM_REG`).
         if self.fds.len() > 1 {
             return Err(self.bad_descriptors());
         }
-        self.single_region().map(Request::RemMemReg)
+        Ok(Request::RemMemReg(self.single_region()?, self.fds.pop()))
     }
 
     fn single_region(&self) -> Result<RegionSpec, MessageError> {

@@ -5,5 +5,6 @@
 //! `docs/decisions/0001`.
 
 pub(crate) mod connection;
+pub(crate) mod descriptor;
 pub(crate) mod message;
 pub(crate) mod session;

@@ -28,8 +28,9 @@ use vm_memory::ByteValued;
 use weft_switch::MacAddr;
 
 use super::connection::RawMessage;
+use super::descriptor::Received;
 use super::message::{self, MessageError, Request, RingDescriptor};
-use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
+use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionSpec};
 use crate::ring::{Direction, MAX_RING_SIZE, RingFeatures, RingLayout, SetupError, SplitRing};
 use crate::snapshot::{RingLink, RunningRings};
 use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
@@ -74,6 +75,8 @@ pub(crate) trait Host {
     fn unwatch_kick(&mut self, kick: BorrowedFd<'_>);
     /// Tells the network that this station is now behind this port.
     fn announce(&mut self, station: MacAddr);
+    /// Lets go of memory that no worker uses any more.
+    fn dispose(&mut self, memory: Arc<GuestMemory>);
 }
 
 /// What the device is, for the configuration space.
@@ -181,8 +184,10 @@ impl Session {
 
     /// Stops every ring, as it must be done when the connection ends.
     pub(crate) fn end(&mut self, host: &mut impl Host) -> Result<(), WorkerStuck> {
-        let ran = self.rings.iter_mut().filter_map(|ring| ring.stop(host)).count() > 0;
-        if ran { self.publish(host) } else { Ok(()) }
+        for ring in &mut self.rings {
+            ring.stop(host);
+        }
+        self.publish(host)
     }
 
     /// True when frames can pass in both directions.
@@ -219,20 +224,27 @@ impl Session {
             Request::GetProtocolFeatures => Ok(number(PROTOCOL_FEATURES.bits())),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features),
             Request::GetQueueNum => Ok(number(self.identity.queue_pairs.into())),
-            Request::SetMemTable(regions) => self.set_memory(GuestMemory::map(regions)?),
+            Request::SetMemTable(regions) => self.set_memory(map_all(regions)?, host),
             Request::GetMaxMemSlots => Ok(number(MAX_REGIONS as u64)),
-            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, fd)?),
-            Request::RemMemReg(spec) => self.set_memory(self.memory.without_region(&spec)?),
+            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, memory_fd(&spec, fd)?)?, host),
+            Request::RemMemReg(spec, fd) => {
+                // It may come along, and is known to close without blocking only if it is memory.
+                fd.map(|fd| memory_fd(&spec, fd)).transpose()?;
+                self.set_memory(self.memory.without_region(&spec)?, host)
+            }
             Request::SetVringNum { ring, size } => self.set_ring_size(ring, size),
             Request::SetVringAddr { ring, descriptors, available, used } => {
                 let size = self.ring(ring)?.layout.size;
-                self.set_ring_address(ring, RingLayout { size, descriptors, available, used })
+                self.set_ring_address(ring, RingLayout { size, descriptors, available, used }, host)
             }
             Request::SetVringBase { ring, base } => self.set_ring_base(ring, base),
             Request::GetVringBase { ring } => self.stop_ring(ring, host),
             Request::SetVringKick(kick) => self.start_ring(kick, host),
             Request::SetVringCall(call) => self.set_call(call),
-            Request::SetVringErr(err) => self.ring(err.ring).map(|_| Answer::Done),
+            Request::SetVringErr(err) => {
+                self.ring(err.ring)?;
+                eventfd(err, "err").map(|_| Answer::Done)
+            }
             Request::SetVringEnable { ring, enable } => self.enable_ring(ring, enable, host),
             Request::SendRarp(station) => announce(station, host),
             Request::NetSetMtu(mtu) => self.set_mtu(mtu),
@@ -241,7 +253,10 @@ impl Session {
             Request::ResetOwner => self.reset(false, host),
             Request::GetStatus => Ok(number(self.status.into())),
             Request::SetStatus(status) => self.set_status(status, host),
-            Request::Unsupported => Ok(Answer::NotSupported),
+            Request::Unsupported(fds) => {
+                fds.into_iter().for_each(Received::close);
+                Ok(Answer::NotSupported)
+            }
         }
     }
 
@@ -267,9 +282,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
-        self.memory = Arc::new(memory);
-        self.set_up_again()
+    fn set_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> Result<Answer, SessionError> {
+        let old = std::mem::replace(&mut self.memory, Arc::new(memory));
+        let outcome = self.set_up_again(host);
+        host.dispose(old);
+        outcome
     }
 
     fn set_ring_size(&mut self, ring: usize, size: u32) -> Result<Answer, SessionError> {
@@ -279,11 +296,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    fn set_ring_address(&mut self, ring: usize, layout: RingLayout) -> Result<Answer, SessionError> {
+    fn set_ring_address(&mut self, ring: usize, layout: RingLayout, host: &mut impl Host) -> Result<Answer, SessionError> {
         let state = self.ring(ring)?;
         let moves = state.running.is_some() && state.layout != layout;
         state.layout = layout;
-        if moves { self.set_up_again() } else { Ok(Answer::Done) }
+        if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
     }
 
     /// The base is only remembered: where a ring goes on stands in its used index (see [`SplitRing::new`]).
@@ -299,10 +316,7 @@ impl Session {
             self.rings[ring].stop(host);
             self.publish(host)?;
         }
-        if let Some(kick) = &kick.fd {
-            check_eventfd(ring, "kick", kick)?;
-        }
-        self.rings[ring].kick = kick.fd;
+        self.rings[ring].kick = eventfd(kick, "kick")?;
         let running = self.set_up(ring)?;
         // Only what comes from the guest has to be looked at when it kicks. Watched last, because a ring that does not run
         // is not unwatched.
@@ -330,14 +344,14 @@ impl Session {
     fn set_call(&mut self, call: RingDescriptor) -> Result<Answer, SessionError> {
         let ring = call.ring;
         self.ring(ring)?;
-        if let Some(fd) = &call.fd {
-            check_eventfd(ring, "call", fd)?;
+        let call = eventfd(call, "call")?;
+        if let Some(fd) = &call {
             // A full counter must not hold a worker up. See `sys` for a front-end that clears this again.
             let unusable = |source: rustix::io::Errno| SessionError::Descriptor { ring, what: "call", source: source.into() };
             let flags = rustix::fs::fcntl_getfl(fd).map_err(unusable)?;
             rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(unusable)?;
         }
-        let call = call.fd.map(Arc::new);
+        let call = call.map(Arc::new);
         if let Some(running) = &self.rings[ring].running {
             running.set_call(call.clone());
         }
@@ -391,7 +405,7 @@ impl Session {
 
     /// Sets every running ring up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
     /// lock, so at a batch boundary: no worker uses the old memory afterwards, and no frame is lost.
-    fn set_up_again(&self) -> Result<Answer, SessionError> {
+    fn set_up_again(&self, host: &mut impl Host) -> Result<Answer, SessionError> {
         for (ring, state) in self.rings.iter().enumerate() {
             if let Some(running) = &state.running {
                 running.with_ring(|old| {
@@ -400,6 +414,8 @@ impl Session {
                 })?;
             }
         }
+        // A new ring asks for no kicks; the worker may sleep, and has to look and ask again.
+        self.publish(host)?;
         Ok(Answer::Done)
     }
 
@@ -522,8 +538,18 @@ fn number(value: u64) -> Answer {
     Answer::Payload(value.to_le_bytes().to_vec())
 }
 
-fn check_eventfd(ring: usize, what: &'static str, fd: &OwnedFd) -> Result<(), SessionError> {
-    if crate::sys::is_eventfd(fd.as_fd()) { Ok(()) } else { Err(SessionError::NotAnEventFd { ring, what }) }
+/// The descriptor that came for a ring, if one came.
+fn eventfd(received: RingDescriptor, what: &'static str) -> Result<Option<OwnedFd>, SessionError> {
+    let RingDescriptor { ring, fd } = received;
+    fd.map(|fd| fd.eventfd().ok_or(SessionError::NotAnEventFd { ring, what })).transpose()
+}
+
+fn memory_fd(spec: &RegionSpec, fd: Received) -> Result<OwnedFd, MemoryError> {
+    fd.memory().ok_or(MemoryError::NotMemory(spec.guest))
+}
+
+fn map_all(regions: Vec<(RegionSpec, Received)>) -> Result<GuestMemory, MemoryError> {
+    regions.into_iter().try_fold(GuestMemory::default(), |memory, (spec, fd)| memory.with_region(spec, memory_fd(&spec, fd)?))
 }
 
 fn announce(station: MacAddr, host: &mut impl Host) -> Result<Answer, SessionError> {

@@ -1,9 +1,8 @@
 //! How a guest is to be: every choice that a test or a bench has, with what is usual as the default.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use crate::{GuestAddr, RegionLayout, Shape, feature};
+use crate::{RegionLayout, Shape, feature};
 
 /// In which order the messages of a session come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +41,6 @@ pub struct Builder {
     pub(crate) features_if_offered: u64,
     pub(crate) protocol_features: u64,
     pub(crate) memory_by: Option<MemoryBy>,
-    pub(crate) main_region: (GuestAddr, u64),
     pub(crate) regions: Vec<RegionLayout>,
     pub(crate) sealed: bool,
     pub(crate) ring_size: u16,
@@ -54,7 +52,6 @@ pub struct Builder {
     pub(crate) acknowledge_everything: bool,
     pub(crate) knows_protocol_features: bool,
     pub(crate) mtu: Option<u16>,
-    pub(crate) limit: Duration,
 }
 
 impl Builder {
@@ -68,7 +65,6 @@ impl Builder {
             features_if_offered: 0,
             protocol_features: feature::PROTOCOL_DEFAULT,
             memory_by: None,
-            main_region: (GuestAddr(0x10_0000), 0),
             regions: Vec::new(),
             sealed: false,
             ring_size: 256,
@@ -80,7 +76,6 @@ impl Builder {
             acknowledge_everything: false,
             knows_protocol_features: true,
             mtu: None,
-            limit: Duration::from_secs(5),
         }
     }
 
@@ -119,12 +114,6 @@ impl Builder {
     #[must_use]
     pub fn memory_by(self, memory_by: MemoryBy) -> Self {
         Self { memory_by: Some(memory_by), ..self }
-    }
-
-    /// Guest address and offset in its file of the region for rings and slots.
-    #[must_use]
-    pub fn main_region(self, guest: GuestAddr, mmap_offset: u64) -> Self {
-        Self { main_region: (guest, mmap_offset), ..self }
     }
 
     /// One more region, for the test to use.
@@ -192,11 +181,5 @@ impl Builder {
     #[must_use]
     pub fn mtu(self, mtu: u16) -> Self {
         Self { mtu: Some(mtu), ..self }
-    }
-
-    /// How long the guest waits for the back-end in one step; 5 seconds unless said otherwise.
-    #[must_use]
-    pub fn limit(self, limit: Duration) -> Self {
-        Self { limit, ..self }
     }
 }

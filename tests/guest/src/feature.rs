@@ -3,8 +3,7 @@
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -16,16 +15,10 @@ pub const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Notifications are asked for by ring index instead of by flag.
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
-/// The guest may leave checksums to the back-end.
-pub const CSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
 /// The guest takes frames without a complete checksum.
 pub const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
-/// The guest takes TCP segments that are longer than the MTU.
-pub const GUEST_TSO: u64 = (1 << VIRTIO_NET_F_GUEST_TSO4) | (1 << VIRTIO_NET_F_GUEST_TSO6);
 /// The guest may send TCP segments that are longer than the MTU.
 pub const HOST_TSO: u64 = (1 << VIRTIO_NET_F_HOST_TSO4) | (1 << VIRTIO_NET_F_HOST_TSO6);
-/// The device tells its MTU.
-pub const MTU: u64 = 1 << VIRTIO_NET_F_MTU;
 /// The back-end knows vhost-user protocol features.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -49,11 +42,5 @@ pub const PROTOCOL_REPLY_ACK: u64 = VhostUserProtocolFeatures::REPLY_ACK.bits();
 pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u64 = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits();
 /// The back-end keeps the device status.
 pub const PROTOCOL_STATUS: u64 = VhostUserProtocolFeatures::STATUS.bits();
-/// The back-end can be reset.
-pub const PROTOCOL_RESET_DEVICE: u64 = VhostUserProtocolFeatures::RESET_DEVICE.bits();
-/// The back-end holds the configuration space.
-pub const PROTOCOL_CONFIG: u64 = VhostUserProtocolFeatures::CONFIG.bits();
-/// The back-end announces a guest's new place.
-pub const PROTOCOL_RARP: u64 = VhostUserProtocolFeatures::RARP.bits();
 /// The back-end is told the MTU.
 pub const PROTOCOL_MTU: u64 = VhostUserProtocolFeatures::MTU.bits();

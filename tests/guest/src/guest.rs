@@ -18,6 +18,10 @@ use crate::builder::{Builder, MemoryBy, Order, Socket};
 use crate::session::Acknowledge;
 use crate::{Buffer, GuestAddr, GuestError, GuestMemory, Header, RegionLayout, Request, Ring, Session, Shape, Used, feature};
 
+/// How long the guest waits for the back-end in one step.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Where the region for rings and slots starts.
+const MAIN_REGION: GuestAddr = GuestAddr(0x10_0000);
 /// Bytes of a slot: header, the largest frame, and room for marks behind the pieces.
 const SLOT_LEN: u64 = 0x12000;
 /// Stands behind every piece of a receive buffer and must still be there when the frame has come.
@@ -73,24 +77,22 @@ impl Builder {
     /// # Errors
     /// When the operating system gives no memory, descriptor or socket.
     pub fn build(self) -> Result<Guest, GuestError> {
-        let limit = self.limit;
         let rings = self.queue_pairs * 2;
         let ring_len = Ring::memory_len(self.ring_size);
         let rings_len = ring_len * u64::from(rings);
-        let (base, mmap_offset) = self.main_region;
         let len = rings_len + SLOT_LEN * u64::from(self.ring_size) * u64::from(rings);
-        let mut layouts = vec![RegionLayout { mmap_offset, ..RegionLayout::at(base.0, len) }];
+        let mut layouts = vec![RegionLayout::at(MAIN_REGION.0, len)];
         layouts.extend(&self.regions);
-        let memory = Arc::new(GuestMemory::new(&layouts, self.sealed).map_err(GuestError::io("make guest memory", limit))?);
-        let ring = |index| Ring::new(Arc::clone(&memory), index, self.ring_size, base + u64::from(index) * ring_len);
+        let memory = Arc::new(GuestMemory::new(&layouts, self.sealed).map_err(GuestError::io("make guest memory", LIMIT))?);
+        let ring = |index| Ring::new(Arc::clone(&memory), index, self.ring_size, MAIN_REGION + u64::from(index) * ring_len);
         let listener = match self.socket {
             Socket::Connect => None,
-            Socket::Listen => Some(UnixListener::bind(&self.path).map_err(GuestError::io("listen for the back-end", limit))?),
+            Socket::Listen => Some(UnixListener::bind(&self.path).map_err(GuestError::io("listen for the back-end", LIMIT))?),
         };
         Ok(Guest {
             rings: (0..rings).map(ring).collect::<Result<_, _>>()?,
             bases: vec![0; usize::from(rings)],
-            slots: base + rings_len,
+            slots: MAIN_REGION + rings_len,
             listener,
             session: None,
             memory,
@@ -192,11 +194,11 @@ impl Guest {
     /// When that takes too long, or the back-end breaks the ring.
     pub fn flush(&mut self) -> Result<Vec<Used>, GuestError> {
         let mut done = self.reclaim()?;
-        let deadline = Instant::now() + self.setup.limit;
+        let deadline = Instant::now() + LIMIT;
         while self.rings[1].in_flight() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if !self.wait(1, left)? {
-                return Err(GuestError::TimedOut { what: "the end of sending", limit: self.setup.limit });
+                return Err(GuestError::TimedOut { what: "the end of sending", limit: LIMIT });
             }
             done.extend(self.reclaim()?);
         }
@@ -216,13 +218,13 @@ impl Guest {
     }
 
     fn wait_for_room(&mut self, needed: usize) -> Result<(), GuestError> {
-        let deadline = Instant::now() + self.setup.limit;
+        let deadline = Instant::now() + LIMIT;
         self.reclaim()?;
         while self.rings[1].free() < needed {
             self.rings[1].publish_and_kick()?;
             let left = deadline.saturating_duration_since(Instant::now());
             if !self.wait(1, left)? {
-                return Err(GuestError::TimedOut { what: "room in the sending ring", limit: self.setup.limit });
+                return Err(GuestError::TimedOut { what: "room in the sending ring", limit: LIMIT });
             }
             self.reclaim()?;
         }
@@ -369,8 +371,8 @@ impl Guest {
     pub fn open(&mut self) -> Result<(), GuestError> {
         self.session = None;
         let session = match &self.listener {
-            None => Session::connect(&self.setup.path, self.setup.limit)?,
-            Some(listener) => Session::accept(listener, self.setup.limit)?,
+            None => Session::connect(&self.setup.path, LIMIT)?,
+            Some(listener) => Session::accept(listener, LIMIT)?,
         };
         self.session = Some(session);
         Ok(())

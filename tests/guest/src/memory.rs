@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 /// An address as the guest's driver writes it into descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,12 +180,7 @@ impl GuestMemory {
     /// # Panics
     /// When the guest has no memory there, or the address is odd.
     pub fn store_u16(&self, address: GuestAddr, value: u16, order: Ordering) {
-        let (region, offset) = self.locate(address);
-        region
-            .mapping
-            .as_volatile_slice()
-            .store(value.to_le(), offset, order)
-            .expect("the place is aligned and inside the region");
+        self.store(address, value.to_le(), order);
     }
 
     /// Loads an aligned 16-bit number atomically.
@@ -204,12 +199,13 @@ impl GuestMemory {
     /// # Panics
     /// When the guest has no memory there, or the address is not aligned.
     pub fn store_u32(&self, address: GuestAddr, value: u32, order: Ordering) {
+        self.store(address, value.to_le(), order);
+    }
+
+    fn store<T: AtomicAccess>(&self, address: GuestAddr, value: T, order: Ordering) {
         let (region, offset) = self.locate(address);
-        region
-            .mapping
-            .as_volatile_slice()
-            .store(value.to_le(), offset, order)
-            .expect("the place is aligned and inside the region");
+        let stored = region.mapping.as_volatile_slice().store(value, offset, order);
+        stored.expect("the place is aligned and inside the region");
     }
 
     fn locate(&self, address: GuestAddr) -> (&Region, usize) {

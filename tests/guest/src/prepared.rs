@@ -46,15 +46,6 @@ impl PreparedSend {
         }
         Ok(count)
     }
-
-    /// Frames sent and not yet back.
-    ///
-    /// # Errors
-    /// When the back-end breaks the ring.
-    pub fn outstanding(&mut self, guest: &mut Guest) -> Result<u16, GuestError> {
-        self.completed = advance(guest, 1, self.completed, self.published)?;
-        Ok(self.published.wrapping_sub(self.completed))
-    }
 }
 
 /// A ring full of receive buffers that go straight back when a frame has come.

@@ -483,12 +483,6 @@ impl Ring {
         (field(0), field(4))
     }
 
-    /// `avail_event`: the available index whose passing the back-end wants to be kicked for.
-    #[must_use]
-    pub fn avail_event(&self) -> u16 {
-        self.memory.load_u16(self.used + 4 + u64::from(self.size) * 8, Ordering::Relaxed)
-    }
-
     fn broken(&self, what: String) -> GuestError {
         GuestError::BadRing { ring: self.index, what }
     }

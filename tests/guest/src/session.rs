@@ -405,14 +405,6 @@ impl Session {
         }
     }
 
-    /// True if the back-end has sent something that nobody asked for.
-    ///
-    /// # Errors
-    /// When the operating system refuses to look.
-    pub fn has_unread(&self) -> Result<bool, GuestError> {
-        readable(&self.stream, Duration::ZERO).map_err(GuestError::io("look at the socket", Duration::ZERO))
-    }
-
     fn question(&self, request: Request) -> Result<u64, GuestError> {
         self.request(request, false, &[], &[])?;
         self.reply_u64(request)

@@ -288,12 +288,8 @@ pub(crate) fn exchange(a: &mut Guest, a_mac: [u8; 6], b: &mut Guest, b_mac: [u8;
 }
 
 /// Tries a condition again and again until it holds or the time is over.
-pub(crate) fn eventually(condition: impl FnMut() -> bool) -> bool {
-    eventually_within(LIMIT, condition)
-}
-
-pub(crate) fn eventually_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + LIMIT;
     loop {
         if condition() {
             return true;
@@ -312,6 +308,13 @@ pub(crate) fn settles<T: PartialEq + Debug>(what: &str, expected: T, value: impl
     assert!(eventually(|| value() == expected), "{what}: expected {expected:?}, it is {:?}", value());
 }
 
+/// Asserts that a count goes back to what it was. It may go below: closing takes a while, and some of it may not have been done
+/// yet when `before` was taken.
+#[track_caller]
+pub(crate) fn at_most(what: &str, before: usize, count: impl Fn() -> usize) {
+    assert!(eventually(|| count() <= before), "{what}: they were {before} before, they are {}", count());
+}
+
 /// Both orders of messages.
 pub(crate) const ORDERS: [Order; 2] = [Order::Qemu, Order::VirtioUser];
 
@@ -319,6 +322,17 @@ pub(crate) const ORDERS: [Order; 2] = [Order::Qemu, Order::VirtioUser];
 pub(crate) fn open_descriptors() -> usize {
     // The directory that is being read is open too, every time.
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Descriptors that this process watches with epoll, once for each handle on that epoll. One that was closed here counts as
+/// long as a guest has it open. Only meaningful while [`alone`] is held.
+pub(crate) fn watched_descriptors() -> usize {
+    let watched_by = |path: PathBuf| {
+        // Whatever is closed while we look was not one of ours that stay.
+        let info = std::fs::read_to_string(path).unwrap_or_default();
+        info.lines().filter(|line| line.starts_with("tfd:")).count()
+    };
+    std::fs::read_dir("/proc/self/fdinfo").unwrap().map(|entry| watched_by(entry.unwrap().path())).sum()
 }
 
 /// Mappings of guest memory in this process, the guests' own included.

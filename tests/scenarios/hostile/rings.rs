@@ -11,7 +11,8 @@ use weft_switch::DropReason;
 use crate::common::{BROADCAST, Background, LIMIT, Numbers, SOON, eventually, frame, mac};
 use crate::siege::{FROM_GUEST, GOOD, Siege, TO_GUEST, WITNESS};
 
-type RingAttack = (&'static str, fn(&mut Guest, usize));
+/// What is tried, part of the reason that must be given beside the ring, and how.
+type RingAttack = (&'static str, &'static str, fn(&mut Guest, usize));
 
 /// Puts descriptors into the table and offers the first of them.
 fn offer(guest: &mut Guest, ring: usize, descriptors: &[Descriptor]) {
@@ -47,58 +48,74 @@ fn offer_indirect(guest: &mut Guest, ring: usize, table: &[Descriptor], len: u32
 const NEXT: u16 = Descriptor::NEXT;
 
 const STRUCTURAL: &[RingAttack] = &[
-    ("available index one too far", |guest, ring| {
+    ("available index one too far", "jumped by 257, more than the ring's 256 entries", |guest, ring| {
         let size = guest.ring(ring).size();
         guest.ring(ring).write_avail_index(size + 1);
         guest.ring(ring).kick().unwrap();
     }),
-    ("available index half way round", |guest, ring| {
+    ("available index half way round", "jumped by 32768, more than the ring's 256 entries", |guest, ring| {
         guest.ring(ring).write_avail_index(0x8000);
         guest.ring(ring).kick().unwrap();
     }),
-    ("available index that goes back", |guest, ring| {
+    ("available index that goes back", "jumped by 65535, more than the ring's 256 entries", |guest, ring| {
         guest.ring(ring).write_avail_index(u16::MAX);
         guest.ring(ring).kick().unwrap();
     }),
-    ("head beyond the ring", |guest, ring| offer_head(guest, ring, 256)),
-    ("head far beyond the ring", |guest, ring| offer_head(guest, ring, u16::MAX)),
-    ("next beyond the table", |guest, ring| offer(guest, ring, &[good(guest, ring, 40, NEXT, 256)])),
-    ("next far beyond the table", |guest, ring| offer(guest, ring, &[good(guest, ring, 40, NEXT, u16::MAX)])),
-    ("a descriptor that is its own next", |guest, ring| offer(guest, ring, &[good(guest, ring, 1, NEXT, 0)])),
-    ("a loop of two", |guest, ring| {
+    ("head beyond the ring", "descriptor 256 is beyond the table's 256 entries", |guest, ring| offer_head(guest, ring, 256)),
+    ("head far beyond the ring", "descriptor 65535 is beyond the table's 256 entries", |guest, ring| {
+        offer_head(guest, ring, u16::MAX);
+    }),
+    ("next beyond the table", "descriptor 256 is beyond the table's 256 entries", |guest, ring| {
+        offer(guest, ring, &[good(guest, ring, 40, NEXT, 256)]);
+    }),
+    ("next far beyond the table", "descriptor 65535 is beyond the table's 256 entries", |guest, ring| {
+        offer(guest, ring, &[good(guest, ring, 40, NEXT, u16::MAX)]);
+    }),
+    ("a descriptor that is its own next", "so it has a loop", |guest, ring| offer(guest, ring, &[good(guest, ring, 1, NEXT, 0)])),
+    ("a loop of two", "so it has a loop", |guest, ring| {
         offer(guest, ring, &[good(guest, ring, 1, NEXT, 1), good(guest, ring, 1, NEXT, 0)]);
     }),
-    ("a loop of the whole ring", |guest, ring| {
+    ("a loop of the whole ring", "so it has a loop", |guest, ring| {
         let descriptors: Vec<_> = (0..256).map(|at| good(guest, ring, 1, NEXT, (at + 1) % 256)).collect();
         offer(guest, ring, &descriptors);
     }),
-    ("an indirect table inside an indirect table", |guest, ring| {
+    ("an indirect table inside an indirect table", "with NEXT, or inside an indirect table", |guest, ring| {
         let inner = Descriptor { flags: Descriptor::INDIRECT, ..good(guest, ring, 16, 0, 0) };
         offer_indirect(guest, ring, &[inner], 16, 0);
     }),
-    ("an indirect table that goes on", |guest, ring| {
+    ("an indirect table that goes on", "with NEXT, or inside an indirect table", |guest, ring| {
         offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 16, NEXT);
     }),
-    ("an indirect table of 0 bytes", |guest, ring| offer_indirect(guest, ring, &[], 0, 0)),
-    ("an indirect table of 15 bytes", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 15, 0)),
-    ("an indirect table of 17 bytes", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 17, 0)),
-    ("an indirect table of 4 GiB", |guest, ring| offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], !15, 0)),
-    ("an indirect table outside memory", |guest, ring| {
+    ("an indirect table of 0 bytes", "an indirect table of 0 bytes", |guest, ring| offer_indirect(guest, ring, &[], 0, 0)),
+    ("an indirect table of 15 bytes", "an indirect table of 15 bytes", |guest, ring| {
+        offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 15, 0);
+    }),
+    ("an indirect table of 17 bytes", "an indirect table of 17 bytes", |guest, ring| {
+        offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], 17, 0);
+    }),
+    ("an indirect table of 4 GiB", "an indirect table of 4294967280 bytes", |guest, ring| {
+        offer_indirect(guest, ring, &[good(guest, ring, 100, 0, 0)], !15, 0);
+    }),
+    ("an indirect table outside memory", "an indirect table of 16 bytes at 0x4000000000000", |guest, ring| {
         offer(guest, ring, &[Descriptor { address: 1 << 50, len: 16, flags: Descriptor::INDIRECT, next: 0 }]);
     }),
-    ("an indirect table at the end of the address space", |guest, ring| {
-        offer(guest, ring, &[Descriptor { address: u64::MAX - 15, len: 32, flags: Descriptor::INDIRECT, next: 0 }]);
-    }),
-    ("an indirect table that ends outside memory", |guest, ring| {
+    (
+        "an indirect table at the end of the address space",
+        "an indirect table of 32 bytes at 0xfffffffffffffff0",
+        |guest, ring| {
+            offer(guest, ring, &[Descriptor { address: u64::MAX - 15, len: 32, flags: Descriptor::INDIRECT, next: 0 }]);
+        },
+    ),
+    ("an indirect table that ends outside memory", "an indirect table of 32 bytes", |guest, ring| {
         let layout = guest.memory().layout(0);
         let address = layout.guest.0 + layout.size - 16;
         guest.memory().write(GuestAddr(address), &good(guest, ring, 20, NEXT, 1).bytes());
         offer(guest, ring, &[Descriptor { address, len: 32, flags: Descriptor::INDIRECT, next: 0 }]);
     }),
-    ("a loop in an indirect table", |guest, ring| {
+    ("a loop in an indirect table", "so it has a loop", |guest, ring| {
         offer_indirect(guest, ring, &[good(guest, ring, 1, NEXT, 1), good(guest, ring, 1, NEXT, 0)], 32, 0);
     }),
-    ("next beyond an indirect table", |guest, ring| {
+    ("next beyond an indirect table", "descriptor 2 is beyond the table's 2 entries", |guest, ring| {
         offer_indirect(guest, ring, &[good(guest, ring, 20, NEXT, 2), good(guest, ring, 20, 0, 0)], 32, 0);
     }),
 ];
@@ -106,12 +123,12 @@ const STRUCTURAL: &[RingAttack] = &[
 #[test]
 fn a_broken_ring_ends_the_connection() {
     let mut siege = Siege::begin();
-    for (what, attack) in STRUCTURAL {
+    for (what, reason, attack) in STRUCTURAL {
         for ring in [FROM_GUEST, TO_GUEST] {
             let mut guest = siege.attacker(|builder| builder);
             attack(&mut guest, ring);
-            let reason = siege.expect_repelled(guest, &format!("{what}, ring {ring}"));
-            println!("{what}: {reason}");
+            let given = siege.expect_repelled_because(guest, what, reason);
+            assert!(given.starts_with(&format!("ring {ring}: ")), "{what}, ring {ring}: {given}");
             siege.forget_frames();
         }
     }
@@ -125,7 +142,7 @@ fn an_indirect_table_that_was_not_agreed_on_ends_the_connection() {
         let mut guest = siege.attacker(|builder| builder.features(feature::VERSION_1 | feature::MRG_RXBUF));
         let table = [good(&guest, ring, 100, 0, 0)];
         offer_indirect(&mut guest, ring, &table, 16, 0);
-        siege.expect_repelled(guest, "an indirect table");
+        siege.expect_repelled_because(guest, "an indirect table", "INDIRECT_DESC was not negotiated");
     }
     siege.end();
 }
@@ -197,8 +214,7 @@ fn a_bad_frame_is_dropped_and_the_ring_goes_on() {
             }
         }
         assert!(!guest.session().is_closed_within(Duration::ZERO).unwrap());
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
+        siege.leave(guest);
     }
     siege.end();
 }
@@ -248,9 +264,7 @@ fn a_bad_receive_buffer_is_given_back_and_the_ring_goes_on() {
                 assert_eq!(guest.receive(SOON).unwrap(), Some(sent), "{what}: the ring does not go on");
             }
         }
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
-        siege.forget_frames();
+        siege.leave(guest);
     }
     siege.end();
 }
@@ -270,9 +284,7 @@ fn receive_buffers_smaller_than_the_header_harm_nobody() {
                 siege.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
             }
             siege.while_others_exchange(2);
-            drop(guest);
-            siege.switch.wait_listening(&siege.port);
-            siege.forget_frames();
+            siege.leave(guest);
         }
     }
     siege.end();
@@ -311,8 +323,7 @@ fn offloads_that_were_not_agreed_on_are_dropped() {
                 siege.expect_unharmed(&mut guest, what);
             }
         }
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
+        siege.leave(guest);
     }
     siege.end();
 }
@@ -375,9 +386,7 @@ fn long_chains_one_after_the_other_hold_nobody_up() {
     let start = std::time::Instant::now();
     siege.while_others_exchange(20);
     let elapsed = start.elapsed();
-    drop(attack.stop());
-    siege.switch.wait_listening(&siege.port);
-    siege.forget_frames();
+    siege.leave(attack.stop());
     assert!(elapsed < Duration::from_secs(1), "20 exchanges of others took {elapsed:?}");
     siege.end();
 }
@@ -409,9 +418,7 @@ fn descriptors_that_change_while_they_are_read_harm_nobody() {
             }
             siege.while_others_exchange(5);
             flipper.stop();
-            drop(guest);
-            siege.switch.wait_listening(&siege.port);
-            siege.forget_frames();
+            siege.leave(guest);
         }
     }
     siege.end();
@@ -420,7 +427,7 @@ fn descriptors_that_change_while_they_are_read_harm_nobody() {
 /// Decided on one address, delivered with another: that must not be.
 #[test]
 fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
-    let siege = Siege::begin();
+    let mut siege = Siege::begin();
     let (port_x, mut x) = siege.switch.guest(|builder| builder);
     let (port_y, mut y) = siege.switch.guest(|builder| builder);
     let (mac_x, mac_y) = (mac(0x0101), mac(0x0202));
@@ -460,8 +467,7 @@ fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
         }
     }
     flipper.stop();
-    drop(guest);
-    siege.switch.wait_listening(&siege.port);
+    siege.leave(guest);
     // The two receivers have left when the siege ends, as if they had never been there.
     for (port, receiver) in [(&port_x, x), (&port_y, y)] {
         drop(receiver);
@@ -576,8 +582,7 @@ fn noise_of_every_kind_harms_nobody() {
                 break;
             }
         }
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
+        siege.leave(guest);
     }
     for _ in 0..50 {
         let mut guest = siege.attacker(|builder| builder);
@@ -590,9 +595,7 @@ fn noise_of_every_kind_harms_nobody() {
         }
         siege.witness.send(&frame(BROADCAST, WITNESS, 60)).unwrap();
         siege.while_others_exchange(1);
-        drop(guest);
-        siege.switch.wait_listening(&siege.port);
-        siege.forget_frames();
+        siege.leave(guest);
     }
     siege.end();
 }
