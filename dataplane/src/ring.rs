@@ -223,6 +223,12 @@ impl SplitRing {
         if self.memory.is_lost() { Err(RingFault::MemoryLost) } else { Ok(()) }
     }
 
+    /// The reason behind a fault: where memory was taken away, its being empty now is what looks broken.
+    #[cold]
+    pub(crate) fn explain(&self, fault: RingFault) -> RingFault {
+        self.check_memory().err().unwrap_or(fault)
+    }
+
     /// How many chains can be taken.
     pub(crate) fn available(&mut self) -> Result<u16, RingFault> {
         let index = self.available_index().load(Ordering::Acquire);

@@ -115,7 +115,8 @@ impl FromGuest {
         let mut cost = 0;
         while batch.frames.len() < BATCH && cost < MAX_BUFFERS {
             let start = batch.pieces.len();
-            let Some(chain) = self.ring.take(header_len + MAX_FRAME_LEN, &mut batch.pieces)? else {
+            let taken = self.ring.take(header_len + MAX_FRAME_LEN, &mut batch.pieces);
+            let Some(chain) = taken.map_err(|fault| self.ring.explain(fault))? else {
                 break;
             };
             cost += chain.cost;
@@ -234,7 +235,8 @@ impl ToGuest {
                 self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
-            let Some(chain) = self.ring.take(needed - room, &mut self.pieces)? else {
+            let taken = self.ring.take(needed - room, &mut self.pieces);
+            let Some(chain) = taken.map_err(|fault| self.ring.explain(fault))? else {
                 // No truncation: at most as many as the ring has entries.
                 self.ring.untake(self.chains.len() as u16);
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));

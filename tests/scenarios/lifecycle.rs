@@ -361,7 +361,9 @@ fn a_region_can_be_taken_away_and_given_back() {
     let sent = frame(B, A, 500);
     a.memory().write(GuestAddr(0x9000_0100), &[&[0; 12][..], &sent].concat());
     let chain = [Buffer::readable(GuestAddr(0x9000_0100), 512)];
-    let mappings = guest_mappings();
+    // Two regions of one guest and one of the other, each mapped by the guest and by the switch.
+    let mappings = 6;
+    settles("mappings of guest memory", mappings, guest_mappings);
     for round in 1..=10 {
         a.send_buffers(&chain, false).unwrap();
         expect_frame(&mut b, &sent);

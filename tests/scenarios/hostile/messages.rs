@@ -243,7 +243,7 @@ fn a_memory_table_that_can_not_be_ends_the_connection() {
             table(session, guest, |region| region.mmap_offset = region.memory_size);
         }),
         ("offset far past the end", FILE_TOO_SHORT, |session, guest| {
-            table(session, guest, |region| region.mmap_offset = 1 << 39)
+            table(session, guest, |region| region.mmap_offset = 1 << 50);
         }),
         ("offset that wraps", BAD_RANGE, |session, guest| table(session, guest, |region| region.mmap_offset = !4095)),
         ("offset and size that wrap together", BAD_RANGE, |session, guest| {
@@ -300,8 +300,8 @@ fn a_memory_table_that_can_not_be_ends_the_connection() {
     ]);
 }
 
-/// A region may begin anywhere in its file, although mappings begin on pages; what the guest means by an address must be what weft
-/// reads there.
+/// A region may begin anywhere in its file, although mappings begin on pages; what the guest means by an address must be
+/// what weft reads there.
 #[test]
 fn an_offset_that_is_not_on_a_page_is_taken_to_the_byte() {
     const OFFSET: u64 = 0x1235;

@@ -517,8 +517,7 @@ fn a_memory_file_that_is_cut_ends_the_connection() {
             let order = if round % 2 == 0 { Order::Qemu } else { Order::VirtioUser };
             let mut guest = siege.attacker(|builder| builder.order(order));
             cut(&mut guest);
-            let reason = siege.expect_repelled(guest, what);
-            println!("{what}: {reason}");
+            siege.expect_repelled_because(guest, what, "the front-end shortened the file behind its memory");
             siege.forget_frames();
         }
     }
