@@ -25,6 +25,8 @@ pub enum DropReason {
     BadAddress,
     /// The frame asks for an offload (checksum or segmentation) that was not negotiated.
     UnagreedOffload,
+    /// The frame asks for an offload that its own headers contradict.
+    BadOffload,
     /// The receiving guest offered no free buffer.
     ReceiverFull,
     /// The frame is larger than the buffer that the receiving guest offered, and it did not agree to several; or it would need

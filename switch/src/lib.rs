@@ -12,6 +12,7 @@ mod fdb;
 mod forward;
 mod id;
 mod mac;
+mod offload;
 mod time;
 
 pub use drop_reason::DropReason;
@@ -20,4 +21,5 @@ pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
 pub use forward::{Verdict, forward};
 pub use id::{NetworkId, PortId};
 pub use mac::{MacAddr, ParseMacError};
+pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
 pub use time::Timestamp;
