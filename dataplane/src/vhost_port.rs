@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use virtio_bindings::virtio_net::{VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE};
-use weft_switch::{DropReason, EthernetHeader, MAX_FRAME_LEN};
+use weft_switch::{DropReason, EthernetHeader, MAX_FRAME_LEN, Offload, OffloadFeatures, SegmentKind, complete_checksum, segment};
 
+use crate::counters::LiveCounters;
 use crate::memory::Segment;
 use crate::ring::{Cursor, MAX_BUFFERS, RingFault, SplitRing};
 
@@ -18,6 +18,9 @@ pub(crate) const BATCH: usize = 32;
 const LONG_HEADER: usize = 12;
 /// The same without, for drivers that negotiated neither VERSION_1 nor MRG_RXBUF.
 const SHORT_HEADER: usize = 10;
+/// The shortest TCP header; longer ones are not looked at, because the length is only a hint (section 5.1.6.2).
+const TCP_LEN: u16 = 20;
+const UDP_LEN: u16 = 8;
 
 /// What the driver agreed to, as far as frames care.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,10 @@ pub(crate) struct FrameFeatures {
     pub(crate) long_header: bool,
     /// A frame for the guest may be spread over several chains.
     pub(crate) mergeable: bool,
+    /// What the driver may leave undone in frames that it sends.
+    pub(crate) offloads_from_guest: OffloadFeatures,
+    /// What may be left undone in frames for it.
+    pub(crate) offloads_to_guest: OffloadFeatures,
 }
 
 impl FrameFeatures {
@@ -47,6 +54,8 @@ pub(crate) struct Frame {
     len: usize,
     /// The private copy of the Ethernet header, or why the frame goes no further.
     header: Result<[u8; EthernetHeader::LEN], DropReason>,
+    /// What its sender left undone, checked.
+    offload: Offload,
 }
 
 impl Frame {
@@ -81,7 +90,8 @@ impl Batch {
         let len = batch.private.len();
         batch.pieces.push(Segment { ptr: batch.private.as_mut_ptr(), len });
         let header = batch.private.first_chunk().copied().ok_or(DropReason::TooShort);
-        batch.frames.push(Frame { head: 0, pieces: 0..1, skip: EthernetHeader::LEN, len, header });
+        let offload = Offload::NONE;
+        batch.frames.push(Frame { head: 0, pieces: 0..1, skip: EthernetHeader::LEN, len, header, offload });
         batch
     }
 
@@ -122,13 +132,20 @@ impl FromGuest {
             cost += chain.cost;
             let pieces = start..batch.pieces.len();
             let chain_len = chain.len.unwrap_or(0);
-            let header = chain.len.and_then(|len| read_headers(&batch.pieces[start..], len, header_len));
+            let headers = chain
+                .len
+                .and_then(|len| read_headers(&batch.pieces[start..], len, header_len, self.features.offloads_from_guest));
+            let (header, offload) = match headers {
+                Ok((header, offload)) => (Ok(header), offload),
+                Err(reason) => (Err(reason), Offload::NONE),
+            };
             batch.frames.push(Frame {
                 head: chain.head,
                 pieces,
                 skip: header_len + EthernetHeader::LEN,
                 len: if header.is_ok() { chain_len - header_len } else { 0 },
                 header,
+                offload,
             });
         }
         Ok(())
@@ -144,9 +161,14 @@ impl FromGuest {
     }
 }
 
-/// Copies the Ethernet header out of a chain, after a look at the virtio-net header before it.
+/// Copies the Ethernet header out of a chain, and reads the virtio-net header before it.
 #[inline]
-fn read_headers(pieces: &[Segment], chain_len: usize, header_len: usize) -> Result<[u8; EthernetHeader::LEN], DropReason> {
+fn read_headers(
+    pieces: &[Segment],
+    chain_len: usize,
+    header_len: usize,
+    agreed: OffloadFeatures,
+) -> Result<([u8; EthernetHeader::LEN], Offload), DropReason> {
     if chain_len < header_len + EthernetHeader::LEN {
         return Err(DropReason::TooShort);
     }
@@ -155,12 +177,10 @@ fn read_headers(pieces: &[Segment], chain_len: usize, header_len: usize) -> Resu
     if !Cursor::new(pieces).read(both) {
         return Err(DropReason::TooShort);
     }
-    let (flags, gso_type) = (u32::from(both[0]), u32::from(both[1]));
-    if flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 || gso_type != VIRTIO_NET_HDR_GSO_NONE {
-        return Err(DropReason::UnagreedOffload);
-    }
+    let virtio_header = *both.first_chunk().ok_or(DropReason::TooShort)?;
+    let offload = Offload::parse(virtio_header, chain_len - header_len, agreed)?;
     let (_, header) = both.split_last_chunk().ok_or(DropReason::TooShort)?;
-    Ok(*header)
+    Ok((*header, offload))
 }
 
 /// The ring in which a guest offers buffers for what it is to receive.
@@ -171,6 +191,16 @@ pub(crate) struct ToGuest {
     /// Of the frame at hand: its chains with the bytes that each holds, and all their pieces.
     chains: Vec<(u16, usize)>,
     pieces: Vec<Segment>,
+    /// Of a frame that has to be finished first: a private copy of it, and the segment at hand.
+    whole: Vec<u8>,
+    part: Vec<u8>,
+}
+
+/// What was handed to a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Why a frame was not handed to a guest.
@@ -190,24 +220,57 @@ impl From<RingFault> for TransmitError {
 
 impl ToGuest {
     pub(crate) fn new(ring: SplitRing, features: FrameFeatures) -> Self {
-        Self { ring, features, chains: Vec::with_capacity(64), pieces: Vec::with_capacity(256) }
+        let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
+        Self { ring, features, chains, pieces, whole: Vec::new(), part: Vec::new() }
     }
 
-    /// Copies a frame of `batch` into the guest's next buffers. Seen by the guest after [`Self::flush`].
-    pub(crate) fn transmit(&mut self, batch: &Batch, frame: &Frame) -> Result<(), TransmitError> {
-        let header = frame.header.as_ref().map_err(|&reason| TransmitError::Dropped(reason))?;
+    /// Copies a frame of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the guest
+    /// after [`Self::flush`].
+    pub(crate) fn transmit(
+        &mut self,
+        batch: &Batch,
+        frame: &Frame,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        let Ok(header) = &frame.header else { return Ok(()) };
+        let payload = Cursor::new(&batch.pieces[frame.pieces.clone()]).skip(frame.skip);
+        let delivered = if self.features.offloads_to_guest.cover(&frame.offload) {
+            self.deliver(header, payload, frame.len, &frame.offload, tally)
+        } else {
+            self.finish_and_deliver(header, payload, frame, counters, tally)
+        };
+        match delivered {
+            Ok(()) => Ok(()),
+            Err(TransmitError::Dropped(reason)) => {
+                counters.drop_frames(reason, 1);
+                Ok(())
+            }
+            Err(TransmitError::Fault(fault)) => Err(fault),
+        }
+    }
+
+    /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
+    fn deliver(
+        &mut self,
+        header: &[u8; EthernetHeader::LEN],
+        mut payload: Cursor<'_>,
+        len: usize,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
         let header_len = self.features.header_len();
-        let needed = header_len + frame.len;
+        let needed = header_len + len;
         self.gather(needed)?;
 
         let mut virtio_header = [0; LONG_HEADER];
+        virtio_header[..SHORT_HEADER].copy_from_slice(&offload.header(headers_len(offload)));
         // Section 5.1.6.4: 1 even where frames are never spread. The count is bounded by the ring's size.
         virtio_header[SHORT_HEADER..].copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
         let mut target = Cursor::new(&self.pieces);
-        let mut payload = Cursor::new(&batch.pieces[frame.pieces.clone()]).skip(frame.skip);
         let copied = target.write(&virtio_header[..header_len])
             && target.write(header)
-            && target.copy_from(&mut payload, frame.len - EthernetHeader::LEN);
+            && target.copy_from(&mut payload, len - EthernetHeader::LEN);
         debug_assert!(copied, "a frame and its buffers have the lengths that were counted");
 
         let mut left = needed;
@@ -217,7 +280,51 @@ impl ToGuest {
             self.ring.complete(head, written as u32);
             left -= written;
         }
+        tally.frames += 1;
+        tally.bytes += len as u64;
         Ok(())
+    }
+
+    /// Does what the sender left undone and this guest did not agree to do, on a private copy.
+    #[cold]
+    fn finish_and_deliver(
+        &mut self,
+        header: &[u8; EthernetHeader::LEN],
+        mut payload: Cursor<'_>,
+        frame: &Frame,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
+        let (mut whole, mut part) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.part));
+        whole.clear();
+        whole.extend_from_slice(header);
+        whole.resize(frame.len, 0);
+        let copied = payload.read(&mut whole[EthernetHeader::LEN..]);
+        debug_assert!(copied, "a frame has the length that was counted");
+        let outcome = match (frame.offload.checksum, frame.offload.segmentation) {
+            (Some(checksum), Some(segmentation)) => {
+                let mut outcome = Ok(());
+                let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
+                    if outcome.is_ok() {
+                        outcome = self.deliver_private(part, tally).or_else(|error| count_drop(error, counters));
+                    }
+                });
+                cut.map_err(TransmitError::Dropped).and(outcome)
+            }
+            (Some(checksum), None) => {
+                complete_checksum(&mut whole, checksum);
+                self.deliver_private(&whole, tally)
+            }
+            (None, _) => self.deliver_private(&whole, tally),
+        };
+        (self.whole, self.part) = (whole, part);
+        outcome
+    }
+
+    fn deliver_private(&mut self, frame: &[u8], tally: &mut Tally) -> Result<(), TransmitError> {
+        let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
+        let pieces = [Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() }];
+        self.deliver(header, Cursor::new(&pieces), frame.len(), &Offload::NONE, tally)
     }
 
     /// Lets the guest see its frames. True if it was notified.
@@ -255,5 +362,28 @@ impl ToGuest {
             }
         }
         Ok(())
+    }
+}
+
+/// A segment that does not fit is lost; the next one may fit.
+fn count_drop(error: TransmitError, counters: &LiveCounters) -> Result<(), TransmitError> {
+    match error {
+        TransmitError::Dropped(reason) => {
+            counters.drop_frames(reason, 1);
+            Ok(())
+        }
+        fault @ TransmitError::Fault(_) => Err(fault),
+    }
+}
+
+/// A receiver's hint: up to where a frame holds headers. The sender's own is not believed.
+fn headers_len(offload: &Offload) -> u16 {
+    let transport_len = |kind| match kind {
+        SegmentKind::Tcp4 | SegmentKind::Tcp6 => TCP_LEN,
+        SegmentKind::Udp | SegmentKind::UdpFragments => UDP_LEN,
+    };
+    match (offload.checksum, offload.segmentation) {
+        (Some(checksum), Some(segmentation)) => checksum.start.saturating_add(transport_len(segmentation.kind)),
+        _ => 0,
     }
 }

@@ -21,7 +21,7 @@ use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forwar
 
 use crate::ring::RingFault;
 use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
-use crate::vhost_port::{BATCH, Batch, TransmitError};
+use crate::vhost_port::{BATCH, Batch, Tally};
 use crate::workers::{Injection, WorkerShared};
 
 /// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
@@ -384,26 +384,19 @@ impl Lane {
             return;
         };
         let mut to_guest = ring.lock();
-        let (mut sent, mut bytes, mut left) = (0, 0, u64::from(frames.count_ones()));
+        let (mut tally, mut left) = (Tally::default(), u64::from(frames.count_ones()));
         let chosen = batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0);
         for (_, frame) in chosen {
-            match to_guest.transmit(batch, frame) {
-                Ok(()) => {
-                    sent += 1;
-                    bytes += frame.len() as u64;
-                }
-                Err(TransmitError::Dropped(reason)) => port.counters.drop_frames(reason, 1),
-                Err(TransmitError::Fault(fault)) => {
-                    port.counters.drop_frames(DropReason::ReceiverDown, left);
-                    self.report(port, ring, fault);
-                    break;
-                }
+            if let Err(fault) = to_guest.transmit(batch, frame, &port.counters, &mut tally) {
+                port.counters.drop_frames(DropReason::ReceiverDown, left);
+                self.report(port, ring, fault);
+                break;
             }
             left -= 1;
         }
         self.count_notification(port, ring, to_guest.flush());
-        port.counters.to_guest_frames.add(sent);
-        port.counters.to_guest_bytes.add(bytes);
+        port.counters.to_guest_frames.add(tally.frames);
+        port.counters.to_guest_bytes.add(tally.bytes);
     }
 
     /// Takes a broken ring out of service and tells the owner.

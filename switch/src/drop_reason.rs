@@ -17,7 +17,7 @@ pub enum DropReason {
     NoOtherPort,
     /// Shorter than an Ethernet header.
     TooShort,
-    /// Longer than 65,535 bytes, or spread over more than 1,024 buffers.
+    /// Longer than the largest IP packet with its Ethernet header and two tags, or spread over more than 1,024 buffers.
     TooLong,
     /// A buffer of the chain has length zero, or a direction that its ring doesn't allow.
     BadDescriptor,

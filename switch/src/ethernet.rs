@@ -2,8 +2,9 @@
 
 use crate::MacAddr;
 
-/// The longest frame that the switch carries, in bytes without FCS: what 16-bit lengths above it can express.
-pub const MAX_FRAME_LEN: usize = 65_535;
+/// The longest frame that the switch carries, in bytes without FCS: the largest IP packet (a sender that leaves segmentation to
+/// the device makes them that large), an Ethernet header and two tags.
+pub const MAX_FRAME_LEN: usize = 65_535 + EthernetHeader::LEN + 2 * 4;
 
 /// An Ethernet header (IEEE 802.3-2018, 3.2), parsed from a private copy of the frame's first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

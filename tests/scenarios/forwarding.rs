@@ -8,7 +8,7 @@ use common::{
 };
 use weft_dataplane::PortSettings;
 use weft_guest::{Buffer, GuestAddr, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature};
-use weft_switch::DropReason;
+use weft_switch::{DropReason, MAX_FRAME_LEN};
 
 const A: [u8; 6] = mac_of(0xa);
 const B: [u8; 6] = mac_of(0xb);
@@ -88,7 +88,7 @@ fn frames_outside_the_limits_of_length_are_dropped_and_counted() {
         a.send(&frame(B, A, size)).unwrap();
     }
     switch.expect_drops(&port_a, DropReason::TooShort, 3);
-    for size in [65_536, 70_000] {
+    for size in [MAX_FRAME_LEN + 1, 70_000] {
         a.send(&frame(B, A, size)).unwrap();
     }
     switch.expect_drops(&port_a, DropReason::TooLong, 2);

@@ -20,12 +20,14 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{VhostUserConfig, VhostUserProtocolFeatures, VhostUserVringState};
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
-    VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
+    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
-use weft_switch::MacAddr;
+use weft_switch::{MacAddr, OffloadFeatures};
 
 use super::connection::RawMessage;
 use super::descriptor::Received;
@@ -42,7 +44,20 @@ const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
 const MIN_MTU: u64 = 68;
 
 /// Every virtio feature that is offered, with its name.
-const FEATURES: [(u64, &str); 11] = [
+const FEATURES: [(u64, &str); 24] = [
+    (1 << VIRTIO_NET_F_CSUM, "CSUM"),
+    (1 << VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM"),
+    (1 << VIRTIO_NET_F_GUEST_TSO4, "GUEST_TSO4"),
+    (1 << VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6"),
+    (1 << VIRTIO_NET_F_GUEST_ECN, "GUEST_ECN"),
+    (1 << VIRTIO_NET_F_GUEST_UFO, "GUEST_UFO"),
+    (1 << VIRTIO_NET_F_HOST_TSO4, "HOST_TSO4"),
+    (1 << VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6"),
+    (1 << VIRTIO_NET_F_HOST_ECN, "HOST_ECN"),
+    (1 << VIRTIO_NET_F_HOST_UFO, "HOST_UFO"),
+    (1 << VIRTIO_NET_F_GUEST_USO4, "GUEST_USO4"),
+    (1 << VIRTIO_NET_F_GUEST_USO6, "GUEST_USO6"),
+    (1 << VIRTIO_NET_F_HOST_USO, "HOST_USO"),
     (1 << VIRTIO_NET_F_MTU, "MTU"),
     (1 << VIRTIO_NET_F_MAC, "MAC"),
     (1 << VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF"),
@@ -430,7 +445,12 @@ impl Session {
     fn set_up(&self, ring: usize) -> Result<Running, SessionError> {
         let state = &self.rings[ring];
         let mergeable = self.has(VIRTIO_NET_F_MRG_RXBUF);
-        let frames = FrameFeatures { long_header: mergeable || self.has(VIRTIO_F_VERSION_1), mergeable };
+        let frames = FrameFeatures {
+            long_header: mergeable || self.has(VIRTIO_F_VERSION_1),
+            mergeable,
+            offloads_from_guest: self.offloads_from_guest(),
+            offloads_to_guest: self.offloads_to_guest(),
+        };
         let split = self.split_ring(ring)?;
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
@@ -464,6 +484,30 @@ impl Session {
     fn stopped_ring(&mut self, ring: usize, what: &'static str) -> Result<&mut Ring, SessionError> {
         let state = self.ring(ring)?;
         if state.running.is_some() { Err(SessionError::RingRuns { ring, what }) } else { Ok(state) }
+    }
+
+    /// What the driver may leave undone (virtio 1.2, section 5.1.3).
+    fn offloads_from_guest(&self) -> OffloadFeatures {
+        OffloadFeatures {
+            checksum: self.has(VIRTIO_NET_F_CSUM),
+            tcp4: self.has(VIRTIO_NET_F_HOST_TSO4),
+            tcp6: self.has(VIRTIO_NET_F_HOST_TSO6),
+            ecn: self.has(VIRTIO_NET_F_HOST_ECN),
+            udp_fragments: self.has(VIRTIO_NET_F_HOST_UFO),
+            udp: self.has(VIRTIO_NET_F_HOST_USO),
+        }
+    }
+
+    /// What the driver takes unfinished.
+    fn offloads_to_guest(&self) -> OffloadFeatures {
+        OffloadFeatures {
+            checksum: self.has(VIRTIO_NET_F_GUEST_CSUM),
+            tcp4: self.has(VIRTIO_NET_F_GUEST_TSO4),
+            tcp6: self.has(VIRTIO_NET_F_GUEST_TSO6),
+            ecn: self.has(VIRTIO_NET_F_GUEST_ECN),
+            udp_fragments: self.has(VIRTIO_NET_F_GUEST_UFO),
+            udp: self.has(VIRTIO_NET_F_GUEST_USO4) && self.has(VIRTIO_NET_F_GUEST_USO6),
+        }
     }
 
     fn has(&self, bit: u32) -> bool {

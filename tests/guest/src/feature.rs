@@ -3,7 +3,8 @@
 use vhost::vhost_user::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -17,6 +18,10 @@ pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// The guest takes frames without a complete checksum.
 pub const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
+/// The guest may send frames without a complete checksum.
+pub const CSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
+/// The guest takes TCP segments that are longer than the MTU.
+pub const GUEST_TSO: u64 = (1 << VIRTIO_NET_F_GUEST_TSO4) | (1 << VIRTIO_NET_F_GUEST_TSO6);
 /// The guest may send TCP segments that are longer than the MTU.
 pub const HOST_TSO: u64 = (1 << VIRTIO_NET_F_HOST_TSO4) | (1 << VIRTIO_NET_F_HOST_TSO6);
 /// The back-end knows vhost-user protocol features.
