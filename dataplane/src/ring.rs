@@ -484,6 +484,36 @@ impl<'a> Cursor<'a> {
         self
     }
 
+    /// Copies the next `N` bytes to private memory: one fixed-size move where they lie in one piece.
+    #[inline]
+    pub(crate) fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        match self.pieces.first() {
+            Some(piece) if piece.len - self.offset >= N => {
+                // SAFETY: the piece is mapped guest memory with at least `N` bytes from `offset` on; private memory can't
+                // overlap it.
+                unsafe { piece.ptr.add(self.offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), N) };
+                self.offset += N;
+                Some(bytes)
+            }
+            _ => self.read(&mut bytes).then_some(bytes),
+        }
+    }
+
+    /// The opposite; false when there is not enough room.
+    #[inline]
+    pub(crate) fn write_array<const N: usize>(&mut self, bytes: &[u8; N]) -> bool {
+        match self.pieces.first() {
+            Some(piece) if piece.len - self.offset >= N => {
+                // SAFETY: as in `read_array`, and the guest offered the piece for writing.
+                unsafe { piece.ptr.add(self.offset).copy_from_nonoverlapping(bytes.as_ptr(), N) };
+                self.offset += N;
+                true
+            }
+            _ => self.write(bytes),
+        }
+    }
+
     /// Copies the next `into.len()` bytes to private memory; false when there are not that many.
     #[inline]
     pub(crate) fn read(&mut self, mut into: &mut [u8]) -> bool {

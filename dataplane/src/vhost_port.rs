@@ -18,6 +18,9 @@ pub(crate) const BATCH: usize = 32;
 const LONG_HEADER: usize = 12;
 /// The same without, for drivers that negotiated neither VERSION_1 nor MRG_RXBUF.
 const SHORT_HEADER: usize = 10;
+/// A virtio-net header and the Ethernet header behind it.
+const LONG_HEADERS: usize = LONG_HEADER + EthernetHeader::LEN;
+const SHORT_HEADERS: usize = SHORT_HEADER + EthernetHeader::LEN;
 /// The shortest TCP header; longer ones are not looked at, because the length is only a hint (section 5.1.6.2).
 const TCP_LEN: u16 = 20;
 const UDP_LEN: u16 = 8;
@@ -67,6 +70,31 @@ impl Frame {
     /// Bytes of the frame; zero if it can't be used.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Copies the Ethernet header out of a chain, and reads the virtio-net header before it. `self.len` has to be known.
+    #[inline]
+    fn read_headers(
+        &mut self,
+        pieces: &[Segment],
+        header_len: usize,
+        agreed: OffloadFeatures,
+    ) -> Result<[u8; EthernetHeader::LEN], DropReason> {
+        if self.len < EthernetHeader::LEN {
+            return Err(DropReason::TooShort);
+        }
+        // One move for both headers, of a size that the compiler knows.
+        let mut cursor = Cursor::new(pieces);
+        let headers = if header_len == LONG_HEADER {
+            cursor.read_array::<LONG_HEADERS>().map(|both| (*head(&both), *tail(&both)))
+        } else {
+            cursor.read_array::<SHORT_HEADERS>().map(|both| (*head(&both), *tail(&both)))
+        };
+        let (virtio_header, header) = headers.ok_or(DropReason::TooShort)?;
+        if Offload::is_asked_for(&virtio_header) {
+            self.offload = Offload::parse(virtio_header, self.len, agreed)?;
+        }
+        Ok(header)
     }
 }
 
@@ -132,21 +160,22 @@ impl FromGuest {
             cost += chain.cost;
             let pieces = start..batch.pieces.len();
             let chain_len = chain.len.unwrap_or(0);
-            let headers = chain
-                .len
-                .and_then(|len| read_headers(&batch.pieces[start..], len, header_len, self.features.offloads_from_guest));
-            let (header, offload) = match headers {
-                Ok((header, offload)) => (Ok(header), offload),
-                Err(reason) => (Err(reason), Offload::NONE),
-            };
-            batch.frames.push(Frame {
+            let mut frame = Frame {
                 head: chain.head,
                 pieces,
                 skip: header_len + EthernetHeader::LEN,
-                len: if header.is_ok() { chain_len - header_len } else { 0 },
-                header,
-                offload,
-            });
+                len: chain_len.saturating_sub(header_len),
+                header: Err(DropReason::TooShort),
+                offload: Offload::NONE,
+            };
+            frame.header = match chain.len {
+                Ok(_) => frame.read_headers(&batch.pieces[start..], header_len, self.features.offloads_from_guest),
+                Err(reason) => Err(reason),
+            };
+            if frame.header.is_err() {
+                frame.len = 0;
+            }
+            batch.frames.push(frame);
         }
         Ok(())
     }
@@ -159,28 +188,6 @@ impl FromGuest {
         }
         self.ring.publish()
     }
-}
-
-/// Copies the Ethernet header out of a chain, and reads the virtio-net header before it.
-#[inline]
-fn read_headers(
-    pieces: &[Segment],
-    chain_len: usize,
-    header_len: usize,
-    agreed: OffloadFeatures,
-) -> Result<([u8; EthernetHeader::LEN], Offload), DropReason> {
-    if chain_len < header_len + EthernetHeader::LEN {
-        return Err(DropReason::TooShort);
-    }
-    let mut both = [0; LONG_HEADER + EthernetHeader::LEN];
-    let both = &mut both[..header_len + EthernetHeader::LEN];
-    if !Cursor::new(pieces).read(both) {
-        return Err(DropReason::TooShort);
-    }
-    let virtio_header = *both.first_chunk().ok_or(DropReason::TooShort)?;
-    let offload = Offload::parse(virtio_header, chain_len - header_len, agreed)?;
-    let (_, header) = both.split_last_chunk().ok_or(DropReason::TooShort)?;
-    Ok((*header, offload))
 }
 
 /// The ring in which a guest offers buffers for what it is to receive.
@@ -235,8 +242,9 @@ impl ToGuest {
     ) -> Result<(), RingFault> {
         let Ok(header) = &frame.header else { return Ok(()) };
         let payload = Cursor::new(&batch.pieces[frame.pieces.clone()]).skip(frame.skip);
-        let delivered = if self.features.offloads_to_guest.cover(&frame.offload) {
-            self.deliver(header, payload, frame.len, &frame.offload, tally)
+        let offload = &frame.offload;
+        let delivered = if offload.is_none() || self.features.offloads_to_guest.cover(offload) {
+            self.deliver(header, payload, frame.len, offload, tally)
         } else {
             self.finish_and_deliver(header, payload, frame, counters, tally)
         };
@@ -251,6 +259,7 @@ impl ToGuest {
     }
 
     /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
+    #[inline(always)]
     fn deliver(
         &mut self,
         header: &[u8; EthernetHeader::LEN],
@@ -263,14 +272,21 @@ impl ToGuest {
         let needed = header_len + len;
         self.gather(needed)?;
 
-        let mut virtio_header = [0; LONG_HEADER];
-        virtio_header[..SHORT_HEADER].copy_from_slice(&offload.header(headers_len(offload)));
-        // Section 5.1.6.4: 1 even where frames are never spread. The count is bounded by the ring's size.
-        virtio_header[SHORT_HEADER..].copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
+        let mut headers = [0; LONG_HEADERS];
+        if !offload.is_none() {
+            headers[..SHORT_HEADER].copy_from_slice(&offload.header(headers_len(offload)));
+        }
         let mut target = Cursor::new(&self.pieces);
-        let copied = target.write(&virtio_header[..header_len])
-            && target.write(header)
-            && target.copy_from(&mut payload, len - EthernetHeader::LEN);
+        let written = if header_len == LONG_HEADER {
+            // Section 5.1.6.4: 1 even where frames are never spread. The count is bounded by the ring's size.
+            headers[SHORT_HEADER..LONG_HEADER].copy_from_slice(&(self.chains.len() as u16).to_le_bytes());
+            headers[LONG_HEADER..].copy_from_slice(header);
+            target.write_array(&headers)
+        } else {
+            headers[SHORT_HEADER..SHORT_HEADERS].copy_from_slice(header);
+            target.write_array::<SHORT_HEADERS>(head(&headers))
+        };
+        let copied = written && target.copy_from(&mut payload, len - EthernetHeader::LEN);
         debug_assert!(copied, "a frame and its buffers have the lengths that were counted");
 
         let mut left = needed;
@@ -287,6 +303,7 @@ impl ToGuest {
 
     /// Does what the sender left undone and this guest did not agree to do, on a private copy.
     #[cold]
+    #[inline(never)]
     fn finish_and_deliver(
         &mut self,
         header: &[u8; EthernetHeader::LEN],
@@ -386,4 +403,14 @@ fn headers_len(offload: &Offload) -> u16 {
         (Some(checksum), Some(segmentation)) => checksum.start.saturating_add(transport_len(segmentation.kind)),
         _ => 0,
     }
+}
+
+/// The first `N` of `M` bytes.
+fn head<const N: usize, const M: usize>(bytes: &[u8; M]) -> &[u8; N] {
+    bytes.first_chunk().expect("N is at most M")
+}
+
+/// The last `N` of `M` bytes.
+fn tail<const N: usize, const M: usize>(bytes: &[u8; M]) -> &[u8; N] {
+    bytes.last_chunk().expect("N is at most M")
 }

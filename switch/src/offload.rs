@@ -111,16 +111,30 @@ impl Offload {
     /// Nothing is left to do.
     pub const NONE: Self = Self { checksum: None, segmentation: None };
 
+    /// True if a virtio-net header asks for anything at all: a glance that spares most frames the rest.
+    #[inline]
+    #[must_use]
+    pub fn is_asked_for(header: &[u8; 10]) -> bool {
+        header[0] & NEEDS_CSUM != 0 || header[1] != 0
+    }
+
+    /// True if nothing is left to do. Segmentation always comes with a checksum.
+    #[inline]
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.checksum.is_none()
+    }
+
     /// Reads the first ten bytes of a virtio-net header in front of a frame of `frame_len` bytes.
     ///
     /// # Errors
     /// [`DropReason::UnagreedOffload`] for what `agreed` does not cover, [`DropReason::BadOffload`] for what contradicts
     /// itself or the frame.
     pub fn parse(header: [u8; 10], frame_len: usize, agreed: OffloadFeatures) -> Result<Self, DropReason> {
-        let [flags, gso_type, _, _, size_low, size_high, start_low, start_high, offset_low, offset_high] = header;
-        if flags & NEEDS_CSUM == 0 && gso_type == 0 {
+        if !Self::is_asked_for(&header) {
             return Ok(Self::NONE);
         }
+        let [flags, gso_type, _, _, size_low, size_high, start_low, start_high, offset_low, offset_high] = header;
         let checksum = (flags & NEEDS_CSUM != 0).then(|| PartialChecksum {
             start: u16::from_le_bytes([start_low, start_high]),
             offset: u16::from_le_bytes([offset_low, offset_high]),
