@@ -171,7 +171,7 @@ fn stream(guests: &mut Guests, lanes: &mut [Lane], under_way: u64, duration: Dur
 }
 
 fn one_at_a_time(guests: &mut Guests, lane: &mut Lane, duration: Duration) -> Result<Report, LoadError> {
-    let mut times = Histogram::<u64>::new(3).expect("three significant digits are allowed");
+    let mut times = Histogram::<u64>::new_with_bounds(1, DRAIN.as_nanos() as u64, 3).expect("the bounds are in order");
     let (mut looks, mut idle_looks) = (0, 0);
     let start = Instant::now();
     while start.elapsed() < duration {

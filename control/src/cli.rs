@@ -17,7 +17,7 @@ use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
 use crate::host::Host;
 use crate::logging::{self, LogError};
-use crate::render::{self, Style, wants_colours};
+use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
 use crate::values::{AgeingSeconds, FdbCapacity, Mtu, Name, NetworkMode, PortMac, Queues, SocketPath};
 
@@ -36,7 +36,7 @@ struct Cli {
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
-    /// The run directory.
+    /// The run directory; $WEFT_RUN_DIR, $XDG_RUNTIME_DIR/weft, or /run/weft for root, if none is given.
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     #[command(subcommand)]
@@ -69,7 +69,9 @@ enum Command {
     },
     /// Print the QEMU arguments that plug a guest into a port.
     ///
-    /// In a shell: qemu-system-x86_64 $(weft qemu-args vm1) -drive file=disk.qcow2
+    /// It prints the arguments only, quoted for a shell where they need it. In a shell:
+    ///
+    /// eval "qemu-system-x86_64 $(weft qemu-args vm1) -drive file=disk.qcow2"
     QemuArgs {
         /// The port.
         port: Name,
@@ -98,7 +100,7 @@ enum Command {
     },
     /// Print the manual page, or write those of all commands into a directory.
     Man {
-        /// The directory.
+        /// The directory; it is made if it is missing.
         #[arg(long)]
         dir: Option<PathBuf>,
     },
@@ -109,7 +111,7 @@ struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What is logged: error, warn, info, debug or trace, or a list of MODULE=LEVEL.
+    /// What is logged: error, warn, info, debug, trace or off, or a list of MODULE=LEVEL.
     #[arg(long, value_name = "LEVEL", env = "WEFT_LOG")]
     log: Option<String>,
 }
@@ -371,7 +373,10 @@ fn fdb(command: FdbCommand, client: &mut Client, output: &Output) -> Result<(), 
         }
         FdbCommand::Flush { network } => {
             let flushed = client.call::<api::FlushFdb>(&MaybeNetwork { network })?;
-            output.show(&flushed, |_, flushed| format!("{} MAC addresses are forgotten.\n", flushed.entries))
+            output.show(&flushed, |_, flushed| match flushed.entries {
+                1 => "1 MAC address is forgotten.\n".to_owned(),
+                entries => format!("{entries} MAC addresses are forgotten.\n"),
+            })
         }
     }
 }
@@ -398,7 +403,8 @@ fn check(file: &Path, run_dir: Option<&Path>, output: &Output) -> Result<(), Cli
     let run_dir = run_dir::candidates(run_dir).map_or_else(|_| PathBuf::from("/run/weft"), |mut found| found.swap_remove(0));
     let config = config_file::read(file, &Host::this(&run_dir))?;
     output.show(&config, |_, config| {
-        format!("{} is good: {} networks, {} ports\n", file.display(), config.networks.len(), config.ports.len())
+        let (networks, ports) = (counted(config.networks.len(), "network"), counted(config.ports.len(), "port"));
+        format!("{} is good: {networks}, {ports}\n", file.display())
     })
 }
 
@@ -415,7 +421,9 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
 fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
     let command = Cli::command();
     match dir {
-        Some(dir) => clap_mangen::generate_to(command, &dir).map_err(|source| CliError::Man { dir, source }),
+        Some(dir) => std::fs::create_dir_all(&dir)
+            .and_then(|()| clap_mangen::generate_to(command, &dir))
+            .map_err(|source| CliError::Man { dir, source }),
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command).render(&mut page)?;

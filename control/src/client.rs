@@ -24,6 +24,11 @@ pub enum ClientError {
     /// Not our socket.
     #[error("no permission to open {0:?}: weft runs as another user")]
     NotPermitted(PathBuf),
+    /// Not our directory.
+    #[error(
+        "no permission to look into {0:?}, so it can't be told whether weft runs there: use sudo, or the user that weft runs as"
+    )]
+    NotVisible(PathBuf),
     /// The connection failed.
     #[error("the connection to weft at {path:?} failed: {source}")]
     Io {
@@ -72,7 +77,7 @@ impl Client {
                 Ok(stream) => return Self::greet(path, stream),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(ClientError::NotPermitted(path)),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(not_permitted(run_dir, path)),
                 Err(source) => return Err(ClientError::Io { path, source }),
             }
         }
@@ -122,6 +127,14 @@ impl Client {
 
     fn not_an_answer(&self, what: &dyn std::fmt::Display) -> ClientError {
         ClientError::NotAnAnswer { path: self.path.clone(), what: what.to_string() }
+    }
+}
+
+/// The system gives the same error for a socket that is not ours to open and for a directory that hides it.
+fn not_permitted(run_dir: &Path, path: PathBuf) -> ClientError {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => ClientError::NotVisible(run_dir.to_owned()),
+        _ => ClientError::NotPermitted(path),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::config_file::{self, FileError};
 use crate::host::Host;
 use crate::refusal::Refusal;
+use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
 use crate::server::{Server, ServerError};
 use crate::switch::Switch;
@@ -210,7 +211,7 @@ impl Daemon {
             Ok(config) => match self.switch.apply(&config) {
                 Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
                 Ok(0) => info!("{} says what runs already", file.display()),
-                Ok(count) => info!("the configuration of {} is applied, in {count} steps", file.display()),
+                Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(count, "step")),
             },
         }
         notify(&[NotifyState::Ready, NotifyState::Status(&self.summary())]);
@@ -218,7 +219,7 @@ impl Daemon {
 
     fn summary(&self) -> String {
         let config = &self.switch.config;
-        format!("{} ports on {} networks", config.ports.len(), config.networks.len())
+        format!("{} on {}", counted(config.ports.len(), "port"), counted(config.networks.len(), "network"))
     }
 }
 

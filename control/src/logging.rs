@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -10,9 +11,7 @@ use crate::render::wants_colours;
 
 /// Starts logging. `filter` is a level or a list of `module=level`.
 pub(crate) fn start(filter: Option<&str>) -> Result<(), LogError> {
-    let text = filter.unwrap_or("info");
-    let filter = EnvFilter::builder().parse(text).map_err(|source| LogError { text: text.to_owned(), source })?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(parse(filter.unwrap_or("info"))?);
     let journal = if stderr_is_the_journal() { tracing_journald::layer().ok() } else { None };
     // A second start, as in a test, keeps the first one's settings.
     let _ = match journal {
@@ -29,10 +28,20 @@ pub(crate) fn start(filter: Option<&str>) -> Result<(), LogError> {
 
 /// The filter is none.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no log level ({source}): use error, warn, info, debug or trace")]
-pub(crate) struct LogError {
-    text: String,
-    source: tracing_subscriber::filter::ParseError,
+pub(crate) enum LogError {
+    #[error("{text:?} is no log level ({source}): use error, warn, info, debug, trace or off")]
+    Filter { text: String, source: ParseError },
+    #[error("{0:?} is no log level: use error, warn, info, debug, trace or off, or MODULE=LEVEL")]
+    Word(String),
+}
+
+/// A bare word that is no level would be taken as a module, and silence all others.
+fn parse(text: &str) -> Result<EnvFilter, LogError> {
+    let is_bare = |part: &&str| !part.is_empty() && !part.contains(['=', '[', '{', '}', ']']);
+    if let Some(word) = text.split(',').filter(is_bare).find(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(LogError::Word(word.to_owned()));
+    }
+    EnvFilter::builder().parse(text).map_err(|source| LogError::Filter { text: text.to_owned(), source })
 }
 
 /// systemd names the journal's device and inode (systemd.exec(5), `$JOURNAL_STREAM`); a redirected stderr has others.
@@ -41,4 +50,21 @@ fn stderr_is_the_journal() -> bool {
         return false;
     };
     rustix::fs::fstat(std::io::stderr()).is_ok_and(|stat| variable == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_word_is_a_level_or_refused() {
+        for text in ["trace", "debug", "info", "warn", "error", "off", "INFO", "info,weft_dataplane=debug", "[span]=info"] {
+            assert!(parse(text).is_ok(), "{text:?} was refused");
+        }
+        for text in ["bogus", "weft_dataplane", "info,bogus", "weft=debug,bogus"] {
+            let message = parse(text).unwrap_err().to_string();
+            assert!(message.contains("error, warn, info, debug, trace or off"), "{message}");
+        }
+        assert!(parse("a=b=c").is_err());
+    }
 }

@@ -1,5 +1,7 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
+use std::fmt::Display;
+
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
 use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status};
@@ -7,6 +9,12 @@ use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status};
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
     is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A number of things: `1 port`, `2 ports`.
+pub(crate) fn counted<N: Copy + Display + From<u8> + PartialEq>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 /// How tables are drawn.
@@ -40,7 +48,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
     let rings = port.rings.iter().map(|ring| {
         let direction = if ring.index % 2 == 0 { "to guest" } else { "from guest" };
         let disabled = if ring.enabled { "" } else { ", disabled" };
-        format!("{} ({direction}): {} descriptors{disabled}", ring.index, ring.size)
+        format!("{} ({direction}): {}{disabled}", ring.index, counted(ring.size, "descriptor"))
     });
     let mut rows = vec![
         ("Port", port.name.to_string()),
@@ -112,10 +120,13 @@ pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
 
 pub(crate) fn status(style: Style, status: &Status) -> String {
     let config = status.config_file.as_ref().map_or_else(|| "built in".to_owned(), |file| file.display().to_string());
-    let networks =
-        status.networks.iter().map(|network| format!("{} ({}, {} ports)", network.name, network.mode, network.ports.len()));
+    let networks = status
+        .networks
+        .iter()
+        .map(|network| format!("{} ({}, {})", network.name, network.mode, counted(network.ports.len(), "port")));
     let workers = status.workers.iter().map(|worker| {
-        format!("{} rounds, {} of them with frames, {} times asleep", worker.rounds, worker.busy_rounds, worker.sleeps)
+        let (rounds, sleeps) = (counted(worker.rounds, "round"), counted(worker.sleeps, "time"));
+        format!("{rounds}, {} of them with frames, {sleeps} asleep", worker.busy_rounds)
     });
     pairs(
         style,
@@ -161,10 +172,11 @@ pub(crate) fn stats(style: Style, now: &Stats, before: Option<&Stats>) -> String
 }
 
 fn counter_rows(counters: &Counters) -> Vec<(&'static str, String)> {
+    let passed = |frames, bytes| format!("{}, {}", counted::<u64>(frames, "frame"), counted::<u64>(bytes, "byte"));
     let drops = counters.drops.iter().map(|(reason, count)| format!("{reason}: {count}"));
     vec![
-        ("From guest", format!("{} frames, {} bytes", counters.from_guest_frames, counters.from_guest_bytes)),
-        ("To guest", format!("{} frames, {} bytes", counters.to_guest_frames, counters.to_guest_bytes)),
+        ("From guest", passed(counters.from_guest_frames, counters.from_guest_bytes)),
+        ("To guest", passed(counters.to_guest_frames, counters.to_guest_bytes)),
         ("Interrupts", counters.notifications.to_string()),
         ("Dropped", or_none(drops.collect::<Vec<_>>().join("\n"))),
     ]
@@ -267,6 +279,11 @@ mod tests {
         };
         assert!(cell(true));
         assert!(!cell(false));
+    }
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!([0_usize, 1, 2].map(|number| counted(number, "port")), ["0 ports", "1 port", "2 ports"]);
     }
 
     #[test]

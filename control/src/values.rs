@@ -79,6 +79,13 @@ pub enum ValueError {
     /// Not a path that a socket can have.
     #[error("{0:?} can't be a socket path: it is empty, ends with \"/\" or contains control characters")]
     SocketPath(String),
+    /// A path that no Unix socket address holds.
+    #[error(
+        "socket path {0:?} has {len} bytes; a Unix socket takes at most {max}: use a shorter one",
+        len = .0.len(),
+        max = SocketPath::LEN_MAX
+    )]
+    SocketPathTooLong(String),
     /// A mode of the design that this version lacks.
     #[error("mode {0:?} is not there yet; there is: private")]
     ModeNotYet(String),
@@ -210,6 +217,9 @@ impl FromStr for PortMac {
 }
 
 impl SocketPath {
+    /// The most bytes of a path in a Unix socket address: 108 with the final zero (unix(7)).
+    pub const LEN_MAX: usize = 107;
+
     /// Where the socket is, when the run directory is `run_dir`.
     #[must_use]
     pub fn below(&self, run_dir: &Path) -> PathBuf {
@@ -223,6 +233,9 @@ impl FromStr for SocketPath {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.is_empty() || text.ends_with('/') || text.chars().any(char::is_control) {
             return Err(ValueError::SocketPath(text.to_owned()));
+        }
+        if text.len() > Self::LEN_MAX {
+            return Err(ValueError::SocketPathTooLong(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
     }
@@ -293,6 +306,7 @@ text_value!(SocketPath, "SocketPath", {
     "type": "string",
     "description": "The path of a Unix socket; a relative one is below the run directory.",
     "minLength": 1,
+    "maxLength": 107,
 });
 text_value!(NetworkMode, "NetworkMode", {
     "type": "string",
@@ -403,6 +417,16 @@ mod tests {
         assert!("02:00:00:00:00:01".parse::<PortMac>().is_ok());
         for text in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00", "nonsense"] {
             assert!(text.parse::<PortMac>().is_err(), "{text} was taken");
+        }
+    }
+
+    #[test]
+    fn a_socket_path_fits_into_an_address() {
+        for start in ["/run/", "sockets/", "é/"] {
+            let longest = format!("{start}{}", "x".repeat(107 - start.len()));
+            assert_eq!(longest.parse::<SocketPath>().unwrap().to_string(), longest);
+            let message = format!("{longest}x").parse::<SocketPath>().unwrap_err().to_string();
+            assert!(message.contains("has 108 bytes") && message.contains("at most 107"), "{message}");
         }
     }
 

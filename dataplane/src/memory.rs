@@ -147,6 +147,11 @@ impl GuestMemory {
         Ok(Self { regions })
     }
 
+    /// True if nothing is shared.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.regions.is_empty()
+    }
+
     /// True once a file behind this memory was shortened and we noticed.
     pub(crate) fn is_lost(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.guard.is_lost())

@@ -217,11 +217,14 @@ impl Port {
                 self.connect(stream, registry, token, now);
                 return None;
             }
-            // Nobody is there yet: what a client is made to wait for.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
             Err(error) => {
                 let reason = format!("cannot connect to {}: {error}", self.settings.socket.display());
-                self.log.warn(now, &self.settings.name, &reason);
+                // Nobody is there yet: what a client is made to wait for.
+                let is_expected = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                // It is tried again and again, but said only when it is news.
+                if !is_expected && self.last_stop.as_ref() != Some(&reason) {
+                    self.log.warn(now, &self.settings.name, &reason);
+                }
                 self.last_stop = Some(reason);
             }
         }

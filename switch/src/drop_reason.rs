@@ -51,3 +51,18 @@ impl DropReason {
         self as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_is_explained_to_users() {
+        let document = include_str!("../../docs/drop-reasons.md");
+        for reason in DropReason::iter() {
+            assert!(document.contains(&format!("| `{}` |", reason.name())), "{} is not in docs/drop-reasons.md", reason.name());
+        }
+    }
+}

@@ -11,8 +11,8 @@
 //! a moment ago, which a moving station causes as well.
 //!
 //! A key may stand in either of two buckets of [`WAYS`] slots, picked by a hash that is keyed at random, since guests choose the
-//! addresses. The table has at least twice as many slots as it may hold entries, so that both buckets being full is
-//! too rare to plan for; when it happens, an entry of these buckets makes way.
+//! addresses. The table has at least twice as many slots as it may hold entries, so both buckets are rarely full; then an entry in
+//! them moves to its own other bucket, as in cuckoo hashing. Only if none of eight can, one of them makes way.
 //!
 //! Bounded and fair: a full table makes way for a new address by evicting from the port that has the most entries (the
 //! learning port itself, when it is one of them), about the one not heard of for the longest. So a guest that invents
@@ -320,7 +320,8 @@ impl Fdb {
         book.oldest(port).expect("a full table has a largest port, and that has an oldest entry")
     }
 
-    /// A free slot for `key`. When both its buckets are full, the entry in them that belongs to the largest port goes.
+    /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the one
+    /// that belongs to the largest port goes.
     fn free_slot(&self, book: &mut Book, key: u64) -> usize {
         let [first, second] = self.buckets(key);
         let candidates = || (first..first + WAYS).chain(second..second + WAYS);
@@ -329,10 +330,33 @@ impl Fdb {
         if let Some(index) = (roomier..roomier + WAYS).find(|&index| self.is_free(index)) {
             return index;
         }
+        for index in candidates() {
+            if let Some(free) = self.other_bucket(index).find(|&index| self.is_free(index)) {
+                self.relocate(book, index, free);
+                return index;
+            }
+        }
         let crowding = |&index: &usize| book.count(self.slots[index].load_value().port);
         let victim = candidates().max_by_key(crowding).expect("a bucket has slots");
         self.evict(book, victim);
         victim
+    }
+
+    /// The slots of the bucket in which the entry at `index` may stand as well.
+    fn other_bucket(&self, index: usize) -> std::ops::Range<usize> {
+        let [first, second] = self.buckets(self.slots[index].key.load(Ordering::Relaxed));
+        let other = if index / WAYS * WAYS == first { second } else { first };
+        other..other + WAYS
+    }
+
+    /// Moves an entry to a free slot. It stands in both for a moment, so that no reader misses it.
+    fn relocate(&self, book: &mut Book, from: usize, to: usize) {
+        let value = self.slots[from].load_value();
+        self.slots[to].value.store(value.pack(), Ordering::Relaxed);
+        self.slots[to].key.store(self.slots[from].key.load(Ordering::Relaxed), Ordering::Release);
+        self.slots[from].key.store(0, Ordering::Release);
+        book.unlink(from, value.port);
+        book.append(to, value);
     }
 
     fn is_free(&self, index: usize) -> bool {
@@ -614,6 +638,17 @@ mod tests {
             for (number, port) in model {
                 prop_assert_eq!(fdb.lookup(at(0), mac(number)), Some(port));
             }
+        }
+
+        /// Crowded buckets cost no entry.
+        #[test]
+        fn a_small_full_table_holds_its_capacity(numbers in prop::collection::btree_set(0..100_000_u64, 120..300)) {
+            let fdb = fdb(100);
+            for &number in &numbers {
+                fdb.learn(at(0), mac(number), A);
+            }
+            prop_assert_eq!((fdb.len(), fdb.counters().evicted), (100, numbers.len() as u64 - 100));
+            prop_assert_eq!(fdb.entries(at(0)).len(), 100);
         }
 
         /// No port falls below its fair share because of another.

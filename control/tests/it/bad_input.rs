@@ -1,5 +1,7 @@
 //! What can't be done is refused with an error that names the thing and the way out, and nothing is half-applied.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use crate::weft::{Weft, run};
@@ -56,8 +58,17 @@ fn a_port_named_like_the_control_socket_is_refused() {
 fn a_socket_path_that_is_too_long_is_refused() {
     let weft = Weft::start();
     let path = format!("/tmp/{}.sock", "x".repeat(110));
-    let message = weft.refused(&["port", "add", "web", "--socket", &path]);
-    assert!(message.contains("cannot add port \"web\"") && message.contains("a Unix socket takes at most"), "{message}");
+    let ran = weft.run(&["port", "add", "web", "--socket", &path]);
+    assert_eq!(ran.status, 2);
+    assert!(ran.stderr.contains("has 120 bytes; a Unix socket takes at most 107"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_below_the_run_directory_is_refused() {
+    let weft = Weft::start_with_config("");
+    weft.reload(&format!("[ports.web]\nsocket = \"{}\"\n", "x".repeat(107)));
+    let log = weft.log();
+    assert!(log.contains("cannot add port \"web\"") && log.contains("a Unix socket takes at most"), "{log}");
 }
 
 #[test]
@@ -181,9 +192,23 @@ fn without_a_switch_a_command_says_where_it_looked() {
 }
 
 #[test]
+fn a_run_directory_that_can_not_be_looked_into_is_told_apart_from_a_weft_of_another_user() {
+    let parent = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(parent.path(), Permissions::from_mode(0o600)).unwrap();
+    if parent.path().join(".").exists() {
+        eprintln!("root looks into every directory");
+        return;
+    }
+    let ran = run(&["--run-dir", parent.path().join("run").to_str().unwrap(), "status"]);
+    assert_eq!(ran.status, 1);
+    assert!(ran.stderr.contains("no permission to look into") && ran.stderr.contains("sudo"), "{}", ran.stderr);
+}
+
+#[test]
 fn a_bad_configuration_file_is_refused_with_line_and_column() {
     let parent = tempfile::tempdir().unwrap();
     let file = parent.path().join("weft.toml");
+    let too_long = format!("[ports.a]\nsocket = \"{}\"\n", "x".repeat(108));
     let cases = [
         ("[ports.a]\nspeed = 1\n", ":2:1: ports.a.speed: unknown field"),
         ("[ports.a]\nqueues = 17\n", ":2:10: ports.a.queues: 17 is out of range"),
@@ -192,6 +217,7 @@ fn a_bad_configuration_file_is_refused_with_line_and_column() {
             ":2:11: ports.a.network: port \"a\" names network \"lab\", which is not there; there are: default",
         ),
         ("[networks.n]\nmode = \"nat\"\n", ":2:8: networks.n.mode: mode \"nat\" is not there yet"),
+        (too_long.as_str(), ":2:10: ports.a.socket: socket path \"xxx"),
         ("[ports.a\n", ":1:9: "),
     ];
     for (text, expected) in cases {

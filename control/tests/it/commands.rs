@@ -163,8 +163,9 @@ fn wrong_usage_is_told_apart_from_a_refusal() {
 #[test]
 fn manuals_completions_and_the_schema_need_no_switch() {
     let dir = tempfile::tempdir().unwrap();
-    assert_eq!(run(&["man", "--dir", dir.path().to_str().unwrap()]).status, 0);
-    assert!(dir.path().join("weft-port-add.1").exists());
+    let pages = dir.path().join("share/man1");
+    assert_eq!(run(&["man", "--dir", pages.to_str().unwrap()]).status, 0);
+    assert!(pages.join("weft-port-add.1").exists());
     assert!(run(&["man"]).stdout.contains(".TH weft 1"));
     assert!(run(&["completions", "bash"]).stdout.contains("weft"));
     let schema: Value = serde_json::from_str(&run(&["api", "schema"]).stdout).unwrap();

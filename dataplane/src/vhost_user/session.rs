@@ -121,6 +121,10 @@ pub(crate) enum SessionError {
     RingRuns { ring: usize, what: &'static str },
     #[error("ring {ring}: its base {base} has more than 16 bits")]
     RingBase { ring: usize, base: u32 },
+    #[error(
+        "the guest shares no memory with weft: start it with memory-backend-memfd,share=on (weft qemu-args prints the whole line)"
+    )]
+    NoMemory,
     #[error("ring {ring} cannot start: {source}")]
     RingSetup { ring: usize, source: SetupError },
     #[error("ring {ring}: the {what} descriptor is no eventfd")]
@@ -435,6 +439,9 @@ impl Session {
     }
 
     fn split_ring(&self, ring: usize) -> Result<SplitRing, SessionError> {
+        if self.memory.is_empty() {
+            return Err(SessionError::NoMemory);
+        }
         let state = &self.rings[ring];
         let features =
             RingFeatures { event_idx: self.has(VIRTIO_RING_F_EVENT_IDX), indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC) };
