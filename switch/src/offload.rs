@@ -23,6 +23,11 @@ const ETHERNET_LEN: usize = 14;
 const TAG_LEN: usize = 4;
 const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// Bytes from a transport header's start to its checksum.
+const TCP_CHECKSUM: u16 = 16;
+const UDP_CHECKSUM: u16 = 6;
 const FRAGMENT_HEADER_LEN: usize = 8;
 
 const FIN: u8 = 0x01;
@@ -194,9 +199,7 @@ impl Offload {
 /// When the field does not lie within the frame, which [`Offload::parse`] has made sure of.
 pub fn complete_checksum(frame: &mut [u8], PartialChecksum { start, offset }: PartialChecksum) {
     let (start, field) = (usize::from(start), usize::from(start) + usize::from(offset));
-    let sum = !fold(sum_of(&frame[start..]));
-    // A computed zero is sent as all ones (RFC 768); for TCP both are zero.
-    let sum = if sum == 0 { 0xffff } else { sum };
+    let sum = transport_checksum(sum_of(&frame[start..]), offset == UDP_CHECKSUM);
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
@@ -241,15 +244,15 @@ impl Layout {
             _ => return None,
         };
         let (expected, header_len) = match kind {
-            SegmentKind::Tcp4 | SegmentKind::Tcp6 => (6, usize::from(frame.get(transport + 12)? >> 4) * 4),
-            SegmentKind::UdpFragments | SegmentKind::Udp => (17, UDP_LEN),
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => (TCP, usize::from(frame.get(transport + 12)? >> 4) * 4),
+            SegmentKind::UdpFragments | SegmentKind::Udp => (UDP, UDP_LEN),
         };
         let right_version = match kind {
             SegmentKind::Tcp4 => !is_ipv6,
             SegmentKind::Tcp6 => is_ipv6,
             SegmentKind::UdpFragments | SegmentKind::Udp => true,
         };
-        let shortest = if expected == 6 { 20 } else { UDP_LEN };
+        let shortest = if expected == TCP { 20 } else { UDP_LEN };
         let payload = transport + header_len;
         let fits = protocol == expected && right_version && header_len >= shortest && payload <= frame.len();
         fits.then_some(Self { network, transport, payload, is_ipv6 })
@@ -285,10 +288,10 @@ pub fn segment(
         if kind == SegmentKind::Udp {
             let len = (buffer.len() - layout.transport) as u16;
             write_u16(buffer, layout.transport + 4, len);
-            finish_transport(buffer, layout, 17, 6);
+            finish_transport(buffer, layout, UDP, UDP_CHECKSUM);
         } else {
             finish_tcp(buffer, layout, from as u32, index == 0, index + 1 == count);
-            finish_transport(buffer, layout, 6, 16);
+            finish_transport(buffer, layout, TCP, TCP_CHECKSUM);
         }
         deliver(buffer);
     }
@@ -333,13 +336,21 @@ fn finish_ipv4_checksum(segment: &mut [u8], layout: Layout) {
 }
 
 /// The whole transport checksum, pseudo-header included (RFC 9293, section 3.1; RFC 768; RFC 8200, section 8.1).
-fn finish_transport(segment: &mut [u8], layout: Layout, protocol: u8, field: usize) {
+fn finish_transport(segment: &mut [u8], layout: Layout, protocol: u8, offset: u16) {
     let addresses = if layout.is_ipv6 { 8..40 } else { 12..20 };
-    let field = layout.transport + field;
+    let field = layout.transport + usize::from(offset);
     write_u16(segment, field, 0);
     let pseudo = sum_of(&segment[layout.network..][addresses]) + u64::from(protocol) + (segment.len() - layout.transport) as u64;
-    let sum = !fold(pseudo + sum_of(&segment[layout.transport..]));
-    write_u16(segment, field, if sum == 0 { 0xffff } else { sum });
+    let sum = transport_checksum(pseudo + sum_of(&segment[layout.transport..]), protocol == UDP);
+    write_u16(segment, field, sum);
+}
+
+/// A checksum from its sum. UDP sends a computed zero as all ones, because zero says that there is none (RFC 768); TCP does not.
+fn transport_checksum(sum: u64, is_udp: bool) -> u16 {
+    match !fold(sum) {
+        0 if is_udp => 0xffff,
+        checksum => checksum,
+    }
 }
 
 /// Fragments one UDP datagram (RFC 791, section 3.2; RFC 8200, section 4.5), its checksum completed before.
@@ -353,7 +364,7 @@ fn fragment(
     let mut whole = frame.to_vec();
     let len = (frame.len() - layout.transport) as u16;
     write_u16(&mut whole, layout.transport + 4, len);
-    finish_transport(&mut whole, layout, 17, 6);
+    finish_transport(&mut whole, layout, UDP, UDP_CHECKSUM);
     let (headers, payload) = whole.split_at(layout.transport);
     // Fragments are counted in units of eight bytes.
     let size = usize::from(size & !7);
