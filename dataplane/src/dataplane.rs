@@ -438,7 +438,7 @@ impl Dataplane {
         }
         let mut next = self.next_expiry.min(self.next_watch);
         for port in self.ports.iter_mut().flatten() {
-            if let Some(due) = port.dial(&self.registry, Task::Serve(port.id).token(), now) {
+            if let Some(due) = port.dial(&self.registry, Task::Serve(port.id()).token(), now) {
                 next = next.min(due);
             }
         }

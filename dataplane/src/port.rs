@@ -46,15 +46,29 @@ pub(crate) struct Fabric {
 /// A port.
 #[derive(Debug)]
 pub(crate) struct Port {
-    pub(crate) id: PortId,
+    wiring: Wiring,
     pub(crate) settings: PortSettings,
     pub(crate) endpoint: Endpoint,
-    counters: Arc<LiveCounters>,
     guest: Option<Guest>,
-    disposal: Disposal,
     connections: u64,
     last_stop: Option<String>,
     log: LogLimit,
+}
+
+/// What of a port its sessions and the workers need, whoever is connected.
+#[derive(Debug)]
+struct Wiring {
+    port: PortId,
+    network: NetworkId,
+    counters: Arc<LiveCounters>,
+    disposal: Disposal,
+}
+
+impl Wiring {
+    /// The port as workers see it, with these rings.
+    fn link(&self, rings: RunningRings) -> Arc<PortLink> {
+        Arc::new(PortLink { id: self.port, network: self.network, counters: Arc::clone(&self.counters), rings })
+    }
 }
 
 /// A connected front-end.
@@ -112,58 +126,49 @@ impl Fabric {
 /// One port's way to the workers.
 struct PortHost<'a> {
     fabric: &'a mut Fabric,
-    port: PortId,
-    network: NetworkId,
-    counters: &'a Arc<LiveCounters>,
-    disposal: &'a mut Disposal,
+    wiring: &'a mut Wiring,
 }
 
 impl Host for PortHost<'_> {
     fn publish(&mut self, rings: RunningRings) -> Result<(), WorkerStuck> {
-        let link = PortLink { id: self.port, network: self.network, counters: Arc::clone(self.counters), rings };
-        self.fabric.links[self.port.index()] = Some(Arc::new(link));
+        self.fabric.links[self.wiring.port.index()] = Some(self.wiring.link(rings));
         self.fabric.publish()
     }
 
     fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()> {
-        let registry = self.fabric.worker_registry(self.port);
+        let registry = self.fabric.worker_registry(self.wiring.port);
         registry.register(&mut SourceFd(&kick.as_fd().as_raw_fd()), KICK_TOKEN, Interest::READABLE)
     }
 
     fn unwatch_kick(&mut self, kick: BorrowedFd<'_>) {
         // Fails only where watching failed.
-        let _ = self.fabric.worker_registry(self.port).deregister(&mut SourceFd(&kick.as_fd().as_raw_fd()));
+        let _ = self.fabric.worker_registry(self.wiring.port).deregister(&mut SourceFd(&kick.as_fd().as_raw_fd()));
     }
 
     fn announce(&mut self, station: MacAddr) {
-        self.fabric.workers.inject(Injection { port: self.port, frame: rarp_request(station) });
+        self.fabric.workers.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
     }
 
     fn dispose(&mut self, memory: Arc<GuestMemory>) {
-        self.disposal.put(memory);
+        self.wiring.disposal.put(memory);
     }
 }
 
 impl Port {
     /// `disposed` is raised when a guest that made the next one wait is gone for good.
     pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
-        Self {
-            id,
-            settings,
-            endpoint,
-            counters: Arc::default(),
-            guest: None,
-            disposal: Disposal::new(Arc::clone(disposed)),
-            connections: 0,
-            last_stop: None,
-            log: LogLimit::default(),
-        }
+        let disposal = Disposal::new(Arc::clone(disposed));
+        let wiring = Wiring { port: id, network: settings.network, counters: Arc::default(), disposal };
+        Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: LogLimit::default() }
+    }
+
+    pub(crate) fn id(&self) -> PortId {
+        self.wiring.port
     }
 
     /// The port as workers see it while no guest is there.
     pub(crate) fn idle_link(&self) -> Arc<PortLink> {
-        let (network, counters) = (self.settings.network, Arc::clone(&self.counters));
-        Arc::new(PortLink { id: self.id, network, counters, rings: RunningRings::default() })
+        self.wiring.link(RunningRings::default())
     }
 
     /// Takes the guests that wait at the listening socket: the first one in, the others out.
@@ -174,7 +179,7 @@ impl Port {
             let Endpoint::Server(listener) = &self.endpoint else {
                 return Turn::Done;
             };
-            let has_room = if self.guest.is_some() { !self.disposal.is_full() } else { self.disposal.is_idle() };
+            let has_room = if self.guest.is_some() { !self.wiring.disposal.is_full() } else { self.wiring.disposal.is_idle() };
             if !has_room {
                 return Turn::Later;
             }
@@ -182,7 +187,7 @@ impl Port {
                 Ok((stream, _)) if self.guest.is_some() => {
                     self.log.warn(now, &self.settings.name, "a second front-end was refused: this port has one already");
                     hang_up(&stream);
-                    self.disposal.put(stream);
+                    self.wiring.disposal.put(stream);
                 }
                 Ok((stream, _)) => self.connect(stream, registry, token, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Done,
@@ -204,7 +209,7 @@ impl Port {
         if self.guest.is_some() {
             return None;
         }
-        if !self.disposal.is_idle() {
+        if !self.wiring.disposal.is_idle() {
             return Some(now.after(LOOK_AGAIN));
         }
         if dialer.due() > now {
@@ -235,13 +240,7 @@ impl Port {
     pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(guest) = &mut self.guest else { return Turn::Done };
-            let mut host = PortHost {
-                fabric,
-                port: self.id,
-                network: self.settings.network,
-                counters: &self.counters,
-                disposal: &mut self.disposal,
-            };
+            let mut host = PortHost { fabric, wiring: &mut self.wiring };
             match guest.serve_one(&mut host) {
                 Ok(true) => {}
                 Ok(false) => return Turn::Done,
@@ -303,7 +302,7 @@ impl Port {
     }
 
     fn counters_view(&self) -> PortCounters {
-        let counters = &self.counters;
+        let counters = &self.wiring.counters;
         PortCounters {
             from_guest_frames: counters.from_guest_frames.value(),
             from_guest_bytes: counters.from_guest_bytes.value(),
@@ -346,28 +345,22 @@ impl Port {
 
     /// Stops the rings; what was learned behind them is forgotten, so that frames look for the stations anew.
     fn end_session(&mut self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
-        let mut host = PortHost {
-            fabric,
-            port: self.id,
-            network: self.settings.network,
-            counters: &self.counters,
-            disposal: &mut self.disposal,
-        };
+        let mut host = PortHost { fabric, wiring: &mut self.wiring };
         let ended = session.end(&mut host);
-        if let Some(fdb) = fabric.fdb(self.settings.network) {
-            fdb.forget_port(self.id);
+        if let Some(fdb) = fabric.fdb(self.wiring.network) {
+            fdb.forget_port(self.wiring.port);
         }
         ended
     }
 
     fn put_away(&mut self, guest: Guest) {
         hang_up(&guest.connection.stream);
-        self.disposal.put(guest);
+        self.wiring.disposal.put(guest);
     }
 
     /// Goes on getting rid of things.
     pub(crate) fn sweep(&mut self) {
-        self.disposal.sweep();
+        self.wiring.disposal.sweep();
     }
 
     fn close_endpoint(&mut self, registry: &Registry) {
@@ -375,7 +368,7 @@ impl Port {
             let _ = registry.deregister(&mut socket);
             drop(file);
             // With whoever waits there, and what they have sent already.
-            self.disposal.put(socket);
+            self.wiring.disposal.put(socket);
         }
     }
 }
