@@ -248,14 +248,7 @@ impl ToGuest {
         } else {
             self.finish_and_deliver(header, payload, frame, counters, tally)
         };
-        match delivered {
-            Ok(()) => Ok(()),
-            Err(TransmitError::Dropped(reason)) => {
-                counters.drop_frames(reason, 1);
-                Ok(())
-            }
-            Err(TransmitError::Fault(fault)) => Err(fault),
-        }
+        delivered.or_else(|error| count_drop(error, counters))
     }
 
     /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
@@ -326,7 +319,7 @@ impl ToGuest {
                         outcome = self.deliver_private(part, tally).or_else(|error| count_drop(error, counters));
                     }
                 });
-                cut.map_err(TransmitError::Dropped).and(outcome)
+                cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);
@@ -382,14 +375,14 @@ impl ToGuest {
     }
 }
 
-/// A segment that does not fit is lost; the next one may fit.
-fn count_drop(error: TransmitError, counters: &LiveCounters) -> Result<(), TransmitError> {
+/// A frame or segment that does not fit is lost; the next one may fit.
+fn count_drop(error: TransmitError, counters: &LiveCounters) -> Result<(), RingFault> {
     match error {
         TransmitError::Dropped(reason) => {
             counters.drop_frames(reason, 1);
             Ok(())
         }
-        fault @ TransmitError::Fault(_) => Err(fault),
+        TransmitError::Fault(fault) => Err(fault),
     }
 }
 

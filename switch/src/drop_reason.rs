@@ -25,7 +25,7 @@ pub enum DropReason {
     BadAddress,
     /// The frame asks for an offload (checksum or segmentation) that was not negotiated.
     UnagreedOffload,
-    /// The frame asks for an offload that its own headers contradict.
+    /// The frame asks for an offload that its own headers contradict, or that cuts it into more than 256 segments.
     BadOffload,
     /// The receiving guest offered no free buffer.
     ReceiverFull,

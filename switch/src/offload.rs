@@ -12,6 +12,10 @@
 
 use crate::DropReason;
 
+/// The most segments that one frame may stand for: 64 KiB at an MSS of 256, below which only an MTU under 296 leads. Without it a guest could ask
+/// for segments of one byte, and a batch would take as long as it likes.
+const MAX_SEGMENTS: usize = 256;
+
 const NEEDS_CSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;
 const GSO_UDP: u8 = 3;
@@ -162,7 +166,8 @@ impl Offload {
         let Some(PartialChecksum { start, offset }) = checksum else { return Err(DropReason::BadOffload) };
         let field = usize::from(start) + usize::from(offset);
         let within = usize::from(start) >= ETHERNET_LEN && field + 2 <= frame_len;
-        if !within || segmentation.is_some_and(|segmentation| segmentation.size == 0) {
+        let cuttable = |size: u16| size > 0 && frame_len.div_ceil(size.into()) <= MAX_SEGMENTS;
+        if !within || segmentation.is_some_and(|segmentation| !cuttable(segmentation.size)) {
             return Err(DropReason::BadOffload);
         }
         Ok(offload)

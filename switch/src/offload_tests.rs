@@ -260,6 +260,15 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn a_frame_may_stand_for_so_many_segments_and_no_more() {
+    let size = 256;
+    let header = header(NEEDS_CSUM, GSO_TCPV4, size, 34, 16);
+    let most = MAX_SEGMENTS * usize::from(size);
+    assert!(Offload::parse(header, most, ALL).is_ok());
+    assert_eq!(Offload::parse(header, most + 1, ALL), Err(DropReason::BadOffload));
+}
+
+#[test]
 fn a_frame_whose_headers_are_not_what_its_offload_says_is_not_cut() {
     let v4 = Shape { ipv6: false, tagged: false, tcp: true };
     let (bytes, checksum) = unfinished(v4, &payload(3000));
