@@ -268,12 +268,7 @@ impl Port {
 
     /// Takes the port out of the workers' sight and closes its socket.
     pub(crate) fn remove(mut self, registry: &Registry, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
-        let mut ended = Ok(());
-        if let Some(mut guest) = self.guest.take() {
-            let _ = registry.deregister(&mut guest.connection.stream);
-            ended = self.end_session(&mut guest.session, fabric);
-            self.put_away(guest);
-        }
+        let ended = self.guest.take().map_or(Ok(()), |guest| self.let_go(guest, registry, fabric));
         self.close_endpoint(registry);
         ended
     }
@@ -326,12 +321,10 @@ impl Port {
     }
 
     fn disconnect(&mut self, reason: &StopReason, registry: &Registry, now: Timestamp, fabric: &mut Fabric) {
-        let Some(mut guest) = self.guest.take() else { return };
-        let _ = registry.deregister(&mut guest.connection.stream);
-        if let Err(stuck) = self.end_session(&mut guest.session, fabric) {
+        let Some(guest) = self.guest.take() else { return };
+        if let Err(stuck) = self.let_go(guest, registry, fabric) {
             self.log.warn(now, &self.settings.name, &stuck.to_string());
         }
-        self.put_away(guest);
         if let Endpoint::Client(dialer) = &mut self.endpoint {
             dialer.hung_up(now, reason.is_fault());
         }
@@ -353,9 +346,14 @@ impl Port {
         ended
     }
 
-    fn put_away(&mut self, guest: Guest) {
+    /// Ends a guest's session and connection.
+    fn let_go(&mut self, mut guest: Guest, registry: &Registry, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
+        // Fails only where watching failed.
+        let _ = registry.deregister(&mut guest.connection.stream);
+        let ended = self.end_session(&mut guest.session, fabric);
         hang_up(&guest.connection.stream);
         self.wiring.disposal.put(guest);
+        ended
     }
 
     /// Goes on getting rid of things.
