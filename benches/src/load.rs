@@ -261,12 +261,12 @@ impl Guests {
 }
 
 /// The address of a station behind a guest's port.
-fn station(guest: usize, number: u16) -> [u8; 6] {
+pub(crate) fn station(guest: usize, number: u16) -> [u8; 6] {
     let [high, low] = number.to_be_bytes();
     [0x02, 0, 0, guest as u8, high, low]
 }
 
-fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
+pub(crate) fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
     let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
     frame.resize(len, 0);
     frame

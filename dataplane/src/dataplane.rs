@@ -20,7 +20,7 @@ use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, 
 
 use crate::endpoint::Endpoint;
 use crate::port::{Fabric, Port, Turn};
-use crate::worker::{Clock, Fault, FaultReports, WorkerHandle};
+use crate::worker::{Clock, Fault, FaultReports, Worker, WorkerHandle};
 use crate::workers::{WorkerStuck, Workers};
 
 /// How many workers there are. Rings, snapshots and counters are made for several.
@@ -227,6 +227,20 @@ pub struct Dataplane {
     healthy: bool,
 }
 
+/// A worker without a thread. See [`Dataplane::start_by_hand`].
+#[doc(hidden)]
+pub struct HandWorker {
+    worker: Worker,
+    clock: Clock,
+}
+
+impl HandWorker {
+    /// One round over the rings: at most one batch from each. True if a frame moved.
+    pub fn poll(&mut self) -> bool {
+        self.worker.poll_all(self.clock.now())
+    }
+}
+
 /// What the dataplane does for a port when its socket says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
@@ -264,6 +278,28 @@ impl Dataplane {
     /// # Errors
     /// When the operating system gives no thread or descriptor.
     pub fn start(registry: &Registry) -> Result<Self, DataplaneError> {
+        Self::start_with(registry, |clock, reports| Ok((Workers::start(WORKERS, clock, reports)?, ())))
+            .map(|(started, ())| started)
+    }
+
+    /// Like [`Self::start`], with a worker that the caller runs: for benchmarks that count instructions. While a port
+    /// changes, somebody has to poll it.
+    ///
+    /// # Errors
+    /// As those of [`Self::start`].
+    #[doc(hidden)]
+    pub fn start_by_hand(registry: &Registry) -> Result<(Self, HandWorker), DataplaneError> {
+        Self::start_with(registry, |clock, reports| {
+            let (workers, mut idle) = Workers::new(1, clock, reports)?;
+            let worker = idle.pop().ok_or(std::io::ErrorKind::NotFound)?;
+            Ok((workers, HandWorker { worker, clock }))
+        })
+    }
+
+    fn start_with<T>(
+        registry: &Registry,
+        start: impl FnOnce(Clock, &FaultReports) -> std::io::Result<(Workers, T)>,
+    ) -> Result<(Self, T), DataplaneError> {
         let failed = DataplaneError::Start;
         crate::sys::install_signal_handlers().map_err(failed)?;
         crate::sys::raise_descriptor_limit();
@@ -274,8 +310,8 @@ impl Dataplane {
         let clock = Clock::start();
         let (queue, faults) = crossbeam::channel::unbounded();
         let reports = FaultReports { queue, event: Arc::clone(&event) };
-        let workers = Workers::start(WORKERS, clock, &reports).map_err(failed)?;
-        Ok(Self {
+        let (workers, started) = start(clock, &reports).map_err(failed)?;
+        let dataplane = Self {
             fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
             ports: Vec::new(),
             registry,
@@ -287,7 +323,8 @@ impl Dataplane {
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
             next_watch: clock.now().after(WATCH_INTERVAL),
             healthy: true,
-        })
+        };
+        Ok((dataplane, started))
     }
 
     /// Adds a network with a forwarding database of this size and ageing.

@@ -24,7 +24,7 @@ mod worker;
 mod workers;
 
 pub use dataplane::{
-    Dataplane, DataplaneError, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus, SocketRole,
-    WorkerStatus,
+    Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
+    SocketRole, WorkerStatus,
 };
 pub use workers::WorkerStuck;

@@ -85,14 +85,14 @@ pub(crate) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Starts worker `number`.
-    pub(crate) fn start(
+    /// Makes worker `number`, which does nothing yet.
+    pub(crate) fn new(
         number: usize,
         snapshots: Arc<ArcSwap<Snapshot>>,
         shared: Arc<WorkerShared>,
         clock: Clock,
         faults: FaultReports,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Worker)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
@@ -109,8 +109,14 @@ impl WorkerHandle {
             lane: Lane { masks: Vec::new(), receivers: Vec::new(), faults },
             losses: 0,
         };
-        let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
-        Ok(Self { shared, registry, waker, injections, thread: Arc::new(WorkerThread(Mutex::new(Some(thread)))) })
+        Ok((Self { shared, registry, waker, injections, thread: Arc::default() }, worker))
+    }
+
+    /// Gives the worker a thread.
+    pub(crate) fn run(&self, worker: Worker) -> io::Result<()> {
+        let name = format!("weft-worker-{}", worker.number);
+        *self.thread.lock() = Some(std::thread::Builder::new().name(name).spawn(move || worker.run())?);
+        Ok(())
     }
 
     /// Lets the worker start a round soon, if it sleeps.
@@ -141,7 +147,7 @@ impl WorkerHandle {
 }
 
 /// A worker's thread, as long as it was not stopped. Shared with whoever watches over it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WorkerThread(Mutex<Option<JoinHandle<()>>>);
 
 impl WorkerThread {
@@ -161,7 +167,8 @@ impl WorkerThread {
     }
 }
 
-struct Worker {
+/// What polls rings.
+pub(crate) struct Worker {
     number: usize,
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
@@ -192,7 +199,7 @@ impl Worker {
     }
 
     /// One round over the rings: at most one batch from each. True if a frame moved.
-    fn poll_all(&mut self, now: Timestamp) -> bool {
+    pub(crate) fn poll_all(&mut self, now: Timestamp) -> bool {
         let snapshot = self.snapshots.load();
         let polled = snapshot.polled_by(self.number);
         let mut busy = false;

@@ -12,7 +12,7 @@ use weft_switch::PortId;
 
 use crate::counters::Counter;
 use crate::snapshot::{Snapshot, worker_of};
-use crate::worker::{Clock, FaultReports, WorkerHandle};
+use crate::worker::{Clock, FaultReports, Worker, WorkerHandle};
 
 /// How long a worker may take to pass a batch boundary before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -126,15 +126,22 @@ pub(crate) struct Injection {
 impl Workers {
     /// Starts `count` workers.
     pub(crate) fn start(count: usize, clock: Clock, faults: &FaultReports) -> io::Result<Self> {
+        let (workers, idle) = Self::new(count, clock, faults)?;
+        workers.handles.iter().zip(idle).try_for_each(|(handle, worker)| handle.run(worker))?;
+        Ok(workers)
+    }
+
+    /// Makes `count` workers, which are to be run by the caller.
+    pub(crate) fn new(count: usize, clock: Clock, faults: &FaultReports) -> io::Result<(Self, Vec<Worker>)> {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let parker = Parker::new();
-        let start = |number| {
+        let new = |number| {
             let shared = Arc::new(WorkerShared::new(parker.unparker().clone()));
-            WorkerHandle::start(number, Arc::clone(&snapshot), shared, clock, faults.clone())
+            WorkerHandle::new(number, Arc::clone(&snapshot), shared, clock, faults.clone())
         };
-        let handles = (0..count).map(start).collect::<io::Result<Vec<_>>>()?;
+        let (handles, idle): (Vec<_>, Vec<_>) = (0..count).map(new).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
         let watch = Watch::start(&handles)?;
-        Ok(Self { snapshot, generation: 0, parker, handles, _watch: watch })
+        Ok((Self { snapshot, generation: 0, parker, handles, _watch: watch }, idle))
     }
 
     pub(crate) fn count(&self) -> usize {
