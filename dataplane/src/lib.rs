@@ -15,6 +15,12 @@ mod memory;
 mod port;
 #[allow(unsafe_code)]
 mod ring;
+#[allow(unsafe_code)]
+mod ring_copy;
+#[allow(unsafe_code)]
+mod ring_packed;
+#[allow(unsafe_code)]
+mod ring_split;
 mod snapshot;
 #[allow(unsafe_code)]
 mod sys;

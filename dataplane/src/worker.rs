@@ -21,7 +21,7 @@ use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forwar
 
 use crate::ring::RingFault;
 use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
-use crate::vhost_port::{BATCH, Batch, Tally};
+use crate::vhost_port::{Batch, FrameMask, Tally};
 use crate::workers::{Injection, WorkerShared};
 
 /// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
@@ -33,10 +33,6 @@ const INJECTIONS: usize = 64;
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
-
-/// One frame, one bit.
-type FrameMask = u32;
-const _: () = assert!(BATCH <= FrameMask::BITS as usize);
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -235,7 +231,7 @@ impl Worker {
             if ring.without_kick {
                 nap = Some(NAP_WITHOUT_KICK);
             }
-            let armed = ring.lock().ring.enable_kicks();
+            let armed = ring.lock().ring.queue().enable_kicks();
             match armed {
                 Ok(more) => offered |= more,
                 Err(fault) => self.lane.report(port, ring, fault),
@@ -252,7 +248,7 @@ impl Worker {
             self.shared.asleep.store(false, Ordering::Relaxed);
         }
         for PolledRing { ring, .. } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
-            ring.lock().ring.disable_kicks();
+            ring.lock().ring.queue().disable_kicks();
         }
     }
 }
@@ -293,11 +289,11 @@ impl Lane {
     /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
     fn notify_if_owed(&self, port: &PortLink) {
         for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.notify_if_owed();
+            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
             self.count_notification(port, ring, notified);
         }
         if let Some(ring) = port.rings.to_guest.as_ref().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.notify_if_owed();
+            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
             self.count_notification(port, ring, notified);
         }
     }
@@ -305,12 +301,12 @@ impl Lane {
     /// Stops a port whose memory was taken away, even if none of its rings moves any more.
     fn check_memory(&self, port: &PortLink) {
         for ring in &port.rings.from_guest {
-            if let Err(fault) = ring.lock().ring.check_memory() {
+            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
                 self.report(port, ring, fault);
             }
         }
         if let Some(ring) = &port.rings.to_guest
-            && let Err(fault) = ring.lock().ring.check_memory()
+            && let Err(fault) = ring.lock().ring.queue().base().check_memory()
         {
             self.report(port, ring, fault);
         }
@@ -391,15 +387,10 @@ impl Lane {
             return;
         };
         let mut to_guest = ring.lock();
-        let (mut tally, mut left) = (Tally::default(), u64::from(frames.count_ones()));
-        let chosen = batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0);
-        for (_, frame) in chosen {
-            if let Err(fault) = to_guest.transmit(batch, frame, &port.counters, &mut tally) {
-                port.counters.drop_frames(DropReason::ReceiverDown, left);
-                self.report(port, ring, fault);
-                break;
-            }
-            left -= 1;
+        let mut tally = Tally::default();
+        if let Err(fault) = to_guest.transmit(batch, frames, &port.counters, &mut tally) {
+            port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
+            self.report(port, ring, fault);
         }
         self.count_notification(port, ring, to_guest.flush());
         port.counters.to_guest_frames.add(tally.frames);

@@ -20,6 +20,6 @@ pub use ethernet::{EthernetHeader, MAX_FRAME_LEN};
 pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
 pub use forward::{Verdict, forward};
 pub use id::{NetworkId, PortId};
-pub use mac::{MacAddr, ParseMacError};
+pub use mac::{MacAddr, MacKey, ParseMacError};
 pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
 pub use time::Timestamp;
