@@ -20,8 +20,18 @@ const fn mac_of(last: u8) -> [u8; 6] {
 }
 
 fn feature_combinations() -> impl Iterator<Item = u64> {
-    let all = [feature::VERSION_1, feature::MRG_RXBUF, feature::INDIRECT_DESC, feature::EVENT_IDX];
-    (0..16_u64).map(move |chosen| all.iter().enumerate().map(|(bit, feature)| feature * (chosen >> bit & 1)).sum())
+    let all = [
+        feature::VERSION_1,
+        feature::MRG_RXBUF,
+        feature::INDIRECT_DESC,
+        feature::EVENT_IDX,
+        feature::IN_ORDER,
+        feature::VERSION_1 | feature::RING_PACKED,
+    ];
+    (0..64_u64).map(move |chosen| {
+        let bits = all.iter().enumerate().filter(|(bit, _)| chosen >> bit & 1 == 1);
+        bits.fold(0, |features, (_, feature)| features | feature)
+    })
 }
 
 #[test]
