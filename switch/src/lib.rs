@@ -13,6 +13,7 @@ mod forward;
 mod id;
 mod mac;
 mod offload;
+mod subnet;
 mod time;
 
 pub use drop_reason::DropReason;
@@ -22,4 +23,5 @@ pub use forward::{Verdict, forward};
 pub use id::{NetworkId, PortId};
 pub use mac::{MacAddr, MacKey, ParseMacError};
 pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
+pub use subnet::{AddressRange, Subnet, SubnetError};
 pub use time::Timestamp;
