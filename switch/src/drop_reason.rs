@@ -64,6 +64,12 @@ pub enum DropReason {
     TtlExceeded,
     /// Nothing leads to the destination.
     Unreachable,
+    /// A DHCP message that can't be read or contradicts itself.
+    BadDhcp,
+    /// A client asks for an address, and none is free.
+    NoFreeAddress,
+    /// The port has its share of a table already.
+    ShareExceeded,
 }
 
 impl DropReason {

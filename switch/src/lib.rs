@@ -7,6 +7,7 @@
 //! which answers for itself.
 #![forbid(unsafe_code)]
 
+pub mod dhcp;
 mod drop_reason;
 mod ethernet;
 mod fdb;
