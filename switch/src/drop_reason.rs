@@ -66,6 +66,8 @@ pub enum DropReason {
     Unreachable,
     /// A DHCP message that can't be read or contradicts itself.
     BadDhcp,
+    /// A DNS message that can't be read or is no query.
+    BadDns,
     /// A client asks for an address, and none is free.
     NoFreeAddress,
     /// The port has its share of a table already.

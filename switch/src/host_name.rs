@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct HostName(String);
 
-/// The name of a domain: one or more labels that could be host names, separated by dots, at most 200 bytes in lower case. (DNS allows
+/// The name of a domain: one or more labels that could be host names, separated by dots, at most 180 bytes in lower case. (DNS allows
 /// 253; the rest is left for the hosts in it.)
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -24,7 +24,7 @@ pub enum NameError {
     #[error("{0:?} can't be a host's name: use 1 to 63 letters, digits and \"-\", neither first nor last a \"-\"")]
     Host(String),
     /// Not the name of a domain.
-    #[error("{0:?} can't be a domain: use names of letters, digits and \"-\" with dots between them, 200 characters at most")]
+    #[error("{0:?} can't be a domain: use names of letters, digits and \"-\" with dots between them, 180 characters at most")]
     Domain(String),
 }
 
@@ -53,7 +53,7 @@ impl HostName {
 
 impl DomainName {
     /// The most bytes of a domain's name.
-    pub const LEN_MAX: usize = 200;
+    pub const LEN_MAX: usize = 180;
 
     /// The name as text, without a dot at its end.
     #[must_use]

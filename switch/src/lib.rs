@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dhcp;
+pub mod dns;
 mod drop_reason;
 mod ethernet;
 mod fdb;

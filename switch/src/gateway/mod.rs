@@ -179,13 +179,13 @@ pub struct Gateway {
     next_tick: Timestamp,
 }
 
-impl Gateway {
-    /// A gateway that knows nobody yet.
+impl GatewaySettings {
+    /// Checks that the settings go together.
     ///
     /// # Errors
-    /// When the settings contradict each other.
-    pub fn new(settings: GatewaySettings) -> Result<Self, GatewaySettingsError> {
-        let GatewaySettings { subnet, address, mac, mtu, .. } = settings;
+    /// The first contradiction.
+    pub fn check(&self) -> Result<(), GatewaySettingsError> {
+        let Self { subnet, address, mac, mtu, .. } = *self;
         if !subnet.is_host(address) {
             return Err(GatewaySettingsError::AddressNotInSubnet { address, subnet });
         }
@@ -195,6 +195,17 @@ impl Gateway {
         if mtu < 68 {
             return Err(GatewaySettingsError::MtuTooSmall(mtu));
         }
+        Ok(())
+    }
+}
+
+impl Gateway {
+    /// A gateway that knows nobody yet.
+    ///
+    /// # Errors
+    /// When the settings contradict each other.
+    pub fn new(settings: GatewaySettings) -> Result<Self, GatewaySettingsError> {
+        settings.check()?;
         Ok(Self {
             settings,
             owners: Owners::default(),
@@ -206,6 +217,20 @@ impl Gateway {
             late_drops: BTreeMap::new(),
             next_tick: Timestamp::default(),
         })
+    }
+
+    /// Changes the settings. Who owns which address is only forgotten when the subnet is another one. The caller
+    /// [`announce`](Self::announce)s a new address.
+    ///
+    /// # Errors
+    /// When the settings contradict each other; nothing is changed then.
+    pub fn reconfigure(&mut self, settings: GatewaySettings) -> Result<(), GatewaySettingsError> {
+        settings.check()?;
+        if settings.subnet != self.settings.subnet {
+            self.owners = Owners::default();
+        }
+        self.settings = settings;
+        Ok(())
     }
 
     /// The settings.
@@ -323,7 +348,11 @@ impl Gateway {
                     return Err(DropReason::GatewayClaimed);
                 }
                 let packet = Packet { station, ip, checksum_pending: arrival.checksum_pending };
-                if for_gateway { self.receive_ipv4(now, packet, out) } else { self.receive_dhcp(packet) }
+                if self.is_dhcp(&packet.ip) {
+                    let udp = UdpHeader::parse(&packet.ip, packet.checksum_pending)?;
+                    return Ok(Outcome::Dhcp(udp.datagram(packet.station, packet.ip)));
+                }
+                if for_gateway { self.receive_ipv4(now, packet, out) } else { Ok(Outcome::NotForGateway) }
             }
             _ if for_gateway => Err(DropReason::UnsupportedProtocol),
             _ => Ok(Outcome::NotForGateway),
@@ -369,18 +398,13 @@ impl Gateway {
         }
     }
 
-    /// DHCP comes in frames for everybody and in frames for the gateway, from whatever address: a client that comes from another
-    /// network still has one of there.
-    fn receive_dhcp<'f>(&self, packet: Packet<'f>) -> Result<Outcome<'f>, DropReason> {
-        let header = packet.ip.header();
-        if !self.settings.dhcp || packet.ip.is_fragment() || header.protocol != UDP || !self.is_own(header.destination) {
-            return Ok(Outcome::NotForGateway);
-        }
-        let udp = UdpHeader::parse(&packet.ip, packet.checksum_pending)?;
-        if udp.destination_port != DHCP_SERVER {
-            return Ok(Outcome::NotForGateway);
-        }
-        Ok(Outcome::Dhcp(udp.datagram(packet.station, packet.ip)))
+    /// True for a message to the DHCP server. It may come in a frame for everybody or for the gateway, and from whatever address: a
+    /// client that comes from another network still has one of there.
+    fn is_dhcp(&self, packet: &Ipv4Packet<'_>) -> bool {
+        let header = packet.header();
+        let to_port = packet.payload().get(2..4);
+        let for_server = header.protocol == UDP && !packet.is_fragment() && to_port == Some(&DHCP_SERVER.to_be_bytes());
+        self.settings.dhcp && for_server && self.is_own(header.destination)
     }
 
     /// A packet in a frame for the gateway.
@@ -390,9 +414,6 @@ impl Gateway {
         packet: Packet<'f>,
         out: &mut Vec<Outgoing>,
     ) -> Result<Outcome<'f>, DropReason> {
-        if let dhcp @ Outcome::Dhcp(_) = self.receive_dhcp(packet.clone())? {
-            return Ok(dhcp);
-        }
         self.check_source(now, packet.station, packet.ip.header().source)?;
         let packet = match packet.ip.is_fragment() {
             true => match self.reassemble(now, &packet)? {

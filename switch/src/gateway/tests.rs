@@ -202,6 +202,21 @@ fn settings_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn changed_settings_hold_at_once_and_owners_stay_while_the_subnet_does() {
+    let mut bench = Bench::new();
+    let station = Station { port: PORT, mac: MAC };
+    bench.gateway.lease(GUEST, station);
+    let gateway = &mut bench.gateway;
+    gateway.reconfigure(GatewaySettings { address: OTHER, ..settings() }).unwrap();
+    assert_eq!(gateway.resolve(NOW, GUEST, &mut bench.out), Some(station));
+    assert!(gateway.reconfigure(GatewaySettings { mtu: 67, ..settings() }).is_err());
+    assert_eq!((gateway.settings().mtu, gateway.screen().address), (1500, OTHER));
+    let subnet = "10.77.0.0/25".parse().unwrap();
+    gateway.reconfigure(GatewaySettings { subnet, ..settings() }).unwrap();
+    assert_eq!(gateway.resolve(NOW, GUEST, &mut bench.out), None);
+}
+
+#[test]
 fn an_arp_request_for_the_gateway_is_answered_to_the_asker_alone_rfc_826() {
     let mut bench = Bench::new();
     let request = arp(EtherArp::REQUEST, MAC, GUEST, GATEWAY);

@@ -139,7 +139,7 @@ proptest! {
         order in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
     ) {
         let data: Vec<u8> = (0..len).map(|at| (at * 31 % 251) as u8).collect();
-        let step = (step * 8).max(len.div_ceil(PARTS).next_multiple_of(8));
+        let step = (step * 8).max((len + 8).div_ceil(PARTS).next_multiple_of(8));
         let frames = fragments(5, &echo(&data), step);
         prop_assume!(frames.len() > 1);
         let mut bench = Bench::with(GatewaySettings { mtu: 65_535, ..settings() });
