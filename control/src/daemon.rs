@@ -11,7 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::{error, info, warn};
-use weft_dataplane::{Dataplane, DataplaneError};
+use weft_dataplane::{Dataplane, DataplaneError, WorkerSettings};
 
 use crate::api::{Handler, Nothing, PortInfo, Status, VERSION};
 use crate::config::Config;
@@ -108,7 +108,7 @@ impl Daemon {
         let stop = signal_pipe(&poll, STOP, &[SIGTERM, SIGINT])?;
         let reload = signal_pipe(&poll, RELOAD, &[SIGHUP])?;
         let control_socket = host.control_socket();
-        let mut switch = Switch::new(Dataplane::start(poll.registry())?, host, config_file);
+        let mut switch = Switch::new(Dataplane::start(poll.registry(), &WorkerSettings::default())?, host, config_file);
         switch.apply(&config)?;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });

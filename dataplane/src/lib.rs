@@ -10,6 +10,7 @@ mod counters;
 mod dataplane;
 mod disposal;
 mod endpoint;
+mod fabric;
 #[allow(unsafe_code)]
 mod memory;
 mod port;
@@ -33,4 +34,4 @@ pub use dataplane::{
     Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
     SocketRole, WorkerStatus,
 };
-pub use workers::WorkerStuck;
+pub use workers::{Polling, WorkerSettings, WorkerStuck};

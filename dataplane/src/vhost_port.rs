@@ -4,7 +4,9 @@
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 //! The payload is copied once, straight into the receiver's buffers.
 
-use weft_switch::{DropReason, EthernetHeader, MAX_FRAME_LEN, Offload, OffloadFeatures, SegmentKind, complete_checksum, segment};
+use weft_switch::{
+    DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, SegmentKind, complete_checksum, segment,
+};
 
 use crate::counters::LiveCounters;
 use crate::memory::Segment;
@@ -190,6 +192,15 @@ impl Batch {
         }
     }
 
+    /// Shows the Ethernet header of a frame and a private copy of what follows it, as far as it says which flow this is.
+    pub(crate) fn with_flow_bytes<T>(&self, frame: &Frame, look: impl FnOnce(&[u8; EthernetHeader::LEN], &[u8]) -> T) -> T {
+        let mut rest = [0; FlowHash::LOOKS_AT];
+        let len = rest.len().min(frame.len.saturating_sub(EthernetHeader::LEN));
+        let copied = self.payload(frame).read(&mut rest[..len]);
+        debug_assert!(copied, "a frame has the length that was counted");
+        look(&frame.header, &rest[..len])
+    }
+
     /// What follows the Ethernet header of a frame.
     fn payload(&self, frame: &Frame) -> Cursor<'_> {
         let cursor = match frame.chain.single() {
@@ -240,6 +251,8 @@ impl FromGuest {
 pub(crate) struct ToGuest {
     pub(crate) ring: Ring,
     writer: Writer,
+    /// Frames since the last [`Self::flush`].
+    unshown: u64,
 }
 
 /// How frames get into a guest's buffers.
@@ -285,7 +298,7 @@ impl ToGuest {
     pub(crate) fn new(ring: Ring, features: FrameFeatures) -> Self {
         let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
         let writer = Writer { features, run: [Chain::NONE; BATCH], chains, pieces, whole: Vec::new(), part: Vec::new() };
-        Self { ring, writer }
+        Self { ring, writer, unshown: 0 }
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
@@ -297,14 +310,22 @@ impl ToGuest {
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
-        match &mut self.ring {
+        let transmitted = match &mut self.ring {
             Ring::Split(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
             Ring::Packed(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
-        }
+        };
+        self.unshown += tally.frames;
+        transmitted
+    }
+
+    /// How many frames the guest was not shown yet.
+    pub(crate) fn unshown(&self) -> usize {
+        self.unshown as usize
     }
 
     /// Lets the guest see its frames. True if it was notified.
     pub(crate) fn flush(&mut self) -> Result<bool, RingFault> {
+        self.unshown = 0;
         self.ring.queue().publish()
     }
 }

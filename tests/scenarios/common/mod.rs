@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
-use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole};
+use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, WorkerSettings};
 use weft_guest::{Builder, Guest, Order};
 use weft_switch::{DropReason, FdbSettings, MacAddr, NetworkId, PortId};
 
@@ -45,9 +45,13 @@ pub(crate) struct Port {
 
 impl TestSwitch {
     pub(crate) fn start() -> Self {
+        Self::start_with(&WorkerSettings::default())
+    }
+
+    pub(crate) fn start_with(workers: &WorkerSettings) -> Self {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
-        let mut dataplane = Dataplane::start(poll.registry()).unwrap();
+        let mut dataplane = Dataplane::start(poll.registry(), workers).unwrap();
         let network = dataplane.add_network(FDB).unwrap();
         let (commands, inbox) = channel::<Command>();
         let thread = std::thread::Builder::new().name("switch".to_owned()).spawn(move || {
