@@ -248,7 +248,7 @@ proptest! {
     ) {
         let place = |count: u64| {
             let lap = count / u64::from(size);
-            Place { index: (count % u64::from(size)) as u16, wrap: lap.is_multiple_of(2) }
+            Place { index: (count % u64::from(size)) as u16, lap: if lap.is_multiple_of(2) { AVAIL } else { USED } }
         };
         let driver = Driver::new(size);
         let features = RingFeatures { event_idx: true, ..RingFeatures::default() };
@@ -263,7 +263,7 @@ proptest! {
             driver.write_u16(DRIVER_EVENT + 2, VRING_PACKED_EVENT_FLAG_DESC as u16);
             for _ in 0..batch {
                 let now = place(count);
-                driver.offer(now.index, now.wrap, 0, 0);
+                driver.offer(now.index, now.lap == AVAIL, 0, 0);
                 let chains = take_all(&mut ring).unwrap();
                 prop_assert_eq!(chains.len(), 1);
                 ring.complete(&chains[0], 0);
