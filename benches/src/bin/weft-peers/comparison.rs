@@ -82,8 +82,8 @@ pub(crate) struct Outcome {
     pub(crate) lost_percent: f64,
     pub(crate) p50_ns: Option<Spread>,
     pub(crate) p99_ns: Option<Spread>,
-    /// The scenario's figure, divided by that of the first switch in the same round; the median of the rounds.
-    pub(crate) ratio: Option<f64>,
+    /// The scenario's figure, divided by that of the first switch in the same round.
+    pub(crate) ratio: Option<Spread>,
 }
 
 /// Several values of the same thing.
@@ -174,7 +174,7 @@ impl Comparison {
             lost_percent: spread(|sample| sample.lost_percent)?.median,
             p50_ns: times(|sample| sample.p50_ns),
             p99_ns: times(|sample| sample.p99_ns),
-            ratio: Spread::of(ratios).map(|spread| spread.median),
+            ratio: Spread::of(ratios),
         })
     }
 
@@ -255,7 +255,8 @@ pub(crate) mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let comparison = example();
-        let ratios: Vec<_> = comparison.results.iter().map(|result| (result.switch.as_str(), result.ratio.unwrap())).collect();
+        let ratios: Vec<_> =
+            comparison.results.iter().map(|result| (result.switch.as_str(), result.ratio.unwrap().median)).collect();
         assert_eq!(ratios, [("weft", 1.0), ("ovs-dpdk", 0.5), ("weft", 1.0), ("ovs-dpdk", 1.5)]);
     }
 

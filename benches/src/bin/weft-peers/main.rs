@@ -5,6 +5,7 @@
 //! A switch is started for each of its turns and ended after it, because those that poll would take the core from the others.
 #![forbid(unsafe_code)]
 
+mod chart;
 mod comparison;
 mod hugepages;
 mod load;
@@ -14,6 +15,7 @@ mod render;
 mod scenario;
 mod switches;
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,6 +26,7 @@ use hugepages::Hugepages;
 use load::Load;
 use measure::Plan;
 use process::Interrupt;
+use rustix::thread::CpuSet;
 use scenario::{Scenario, TABLE};
 use switches::{Bench, DPDK_MEMORY_MIB, Ovs, Switch, Testpmd, Weft, WeftArgument};
 
@@ -45,7 +48,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1518], value_parser = clap::value_parser!(u16).range(64..=2040))]
     sizes: Vec<u16>,
     /// Seconds for each size
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
     /// How often everybody has a turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
@@ -74,6 +77,9 @@ struct Arguments {
     /// Write the tables as Markdown; in a file that has a place for them, only that is replaced
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Draw a bar chart; the Markdown shows it
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -116,15 +122,21 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&comparison)? + "\n"))?;
     }
+    if let Some(path) = &arguments.svg {
+        write(path, &chart::svg(&comparison))?;
+    }
     if let Some(path) = &arguments.markdown {
         let document =
             if path.exists() { std::fs::read_to_string(path).map_err(|error| told(path, error))? } else { String::new() };
-        write(path, &render::insert(&document, &render::markdown(&comparison, None)).map_err(|error| told(path, error))?)?;
+        let chart = arguments.svg.as_deref().map(|chart| seen_from(path, chart));
+        let fragment = render::markdown(&comparison, chart.as_deref());
+        write(path, &render::insert(&document, &fragment).map_err(|error| told(path, error))?)?;
     }
     Ok(if comparison.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn compare(arguments: &Arguments) -> Result<Comparison, Box<dyn Error>> {
+    check_cores(arguments.switch_core, arguments.load_core)?;
     let interrupt = Interrupt::catch()?;
     let bench = Bench { switch_core: arguments.switch_core, load_core: arguments.load_core, interrupt };
     let binary = arguments.load.clone().map_or_else(|| beside("weft-load"), Ok)?;
@@ -138,6 +150,7 @@ fn compare(arguments: &Arguments) -> Result<Comparison, Box<dyn Error>> {
         ..Comparison::default()
     };
     let mut switches = wefts(&arguments.weft)?;
+    check_names(&switches)?;
     let (peers, _hugepages) = find_peers(&arguments.peers, &arguments.peers_dir, &mut found);
     switches.extend(peers);
     found.switches = switches.iter().map(SwitchInfo::of).collect();
@@ -153,6 +166,12 @@ fn compare(arguments: &Arguments) -> Result<Comparison, Box<dyn Error>> {
     plan.run(&mut found)?;
     found.conclude();
     Ok(found)
+}
+
+/// The path of `file` as a link in `document` has it: its name alone when they are neighbours.
+fn seen_from(document: &Path, file: &Path) -> String {
+    let neighbour = file.file_name().filter(|_| file.parent() == document.parent());
+    neighbour.map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 fn read(path: &Path) -> Result<Comparison, Box<dyn Error>> {
@@ -174,6 +193,31 @@ fn wefts(arguments: &[WeftArgument]) -> Result<Vec<Switch>, Box<dyn Error>> {
         arguments.push(WeftArgument { name: "weft".to_owned(), binary: beside("weft")?, args: Vec::new() });
     }
     Ok(arguments.into_iter().map(Weft::find).collect::<Result<_, _>>()?)
+}
+
+/// Results go by name.
+fn check_names(wefts: &[Switch]) -> Result<(), String> {
+    let mut names: HashSet<_> = [Peer::Ovs, Peer::Testpmd].map(|peer| peer.to_string()).into();
+    match wefts.iter().find(|weft| !names.insert(weft.name.clone())) {
+        Some(twice) => Err(format!("two are called {}: give each a name of its own, as in --weft NAME=PATH", twice.name)),
+        None => Ok(()),
+    }
+}
+
+/// A switch that shares its core with the load would be measured at nothing.
+fn check_cores(switch: usize, load: usize) -> Result<(), Box<dyn Error>> {
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    if let Some(core) = [switch, load].into_iter().find(|&core| core >= CpuSet::MAX_CPU || !allowed.is_set(core)) {
+        return Err(format!("core {core} may not be used here: choose others with --switch-core and --load-core").into());
+    }
+    if switch == load {
+        return Err(format!("core {switch} can't do both: choose two with --switch-core and --load-core").into());
+    }
+    Ok(())
+}
+
+fn seconds(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|seconds| (0.01..=3600.0).contains(seconds)).ok_or("give a number from 0.01 to 3600")
 }
 
 /// Those that can be run, and their memory. Those that can't are noted.
@@ -228,5 +272,39 @@ fn machine(bench: &Bench) -> Machine {
         kernel: kernel.trim().to_owned(),
         switch_core: bench.switch_core,
         load_core: bench.load_core,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn one_core_can_not_do_both() {
+        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+        let core = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap();
+        assert!(check_cores(core, core).unwrap_err().to_string().contains("can't do both"));
+        assert!(check_cores(core, usize::MAX).unwrap_err().to_string().contains("may not be used"));
+    }
+
+    #[test]
+    fn seconds_are_a_sensible_number() {
+        assert_eq!(seconds("0.2"), Ok(0.2));
+        for text in ["0", "-1", "NaN", "much", "1e9"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_chart_is_linked_from_where_the_document_is() {
+        assert_eq!(seen_from(Path::new("docs/performance.md"), Path::new("docs/chart.svg")), "chart.svg");
+        assert_eq!(seen_from(Path::new("docs/performance.md"), Path::new("/tmp/chart.svg")), "/tmp/chart.svg");
     }
 }

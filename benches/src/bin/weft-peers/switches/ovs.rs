@@ -38,9 +38,10 @@ impl Ovs {
     pub(crate) fn find(unpacked: &Path) -> Result<Switch, String> {
         let found = Self::installed().or_else(|| Self::below(unpacked));
         let ovs = found.ok_or("Open vSwitch with DPDK is not installed; benches/peers/setup fetches it")?;
-        let about =
-            [first_line(&ovs.vswitchd, &["--version"]).replace("ovs-vswitchd (Open vSwitch)", "Open vSwitch"), ovs.dpdk()];
-        Ok(Switch { name: "ovs-dpdk".to_owned(), about: about.join(" with "), kind: Box::new(ovs) })
+        let version = first_line(&ovs.vswitchd, &["--version"]);
+        let version = version.split_whitespace().last().unwrap_or_default();
+        let about = format!("Open vSwitch {version} with {}", ovs.dpdk());
+        Ok(Switch { name: "ovs-dpdk".to_owned(), about, kind: Box::new(ovs) })
     }
 
     fn installed() -> Option<Self> {
