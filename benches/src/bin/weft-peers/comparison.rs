@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cores::is_steady;
 use crate::load::Report;
 use crate::scenario::{Figure, Scenario};
 use crate::switches::Switch;
@@ -17,6 +18,8 @@ pub(crate) struct Comparison {
     pub(crate) scenarios: Vec<ScenarioInfo>,
     /// What is missing, and why.
     pub(crate) missing: Vec<Missing>,
+    /// Rounds in which the machine changed.
+    pub(crate) unsteady: Vec<Unsteady>,
     /// What the samples come to.
     pub(crate) results: Vec<Outcome>,
     pub(crate) samples: Vec<Sample>,
@@ -53,6 +56,13 @@ pub(crate) struct Missing {
     pub(crate) failed: bool,
 }
 
+/// A round of a scenario in which the machine was not the same for everybody.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Unsteady {
+    pub(crate) scenario: String,
+    pub(crate) round: u32,
+}
+
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
@@ -66,6 +76,8 @@ pub(crate) struct Sample {
     pub(crate) lost_percent: f64,
     pub(crate) p50_ns: Option<u64>,
     pub(crate) p99_ns: Option<u64>,
+    /// From the core of the load to that of the switch and back, at that time.
+    pub(crate) core_distance_ns: f64,
 }
 
 /// What the samples of one switch, in one scenario, with one size, come to.
@@ -82,7 +94,8 @@ pub(crate) struct Outcome {
     pub(crate) lost_percent: f64,
     pub(crate) p50_ns: Option<Spread>,
     pub(crate) p99_ns: Option<Spread>,
-    /// The scenario's figure, divided by that of the first switch in the same round.
+    /// The scenario's figure, divided by that of the first switch in the same round. Rounds in which the machine changed don't count
+    /// as long as there are others.
     pub(crate) ratio: Option<Spread>,
 }
 
@@ -119,6 +132,7 @@ impl Sample {
             lost_percent: report.lost_percent(),
             p50_ns: report.latency.as_ref().map(|latency| latency.p50_ns),
             p99_ns: report.latency.as_ref().map(|latency| latency.p99_ns),
+            core_distance_ns: 0.0,
         }
     }
 
@@ -155,10 +169,14 @@ impl Comparison {
         };
         let samples = of(switch);
         let first = self.switches.first().map(|first| of(&first.name)).unwrap_or_default();
-        let ratios = samples.iter().filter_map(|sample| {
-            let other = first.iter().find(|other| other.round == sample.round)?;
-            Some(sample.figure(scenario.figure)? / other.figure(scenario.figure)?)
-        });
+        let pairs: Vec<_> = samples
+            .iter()
+            .filter_map(|sample| Some((*sample, *first.iter().find(|other| other.round == sample.round)?)))
+            .collect();
+        let is_fair = |(one, other): &&(&Sample, &Sample)| is_steady(&[one.core_distance_ns, other.core_distance_ns]);
+        let fair: Vec<_> = pairs.iter().filter(is_fair).copied().collect();
+        let ratios = if fair.is_empty() { pairs } else { fair };
+        let ratios = ratios.iter().filter_map(|(one, other)| Some(one.figure(scenario.figure)? / other.figure(scenario.figure)?));
         let spread = |value: fn(&Sample) -> f64| Spread::of(samples.iter().map(|sample| value(sample)));
         let times = |value: fn(&Sample) -> Option<u64>| {
             Spread::of(samples.iter().filter_map(|sample| value(sample)).map(|nanos| nanos as f64))
@@ -217,6 +235,7 @@ pub(crate) mod tests {
             lost_percent: 0.0,
             p50_ns: (scenario == "latency").then_some(frames_per_second as u64),
             p99_ns: (scenario == "latency").then_some(2 * frames_per_second as u64),
+            core_distance_ns: 100.0,
         }
     }
 
@@ -258,6 +277,20 @@ pub(crate) mod tests {
         let ratios: Vec<_> =
             comparison.results.iter().map(|result| (result.switch.as_str(), result.ratio.unwrap().median)).collect();
         assert_eq!(ratios, [("weft", 1.0), ("ovs-dpdk", 0.5), ("weft", 1.0), ("ovs-dpdk", 1.5)]);
+    }
+
+    #[test]
+    fn a_round_in_which_the_machine_changed_gives_no_ratio_unless_there_is_no_other() {
+        let mut comparison = example();
+        for (sample, slow) in comparison.samples.iter_mut().zip([true, false].into_iter().cycle()).skip(4) {
+            sample.core_distance_ns = if slow { 300.0 } else { 100.0 };
+        }
+        comparison.samples[1].frames_per_second = 4e6;
+        comparison.conclude();
+        assert_eq!(comparison.results[1].ratio, Some(Spread { median: 0.2, min: 0.2, max: 0.2 }));
+        comparison.samples.retain(|sample| sample.round > 1);
+        comparison.conclude();
+        assert_eq!(comparison.results[1].ratio.map(|ratio| ratio.median), Some(0.5));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Report {
     pub(crate) size: u16,
     pub(crate) sent: u64,
     pub(crate) received: u64,
+    /// Those that the rate counts, when it does not count all.
+    pub(crate) received_in_time: Option<u64>,
     pub(crate) seconds: f64,
     pub(crate) looks: u64,
     pub(crate) idle_looks: u64,
@@ -96,7 +98,7 @@ impl Load {
 
 impl Report {
     pub(crate) fn frames_per_second(&self) -> f64 {
-        self.received as f64 / self.seconds
+        self.received_in_time.unwrap_or(self.received) as f64 / self.seconds
     }
 
     /// With the FCS, as all sizes here.
@@ -133,6 +135,12 @@ mod tests {
         let report = &reports[0];
         assert_eq!((report.frames_per_second(), report.gbit_per_second()), (2000.0, 2000.0 * 64.0 * 8.0 / 1e9));
         assert_eq!((report.load_waited_percent(), report.lost_percent().round()), (40.0, 9.0));
+    }
+
+    #[test]
+    fn what_came_late_does_not_count_for_the_rate() {
+        let reports = parse(&LINE.replace(r#""looks""#, r#""received_in_time":900,"looks""#)).unwrap();
+        assert_eq!(reports[0].frames_per_second(), 1800.0);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod chart;
 mod comparison;
+mod cores;
 mod hugepages;
 mod load;
 mod measure;
@@ -26,7 +27,6 @@ use hugepages::Hugepages;
 use load::Load;
 use measure::Plan;
 use process::Interrupt;
-use rustix::thread::CpuSet;
 use scenario::{Scenario, TABLE};
 use switches::{Bench, DPDK_MEMORY_MIB, Ovs, Switch, Testpmd, Weft, WeftArgument};
 
@@ -136,7 +136,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn compare(arguments: &Arguments) -> Result<Comparison, Box<dyn Error>> {
-    check_cores(arguments.switch_core, arguments.load_core)?;
+    cores::check(arguments.switch_core, arguments.load_core)?;
     let interrupt = Interrupt::catch()?;
     let bench = Bench { switch_core: arguments.switch_core, load_core: arguments.load_core, interrupt };
     let binary = arguments.load.clone().map_or_else(|| beside("weft-load"), Ok)?;
@@ -202,18 +202,6 @@ fn check_names(wefts: &[Switch]) -> Result<(), String> {
         Some(twice) => Err(format!("two are called {}: give each a name of its own, as in --weft NAME=PATH", twice.name)),
         None => Ok(()),
     }
-}
-
-/// A switch that shares its core with the load would be measured at nothing.
-fn check_cores(switch: usize, load: usize) -> Result<(), Box<dyn Error>> {
-    let allowed = rustix::thread::sched_getaffinity(None)?;
-    if let Some(core) = [switch, load].into_iter().find(|&core| core >= CpuSet::MAX_CPU || !allowed.is_set(core)) {
-        return Err(format!("core {core} may not be used here: choose others with --switch-core and --load-core").into());
-    }
-    if switch == load {
-        return Err(format!("core {switch} can't do both: choose two with --switch-core and --load-core").into());
-    }
-    Ok(())
 }
 
 fn seconds(text: &str) -> Result<f64, &'static str> {
@@ -284,14 +272,6 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn one_core_can_not_do_both() {
-        let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-        let core = (0..CpuSet::MAX_CPU).find(|&core| allowed.is_set(core)).unwrap();
-        assert!(check_cores(core, core).unwrap_err().to_string().contains("can't do both"));
-        assert!(check_cores(core, usize::MAX).unwrap_err().to_string().contains("may not be used"));
     }
 
     #[test]

@@ -7,11 +7,17 @@ use std::thread::sleep;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::comparison::{Comparison, Missing, Sample};
+use crate::comparison::{Comparison, Missing, Sample, Unsteady};
+use crate::cores::{self, is_steady};
 use crate::load::{Load, LoadError};
 use crate::process::{Interrupt, LOOK_EVERY};
 use crate::scenario::{Figure, Scenario};
 use crate::switches::{Bench, Switch, SwitchError};
+
+/// How often everybody has a turn in a round, when the machine changes while they have it.
+const UNSTEADY_TRIES: u32 = 3;
+/// How often a turn is tried.
+const FAILURE_TRIES: u32 = 4;
 
 /// What is to be measured.
 pub(crate) struct Plan<'a> {
@@ -43,66 +49,86 @@ pub(crate) enum RoundsError {
     Interrupted,
     #[error("{path} can't be locked: {source}")]
     Lock { path: PathBuf, source: std::io::Error },
+    #[error("the distance between the cores can't be measured: {0}")]
+    Cores(std::io::Error),
+}
+
+/// Everybody's turn in one scenario.
+#[derive(Default)]
+struct Turns {
+    samples: Vec<Sample>,
+    /// Between the cores, before and after each.
+    distances_ns: Vec<f64>,
 }
 
 impl Plan<'_> {
-    /// Runs all rounds and puts what was found into `found`. What fails is noted and not tried again.
+    /// Runs all rounds and puts what was found into `found`.
     pub(crate) fn run(&self, found: &mut Comparison) -> Result<(), RoundsError> {
-        let turns = self.rounds as usize * self.scenarios.len() * self.switches.len();
-        let mut turn = 0;
         for round in 1..=self.rounds {
             for scenario in self.scenarios {
-                let _lock = self.lock.map(|path| take_lock(path, &self.bench.interrupt)).transpose()?;
-                for switch in self.switches {
-                    turn += 1;
-                    if found.missing.iter().any(|missing| missing.is_of(switch, scenario)) {
-                        continue;
+                let mut turns = self.turns(round, scenario, found)?;
+                for _ in 1..UNSTEADY_TRIES {
+                    if is_steady(&turns.distances_ns) {
+                        break;
                     }
-                    eprint!("[{turn:3}/{turns}] round {round}  {:<10}  {:<12}", scenario.name, switch.name);
-                    self.turn(round, scenario, switch, found)?;
+                    eprintln!("The machine changed meanwhile ({}); once more.", turns.distances());
+                    turns = self.turns(round, scenario, found)?;
+                }
+                if !is_steady(&turns.distances_ns) {
+                    eprintln!("The machine changed meanwhile ({}); it is left at that.", turns.distances());
+                    found.unsteady.push(Unsteady { scenario: scenario.name.to_owned(), round });
+                }
+                found.samples.extend(turns.samples);
+            }
+        }
+        Ok(())
+    }
+
+    fn turns(&self, round: u32, scenario: &Scenario, found: &mut Comparison) -> Result<Turns, RoundsError> {
+        let _lock = self.lock.map(|path| take_lock(path, &self.bench.interrupt)).transpose()?;
+        let mut turns = Turns::default();
+        for switch in self.switches {
+            if found.missing.iter().any(|missing| missing.is_of(switch, scenario)) {
+                continue;
+            }
+            if !switch.kind.takes_part(scenario) {
+                found.missing.push(Missing::of(switch, scenario, "it does not switch", false));
+                continue;
+            }
+            eprint!("round {round} of {}  {:<10} {:<12}", self.rounds, scenario.name, switch.name);
+            let before = self.distance_ns()?;
+            match self.try_hard(round, scenario, switch) {
+                Ok(samples) => {
+                    let distances_ns = [before, self.distance_ns()?];
+                    let apart = distances_ns[1];
+                    eprintln!("  {} (cores {apart:.0} ns apart)", summary(scenario.figure, &samples));
+                    let core_distance_ns = distances_ns.into_iter().fold(0.0, f64::max);
+                    turns.distances_ns.extend(distances_ns);
+                    turns.samples.extend(samples.into_iter().map(|sample| Sample { core_distance_ns, ..sample }));
+                }
+                Err(_) if self.bench.interrupt.is_requested() => return Err(RoundsError::Interrupted),
+                Err(error) => {
+                    eprintln!("  failed: {error}");
+                    found.missing.push(Missing::of(switch, scenario, &error.to_string(), true));
                 }
             }
         }
-        Ok(())
+        Ok(turns)
     }
 
-    fn turn(&self, round: u32, scenario: &Scenario, switch: &Switch, found: &mut Comparison) -> Result<(), RoundsError> {
-        let mut missing = Missing {
-            switch: switch.name.clone(),
-            scenario: Some(scenario.name.to_owned()),
-            reason: "it does not switch".to_owned(),
-            failed: false,
-        };
-        if !switch.kind.takes_part(scenario) {
-            eprintln!("  {}", missing.reason);
-            found.missing.push(missing);
-            return Ok(());
-        }
-        match self.measure_twice_if_need_be(round, scenario, switch) {
-            Ok(samples) => {
-                eprintln!("  {}", summary(scenario.figure, &samples));
-                found.samples.extend(samples);
-            }
-            Err(_) if self.bench.interrupt.is_requested() => return Err(RoundsError::Interrupted),
-            Err(error) => {
-                eprintln!("  failed: {error}");
-                missing.reason = error.to_string();
-                missing.failed = true;
-                found.missing.push(missing);
-            }
-        }
-        Ok(())
+    fn distance_ns(&self) -> Result<f64, RoundsError> {
+        cores::distance_ns(self.bench.switch_core, self.bench.load_core).map_err(RoundsError::Cores)
     }
 
-    /// A shared machine may keep somebody waiting too long once; twice in a row is no accident.
-    fn measure_twice_if_need_be(&self, round: u32, scenario: &Scenario, switch: &Switch) -> Result<Vec<Sample>, MeasureError> {
-        self.measure(round, scenario, switch).or_else(|error| {
-            if self.bench.interrupt.is_requested() {
-                return Err(error);
+    /// A shared machine may keep somebody waiting too long, and some switches lose the first frames after a start.
+    fn try_hard(&self, round: u32, scenario: &Scenario, switch: &Switch) -> Result<Vec<Sample>, MeasureError> {
+        for _ in 1..FAILURE_TRIES {
+            match self.measure(round, scenario, switch) {
+                Err(error) if !self.bench.interrupt.is_requested() => eprint!("  failed, once more ({error})"),
+                measured => return measured,
             }
-            eprint!("  failed: {error}\n          once more");
-            self.measure(round, scenario, switch)
-        })
+        }
+        self.measure(round, scenario, switch)
     }
 
     fn measure(&self, round: u32, scenario: &Scenario, switch: &Switch) -> Result<Vec<Sample>, MeasureError> {
@@ -115,7 +141,19 @@ impl Plan<'_> {
     }
 }
 
+impl Turns {
+    fn distances(&self) -> String {
+        let nanos: Vec<_> = self.distances_ns.iter().map(|nanos| format!("{nanos:.0}")).collect();
+        format!("from core to core and back: {} ns", nanos.join(", "))
+    }
+}
+
 impl Missing {
+    fn of(switch: &Switch, scenario: &Scenario, reason: &str, failed: bool) -> Self {
+        let scenario = Some(scenario.name.to_owned());
+        Self { switch: switch.name.clone(), scenario, reason: reason.to_owned(), failed }
+    }
+
     fn is_of(&self, switch: &Switch, scenario: &Scenario) -> bool {
         self.switch == switch.name && self.scenario.as_deref().is_none_or(|name| name == scenario.name)
     }

@@ -107,6 +107,13 @@ fn notes(comparison: &Comparison, bullet: &str) -> String {
         "One core moves frames (core {}), one makes them (core {}): {}, Linux {}.",
         machine.switch_core, machine.load_core, machine.cpu, machine.kernel
     ));
+    if !comparison.unsteady.is_empty() {
+        let all = comparison.rounds as usize * comparison.scenarios.len();
+        lines.push(format!(
+            "The host moved the cores nearer or further apart in {} of {all} rounds; these count for no ratio where there are others.",
+            comparison.unsteady.len()
+        ));
+    }
     lines.extend(comparison.switches.iter().map(|switch| format!("{}: {}.", switch.name, switch.about)));
     lines.extend(comparison.missing.iter().map(|missing| {
         let place = missing.scenario.as_ref().map(|scenario| format!(" in {scenario}")).unwrap_or_default();
