@@ -1,10 +1,10 @@
 //! Feature bits as masks: those of the virtio-net device and those of the vhost-user protocol.
 
 use vhost::vhost_user::VhostUserProtocolFeatures;
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -16,6 +16,12 @@ pub const MRG_RXBUF: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Notifications are asked for by ring index instead of by flag.
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// Rings are packed instead of split.
+pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
+/// Chains are finished in the order in which they were made available.
+pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
+/// The device has several queue pairs.
+pub const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 /// The guest takes frames without a complete checksum.
 pub const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
 /// The guest may send frames without a complete checksum.

@@ -189,9 +189,7 @@ impl GuestMemory {
     /// When the guest has no memory there, or the address is odd.
     #[must_use]
     pub fn load_u16(&self, address: GuestAddr, order: Ordering) -> u16 {
-        let (region, offset) = self.locate(address);
-        let value = region.mapping.as_volatile_slice().load(offset, order);
-        u16::from_le(value.expect("the place is aligned and inside the region"))
+        u16::from_le(self.load(address, order))
     }
 
     /// Stores an aligned 32-bit number atomically.
@@ -200,6 +198,21 @@ impl GuestMemory {
     /// When the guest has no memory there, or the address is not aligned.
     pub fn store_u32(&self, address: GuestAddr, value: u32, order: Ordering) {
         self.store(address, value.to_le(), order);
+    }
+
+    /// Loads an aligned 32-bit number atomically.
+    ///
+    /// # Panics
+    /// When the guest has no memory there, or the address is not aligned.
+    #[must_use]
+    pub fn load_u32(&self, address: GuestAddr, order: Ordering) -> u32 {
+        u32::from_le(self.load(address, order))
+    }
+
+    fn load<T: AtomicAccess>(&self, address: GuestAddr, order: Ordering) -> T {
+        let (region, offset) = self.locate(address);
+        let value = region.mapping.as_volatile_slice().load(offset, order);
+        value.expect("the place is aligned and inside the region")
     }
 
     fn store<T: AtomicAccess>(&self, address: GuestAddr, value: T, order: Ordering) {

@@ -41,8 +41,9 @@ impl PreparedSend {
         let out = self.published.wrapping_sub(self.completed);
         let count = count.min(guest.from_guest().size() - out);
         if count > 0 {
-            self.published = self.published.wrapping_add(count);
-            publish(guest, 1, self.published)?;
+            let old = self.published;
+            self.published = old.wrapping_add(count);
+            publish(guest, 1, old, self.published)?;
         }
         Ok(count)
     }
@@ -65,7 +66,7 @@ impl PreparedReceive {
             let slot = guest.slot(0, at);
             prepare(guest, 0, at, Buffer::writable(slot, len));
         }
-        publish(guest, 0, size)?;
+        publish(guest, 0, 0, size)?;
         Ok(Self { completed: 0 })
     }
 
@@ -80,7 +81,7 @@ impl PreparedReceive {
         self.completed = advance(guest, 0, before, before.wrapping_add(size))?;
         let count = self.completed.wrapping_sub(before);
         if count > 0 {
-            publish(guest, 0, self.completed.wrapping_add(size))?;
+            publish(guest, 0, before.wrapping_add(size), self.completed.wrapping_add(size))?;
         }
         Ok(count)
     }
@@ -93,9 +94,9 @@ fn prepare(guest: &mut Guest, ring: usize, at: u16, buffer: Buffer) {
     ring.write_avail_entry(at, at);
 }
 
-fn publish(guest: &mut Guest, ring: usize, index: u16) -> Result<(), GuestError> {
+fn publish(guest: &mut Guest, ring: usize, old: u16, new: u16) -> Result<(), GuestError> {
     let ring = guest.ring(ring);
-    if ring.publish_index(index) { ring.kick() } else { Ok(()) }
+    if ring.publish_avail_index(new, old, ring.features().event_idx) { ring.kick() } else { Ok(()) }
 }
 
 /// The used index, if the back-end has completed no more than was out, and in order.
