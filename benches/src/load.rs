@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use weft_guest::{Guest, GuestError, PreparedReceive, PreparedSend, Socket, feature};
+use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, Socket, feature};
 
 /// Frames that are offered at once, as a driver under load does.
 const BURST: u16 = 32;
@@ -243,15 +243,17 @@ impl Guests {
     }
 
     fn lane(&mut self, from: usize, to: usize, options: &Options) -> Result<Lane, LoadError> {
-        let sample = frame(station(to, 0), station(from, 0), options.frame_len);
-        let send = PreparedSend::new(&mut self.guests[from], &sample);
-        for slot in 0..options.ring_size {
-            let at = PreparedSend::frame_address(&self.guests[from], slot);
-            let number = slot % options.stations;
-            let addresses = [station(to, number), station(from, number)].concat();
-            self.guests[from].memory().write(at, &addresses);
+        let sender = &mut self.guests[from];
+        let places = sender.slots(1, options.ring_size);
+        let send = PreparedSend::new(sender, 0, options.frame_len, &Shape::one(), &places);
+        for chain in 0..options.ring_size {
+            let number = chain % options.stations;
+            let frame = frame(station(to, number), station(from, number), options.frame_len);
+            send.write(sender, chain, &Header::default(), &frame);
         }
-        let receive = PreparedReceive::new(&mut self.guests[to], BUFFER_LEN).map_err(|source| self.blame(to, source))?;
+        let places = self.guests[to].slots(0, options.ring_size);
+        let receive =
+            PreparedReceive::new(&mut self.guests[to], 0, BUFFER_LEN, &places).map_err(|source| self.blame(to, source))?;
         Ok(Lane { from, to, send, receive, sent: 0, received: 0 })
     }
 

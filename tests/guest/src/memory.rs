@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// An address as the guest's driver writes it into descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,6 +207,15 @@ impl GuestMemory {
     #[must_use]
     pub fn load_u32(&self, address: GuestAddr, order: Ordering) -> u32 {
         u32::from_le(self.load(address, order))
+    }
+
+    /// `len` bytes of one region, to be found once for many accesses.
+    ///
+    /// # Panics
+    /// When they are not all inside one region.
+    pub(crate) fn slice(&self, address: GuestAddr, len: usize) -> VolatileSlice<'_> {
+        let (region, offset) = self.locate(address);
+        region.mapping.get_slice(offset, len).expect("the range is inside the region")
     }
 
     fn load<T: AtomicAccess>(&self, address: GuestAddr, order: Ordering) -> T {

@@ -6,9 +6,9 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use weft_guest::{Guest, Header, Order, Shape, feature};
+use weft_guest::{Arrived, Guest, GuestAddr, GuestMemory, Header, Order, PreparedReceive, PreparedSend, Shape, feature};
 use weft_tests::process::{Process, find_program};
 use weft_tests::wait::wait_until;
 
@@ -206,5 +206,50 @@ fn a_packed_ring_goes_on_after_the_last_used_descriptor() {
             exchange(&mut guests, &[Shape::one()], &format!("features {features:#x}, round {round}"));
             guests.iter_mut().for_each(|guest| guest.reconnect().unwrap());
         }
+    }
+}
+
+#[test]
+#[ignore = "needs DPDK: the head of this file says how to run it"]
+fn prepared_rings_carry_frames_round_and_round() {
+    let always = feature::VERSION_1 | feature::INDIRECT_DESC | feature::MRG_RXBUF;
+    for features in combinations(always, &[feature::RING_PACKED, feature::IN_ORDER, feature::EVENT_IDX]) {
+        for shape in [Shape::one(), Shape::header_apart(12), Shape::pieces(&[5, 7, 30]), Shape::pieces(&[40]).indirect()] {
+            let wire = Wire::start(1);
+            let connect = |port| {
+                let builder = Guest::builder(wire.socket(port)).order(Order::VirtioUser).features(features);
+                builder.ring_size(RING_SIZE).receive_buffers(0).connect().unwrap()
+            };
+            let (mut a, mut b) = (connect(0), connect(1));
+            send_round_and_round(&mut a, &mut b, &shape, &format!("features {features:#x}, {shape:?}"));
+        }
+    }
+}
+
+fn send_round_and_round(from: &mut Guest, to: &mut Guest, shape: &Shape, what: &str) {
+    const FRAMES: usize = 20_000;
+    let places = to.slots(0, RING_SIZE);
+    let mut receiver = PreparedReceive::new(to, 0, 2048, &places).unwrap();
+    let pieces = if shape.is_indirect() { 1 } else { shape.cut(12 + 100).len() };
+    let places = from.slots(1, PreparedSend::chains(RING_SIZE, pieces.try_into().unwrap()));
+    let mut sender = PreparedSend::new(from, 0, 100, shape, &places);
+    for chain in 0..u16::try_from(places.len()).unwrap() {
+        sender.write(from, chain, &Header::default(), &frame(100, 0));
+    }
+    let (mut sent, mut received) = (0, 0);
+    let deadline = Instant::now() + SOON * 4;
+    while received < FRAMES {
+        assert!(Instant::now() < deadline, "{what}: {sent} sent, {received} came");
+        let room = (usize::from(RING_SIZE) - (sent - received)).min(FRAMES - sent).min(1 + sent % 37);
+        let write = |memory: &GuestMemory, address: GuestAddr| {
+            memory.write(address, &frame(100, sent));
+            sent += 1;
+        };
+        sender.send_each(from, room.try_into().unwrap(), write).unwrap();
+        let read = |memory: &GuestMemory, arrived: Arrived| {
+            assert_eq!(memory.bytes(arrived.place, arrived.len as usize)[12..], frame(100, received), "{what}, frame {received}");
+            received += 1;
+        };
+        receiver.receive_each(to, read).unwrap();
     }
 }
