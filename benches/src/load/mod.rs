@@ -1,96 +1,47 @@
-//! The load itself: two guests, rings that were written once, and the loop that moves their indexes.
+//! The load itself: guests, rings that were written once, and the loop that moves their indexes.
+//!
+//! [`options`] says what is to be sent, [`traffic`] what a frame looks like, [`check`] whether it arrived unharmed and
+//! [`report`] what came of it all.
+
+pub mod check;
+mod guests;
+pub mod options;
+mod receiver;
+pub mod report;
+mod sender;
+pub mod traffic;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
-use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, Socket, feature};
+use weft_guest::GuestError;
+
+use check::Findings;
+use guests::Guests;
+use options::{Options, OptionsError, Pace, Until};
+use receiver::Receiver;
+use report::{Direction, GuestReport, Latency, Report};
+use sender::Sender;
+use traffic::Traffic;
 
 /// Frames that are offered at once, as a driver under load does.
 const BURST: u16 = 32;
 /// Rounds between two looks at the clock.
 const ROUNDS_PER_LOOK: u32 = 64;
-/// How long the last frames of a closed loop may take.
+/// How long the last frames may take.
 const DRAIN: Duration = Duration::from_secs(2);
-/// The shortest frame on a wire, without FCS.
-const MIN_FRAME_LEN: usize = 60;
-/// Where a receive buffer ends: a frame of any Ethernet size and its header.
-const BUFFER_LEN: u32 = 2048;
+/// With nothing arriving for so long, what is under way is lost.
+const SILENCE: Duration = Duration::from_millis(300);
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// What is to be sent.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The ports of the two guests.
-    pub sockets: [PathBuf; 2],
-    /// Who listens on them.
-    pub socket: Socket,
-    /// Bytes of a frame, without FCS.
-    pub frame_len: usize,
-    /// How long to send.
-    pub duration: Duration,
-    /// Stations behind each port.
-    pub stations: u16,
-    /// Also from the second guest to the first.
-    pub both_ways: bool,
-    /// When the next frame is sent.
-    pub pace: Loop,
-    /// Descriptors of each ring.
-    pub ring_size: u16,
-    /// Negotiate MRG_RXBUF.
-    pub mergeable: bool,
-}
-
-/// When the next frame is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Loop {
-    /// Whenever the ring has room. What the receiver can't take is lost.
-    Open,
-    /// While fewer than this many are under way.
-    Closed(u32),
-    /// When the one before has arrived; each is timed.
-    OneAtATime,
-}
-
-/// What happened.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Frames that the switch took.
-    pub sent: u64,
-    /// Frames that arrived.
-    pub received: u64,
-    /// From the first to the last.
-    pub seconds: f64,
-    /// Looks at the rings.
-    pub looks: u64,
-    /// Looks that found neither room to send nor a frame.
-    pub idle_looks: u64,
-    /// Of [`Loop::OneAtATime`].
-    pub latency: Option<Latency>,
-}
-
-impl Report {
-    /// How often the generator had to wait. Near zero means that the switch was not the bottleneck.
-    #[must_use]
-    pub fn idle_percent(&self) -> f64 {
-        100.0 * self.idle_looks as f64 / self.looks.max(1) as f64
-    }
-}
-
-/// One-way times, in nanoseconds, from the store that offers a frame to the load that sees it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Latency {
-    /// The median.
-    pub p50_ns: u64,
-    /// Ninety-nine in a hundred were faster.
-    pub p99_ns: u64,
-    /// The slowest.
-    pub max_ns: u64,
-}
-
-/// Why there is no report.
+/// Why there is no report, or what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// Not everything goes with everything.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
     /// A guest and the switch don't understand each other.
     #[error("{socket}: {source}")]
     Guest {
@@ -100,176 +51,276 @@ pub enum LoadError {
         source: GuestError,
     },
     /// Nothing comes through.
-    #[error("no frame came through: are both ports on one network?")]
+    #[error("no frame came through: are all ports on one network?")]
     Silence,
     /// Frames are missing although no more were under way than fit.
     #[error("{0} frames were lost in a closed loop")]
     Lost(u64),
+    /// Frames came that are not what was sent.
+    #[error(
+        "the switch changed what was sent: {damaged} frames damaged, {duplicated} duplicated, {reordered} out of order, {lost} lost"
+    )]
+    Wrong {
+        /// Frames with other bytes than were sent.
+        damaged: u64,
+        /// Frames that came twice.
+        duplicated: u64,
+        /// Frames that were overtaken within their stream.
+        reordered: u64,
+        /// Frames that did not come.
+        lost: u64,
+    },
 }
 
-/// Frames from one guest to the other.
-struct Lane {
-    from: usize,
-    to: usize,
-    send: PreparedSend,
-    receive: PreparedReceive,
-    sent: u64,
-    received: u64,
+/// How far a run has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Since the first frame.
+    pub elapsed: Duration,
+    /// Frames sent so far.
+    pub sent: u64,
+    /// Frames that have arrived.
+    pub received: u64,
 }
 
-/// The guests, and whom to blame.
-struct Guests {
-    guests: [Guest; 2],
-    sockets: [PathBuf; 2],
-}
-
-/// Sends as told and counts.
+/// Sends as told and counts. `progress` is called every second.
 ///
 /// # Errors
-/// When a guest can't connect, the switch breaks a ring, or a closed loop loses a frame.
-pub fn run(options: &Options) -> Result<Report, LoadError> {
+/// When the options contradict each other, a guest can't connect, or the switch breaks a ring.
+pub fn run(options: &Options, progress: &mut dyn FnMut(Progress)) -> Result<Report, LoadError> {
+    options.validate()?;
+    let traffic = Traffic::of(options);
     let mut guests = Guests::connect(options)?;
-    guests.introduce(options)?;
-    let mut lanes = vec![guests.lane(0, 1, options)?];
-    if options.both_ways {
-        lanes.push(guests.lane(1, 0, options)?);
+    guests.introduce(&traffic)?;
+    let mut run = Run::prepare(guests, options, &traffic)?;
+    let clock = Clock { start: Instant::now(), told: Duration::ZERO, progress };
+    match options.pace {
+        Pace::OneAtATime => run.one_at_a_time(clock)?,
+        Pace::Open | Pace::Closed(_) => run.stream(clock)?,
     }
-    let report = match options.pace {
-        Loop::OneAtATime => one_at_a_time(&mut guests, &mut lanes[0], options.duration),
-        Loop::Open => stream(&mut guests, &mut lanes, u64::MAX, options.duration),
-        Loop::Closed(frames) => stream(&mut guests, &mut lanes, frames.into(), options.duration),
-    }?;
-    match report.sent - report.received {
-        _ if report.received == 0 => Err(LoadError::Silence),
-        lost if lost > 0 && options.pace != Loop::Open => Err(LoadError::Lost(lost)),
-        _ => Ok(report),
-    }
+    Ok(run.report())
 }
 
-fn stream(guests: &mut Guests, lanes: &mut [Lane], under_way: u64, duration: Duration) -> Result<Report, LoadError> {
-    let (mut looks, mut idle_looks) = (0, 0);
-    let start = Instant::now();
-    while start.elapsed() < duration {
-        for _ in 0..ROUNDS_PER_LOOK {
-            for lane in &mut *lanes {
-                let room = under_way.saturating_sub(lane.sent - lane.received);
-                let moved = lane.send(guests, room)? + lane.receive(guests)?;
-                looks += 1;
-                idle_looks += u64::from(moved == 0);
-            }
+/// A run that is prepared, under way or over.
+struct Run<'a> {
+    options: &'a Options,
+    guests: Guests,
+    /// In the same order as the receivers of their frames if there are two guests.
+    senders: Vec<Sender>,
+    receivers: Vec<Receiver>,
+    looks: u64,
+    idle_looks: u64,
+    received_in_time: u64,
+    elapsed: Duration,
+    latency: Option<Latency>,
+}
+
+/// The time of a run, and who is told of it.
+struct Clock<'a> {
+    start: Instant,
+    told: Duration,
+    progress: &'a mut dyn FnMut(Progress),
+}
+
+impl Clock<'_> {
+    /// The time since the start; tells the progress when it is time for that.
+    fn look(&mut self, run: &Run<'_>) -> Duration {
+        let elapsed = self.start.elapsed();
+        if elapsed - self.told >= PROGRESS_EVERY {
+            self.told = elapsed;
+            (self.progress)(Progress { elapsed, sent: run.sent(), received: run.received() });
         }
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let end = Instant::now();
-    for lane in &mut *lanes {
-        while lane.received < lane.sent && under_way != u64::MAX && end.elapsed() < DRAIN {
-            lane.receive(guests)?;
-        }
-    }
-    let sum = |count: fn(&Lane) -> u64| lanes.iter().map(count).sum();
-    Ok(Report { sent: sum(|lane| lane.sent), received: sum(|lane| lane.received), seconds, looks, idle_looks, latency: None })
-}
-
-fn one_at_a_time(guests: &mut Guests, lane: &mut Lane, duration: Duration) -> Result<Report, LoadError> {
-    let mut times = Histogram::<u64>::new_with_bounds(1, DRAIN.as_nanos() as u64, 3).expect("the bounds are in order");
-    let (mut looks, mut idle_looks) = (0, 0);
-    let start = Instant::now();
-    while start.elapsed() < duration {
-        let sent_at = Instant::now();
-        lane.send(guests, 1)?;
-        looks += 1;
-        while lane.receive(guests)? == 0 {
-            looks += 1;
-            idle_looks += 1;
-            if sent_at.elapsed() > DRAIN {
-                return Err(LoadError::Silence);
-            }
-        }
-        times.saturating_record(sent_at.elapsed().as_nanos() as u64);
-    }
-    let latency = Latency { p50_ns: times.value_at_quantile(0.5), p99_ns: times.value_at_quantile(0.99), max_ns: times.max() };
-    let seconds = start.elapsed().as_secs_f64();
-    Ok(Report { sent: lane.sent, received: lane.received, seconds, looks, idle_looks, latency: Some(latency) })
-}
-
-impl Lane {
-    /// Offers a burst, as far as there is room; returns how many frames.
-    fn send(&mut self, guests: &mut Guests, room: u64) -> Result<u64, LoadError> {
-        let burst = room.min(BURST.into()) as u16;
-        let sent = self.send.send(&mut guests.guests[self.from], burst).map_err(|source| guests.blame(self.from, source))?;
-        self.sent += u64::from(sent);
-        Ok(sent.into())
-    }
-
-    /// Takes what has arrived and offers the buffers again; returns how many frames.
-    fn receive(&mut self, guests: &mut Guests) -> Result<u64, LoadError> {
-        let received = self.receive.receive(&mut guests.guests[self.to]).map_err(|source| guests.blame(self.to, source))?;
-        self.received += u64::from(received);
-        Ok(received.into())
+        elapsed
     }
 }
 
-impl Guests {
-    fn connect(options: &Options) -> Result<Self, LoadError> {
-        let mergeable = if options.mergeable { feature::MRG_RXBUF } else { 0 };
-        let connect = |socket: &PathBuf| {
-            let builder = Guest::builder(socket).socket(options.socket).features_if_offered(feature::VERSION_1 | mergeable);
-            let connected = builder.ring_size(options.ring_size).receive_buffers(0).connect();
-            connected.map_err(|source| LoadError::Guest { socket: socket.clone(), source })
+impl<'a> Run<'a> {
+    fn prepare(mut guests: Guests, options: &'a Options, traffic: &Traffic) -> Result<Self, LoadError> {
+        let all = 0..guests.guests.len();
+        let (sending, receiving): (Vec<_>, Vec<_>) = match (all.len(), options.both_ways) {
+            (2, false) => (vec![0], vec![1]),
+            (2, true) => (vec![0, 1], vec![1, 0]),
+            _ => (all.clone().collect(), all.clone().collect()),
         };
-        let [first, second] = &options.sockets;
-        Ok(Self { guests: [connect(first)?, connect(second)?], sockets: options.sockets.clone() })
+        let mut senders = Vec::new();
+        for from in sending {
+            let others = all.clone().filter(|&to| to != from).collect();
+            senders.push(guests.sender(from, others, options, traffic));
+        }
+        let receivers = receiving.into_iter().map(|to| guests.receiver(to, options, traffic)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            options,
+            guests,
+            senders,
+            receivers,
+            looks: 0,
+            idle_looks: 0,
+            received_in_time: 0,
+            elapsed: Duration::ZERO,
+            latency: None,
+        })
     }
 
-    /// Lets the switch learn every station, and starts the rings anew, because prepared ones must not have been used.
-    fn introduce(&mut self, options: &Options) -> Result<(), LoadError> {
-        for (from, to) in [(0, 1), (1, 0)] {
-            for number in 0..options.stations {
-                let frame = frame(station(to, 0), station(from, number), MIN_FRAME_LEN);
-                let guest = &mut self.guests[from];
-                // When the buffer comes back, the switch has seen the frame.
-                guest.send(&frame).and_then(|()| guest.flush()).map_err(|source| self.blame(from, source))?;
+    fn stream(&mut self, mut clock: Clock<'_>) -> Result<(), LoadError> {
+        let limit = match self.options.pace {
+            Pace::Closed(frames) => frames.into(),
+            Pace::Open | Pace::OneAtATime => u64::MAX,
+        };
+        let end = match self.options.until {
+            Until::Elapsed(end) => end,
+            Until::Frames(_) => Duration::MAX,
+        };
+        let mut stalled_since = Duration::ZERO;
+        let mut received = 0;
+        loop {
+            for _ in 0..ROUNDS_PER_LOOK {
+                self.round(limit)?;
+            }
+            self.elapsed = clock.look(self);
+            if std::mem::replace(&mut received, self.received()) != received {
+                stalled_since = self.elapsed;
+            }
+            // Whoever waits for frames that were lost in a closed loop would wait for ever.
+            let stalled = self.elapsed - stalled_since >= DRAIN && end == Duration::MAX;
+            if self.elapsed >= end || stalled || self.senders.iter().all(Sender::is_done) {
+                break;
             }
         }
-        for guest in 0..2 {
-            let this = &mut self.guests[guest];
-            let renewed =
-                this.stop().and_then(|()| this.reset()).and_then(|()| (0..2).try_for_each(|ring| this.start_ring(ring)));
-            // Starting a ring has no answer; when this one comes, it has started.
-            let started = renewed.and_then(|()| this.session().features());
-            started.map_err(|source| self.blame(guest, source))?;
+        self.received_in_time = received;
+        self.drain(&mut clock)
+    }
+
+    /// One look at every ring.
+    fn round(&mut self, limit: u64) -> Result<(), LoadError> {
+        let mut moved = 0;
+        let between_two = self.guests.guests.len() == 2;
+        let under_way = if between_two { 0 } else { self.sent().saturating_sub(self.received()) };
+        for (at, sender) in self.senders.iter_mut().enumerate() {
+            let under_way = if between_two { sender.sent.saturating_sub(self.receivers[at].received) } else { under_way + moved };
+            moved += sender.send(&mut self.guests, limit.saturating_sub(under_way))?;
+        }
+        for receiver in &mut self.receivers {
+            let received = receiver.receive(&mut self.guests)?;
+            receiver.waits += u64::from(received == 0);
+            moved += received;
+        }
+        self.looks += 1;
+        self.idle_looks += u64::from(moved == 0);
+        Ok(())
+    }
+
+    /// Takes in what is still under way. With a number of frames to send, these count for the rate too.
+    fn drain(&mut self, clock: &mut Clock<'_>) -> Result<(), LoadError> {
+        let begin = clock.start.elapsed();
+        let mut last = begin;
+        while self.received() < self.sent() {
+            let mut arrived = 0;
+            for receiver in &mut self.receivers {
+                arrived += receiver.receive(&mut self.guests)?;
+            }
+            let now = clock.look(self);
+            if arrived > 0 {
+                last = now;
+            }
+            if now - last > SILENCE || now - begin > DRAIN {
+                break;
+            }
+        }
+        if let Until::Frames(_) = self.options.until {
+            (self.elapsed, self.received_in_time) = (last, self.received());
         }
         Ok(())
     }
 
-    fn lane(&mut self, from: usize, to: usize, options: &Options) -> Result<Lane, LoadError> {
-        let sender = &mut self.guests[from];
-        let places = sender.slots(1, options.ring_size);
-        let send = PreparedSend::new(sender, 0, options.frame_len, &Shape::one(), &places);
-        for chain in 0..options.ring_size {
-            let number = chain % options.stations;
-            let frame = frame(station(to, number), station(from, number), options.frame_len);
-            send.write(sender, chain, &Header::default(), &frame);
+    fn one_at_a_time(&mut self, mut clock: Clock<'_>) -> Result<(), LoadError> {
+        let mut times = Histogram::<u64>::new_with_bounds(1, DRAIN.as_nanos() as u64, 3).expect("the bounds are in order");
+        let end = match self.options.until {
+            Until::Elapsed(end) => end,
+            Until::Frames(_) => Duration::MAX,
+        };
+        loop {
+            self.elapsed = clock.look(self);
+            let [sender] = &mut self.senders[..] else { unreachable!("one way between two guests") };
+            if self.elapsed >= end || sender.is_done() {
+                break;
+            }
+            let sent_at = Instant::now();
+            sender.send(&mut self.guests, 1)?;
+            self.looks += 1;
+            while self.receivers[0].receive(&mut self.guests)? == 0 {
+                self.looks += 1;
+                self.idle_looks += 1;
+                self.receivers[0].waits += 1;
+                if sent_at.elapsed() > DRAIN {
+                    return Err(LoadError::Silence);
+                }
+            }
+            times.saturating_record(sent_at.elapsed().as_nanos() as u64);
         }
-        let places = self.guests[to].slots(0, options.ring_size);
-        let receive =
-            PreparedReceive::new(&mut self.guests[to], 0, BUFFER_LEN, &places).map_err(|source| self.blame(to, source))?;
-        Ok(Lane { from, to, send, receive, sent: 0, received: 0 })
+        self.received_in_time = self.received();
+        self.latency = Some(Latency::of(&times));
+        Ok(())
     }
 
-    fn blame(&self, guest: usize, source: GuestError) -> LoadError {
-        LoadError::Guest { socket: self.sockets[guest].clone(), source }
+    fn sent(&self) -> u64 {
+        self.senders.iter().map(|sender| sender.sent).sum()
     }
-}
 
-/// The address of a station behind a guest's port.
-fn station(guest: usize, number: u16) -> [u8; 6] {
-    let [high, low] = number.to_be_bytes();
-    [0x02, 0, 0, guest as u8, high, low]
-}
+    fn received(&self) -> u64 {
+        self.receivers.iter().map(|receiver| receiver.received).sum()
+    }
 
-fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
-    let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
-    frame.resize(len, 0);
-    frame
+    fn report(mut self) -> Report {
+        let directions: Vec<Direction> = self.senders.iter().flat_map(|sender| self.directions(sender)).collect();
+        let guests = (0..self.guests.guests.len()).map(|index| self.guest(index)).collect();
+        let check = self.options.check.then(|| {
+            let all = directions.iter().filter_map(|direction| direction.check);
+            all.fold(Findings::default(), Findings::plus)
+        });
+        Report {
+            asked: self.options.clone(),
+            sent: self.sent(),
+            received: self.received(),
+            received_in_time: self.received_in_time,
+            seconds: self.elapsed.as_secs_f64(),
+            looks: self.looks,
+            idle_looks: self.idle_looks,
+            latency: self.latency,
+            directions,
+            guests,
+            check,
+        }
+    }
+
+    fn directions(&self, sender: &Sender) -> Vec<Direction> {
+        let direction = |(to, sent): (usize, u64)| {
+            let receiver = self.receivers.iter().find(|receiver| receiver.guest == to).expect("who is sent to receives");
+            let check = receiver.checker().map(|checker| checker.findings(sender.guest));
+            let received = match check {
+                Some(check) => Some(check.intact + check.damaged + check.duplicated),
+                None => (self.guests.guests.len() == 2).then_some(receiver.received),
+            };
+            let unique = received.map(|received| received - check.map_or(0, |check| check.duplicated));
+            Direction { from: sender.guest, to, sent, received, lost: unique.map(|unique| sent.saturating_sub(unique)), check }
+        };
+        sender.sent_to().into_iter().map(direction).collect()
+    }
+
+    fn guest(&mut self, index: usize) -> GuestReport {
+        let sender = self.senders.iter().find(|sender| sender.guest == index);
+        let receiver = self.receivers.iter().find(|receiver| receiver.guest == index);
+        let checker = receiver.and_then(Receiver::checker);
+        let guest = &mut self.guests.guests[index];
+        GuestReport {
+            socket: self.options.sockets[index].clone(),
+            features: weft_guest::feature::names(guest.features()),
+            sent: sender.map_or(0, |sender| sender.sent),
+            received: receiver.map_or(0, |receiver| receiver.received),
+            send_waits: sender.map_or(0, |sender| sender.waits),
+            receive_waits: receiver.map_or(0, |receiver| receiver.waits),
+            kicks: (0..guest.pairs()).map(|pair| guest.ring(pair * 2 + 1).kicks()).sum(),
+            strays: checker.map(check::Checker::strays),
+            unknown: checker.map(check::Checker::unknown),
+        }
+    }
 }
