@@ -13,7 +13,7 @@ use weft_dataplane::{Dataplane, DataplaneError, HandWorker, PortSettings, Socket
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::{FdbSettings, MacAddr};
 
-use crate::load::{frame, station};
+use crate::load::traffic::station;
 
 /// The token of the owner's waker.
 const WAKE: Token = Token(0);
@@ -241,4 +241,11 @@ fn prepare_send(from: usize, guest: &mut Guest, load: &Load) -> PreparedSend {
         send.write(guest, chain, &Header::default(), &frame(station(to, number), station(from, number), load.frame_len));
     }
     send
+}
+
+/// A frame of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
+fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
+    let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
+    frame.resize(len, 0);
+    frame
 }

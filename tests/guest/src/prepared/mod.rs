@@ -31,6 +31,7 @@ impl Laps {
     }
 
     /// How many chains the back-end does not hold, as far as is known.
+    #[inline]
     fn idle(&self) -> u16 {
         match self {
             Self::Split(laps) => laps.idle(),
@@ -66,6 +67,7 @@ impl Laps {
     }
 
     /// The same without a look at each chain, which is cheaper where the ring allows it.
+    #[inline]
     fn finish_unseen(&mut self, ring: &Ring) -> Result<u16, GuestError> {
         let finished = match self {
             Self::Split(laps) => laps.finish_unseen(ring),
@@ -129,6 +131,7 @@ impl PreparedSend {
     ///
     /// # Errors
     /// When the back-end breaks the ring, or can't be kicked.
+    #[inline]
     pub fn send(&mut self, guest: &mut Guest, count: u16) -> Result<u16, GuestError> {
         self.send_each(guest, count, |_, _| ())
     }
@@ -199,6 +202,7 @@ impl PreparedReceive {
     ///
     /// # Errors
     /// When the back-end breaks the ring, or can't be kicked.
+    #[inline]
     pub fn receive(&mut self, guest: &mut Guest) -> Result<u16, GuestError> {
         let count = self.laps.finish_unseen(&guest.rings[self.ring])?;
         if count > 0 {

@@ -46,6 +46,7 @@ impl SplitLaps {
         index % self.chains * self.stride
     }
 
+    #[inline]
     pub(super) fn idle(&self) -> u16 {
         self.chains - self.published.wrapping_sub(self.completed)
     }
@@ -78,6 +79,7 @@ impl SplitLaps {
     }
 
     /// Looks at the last entry alone, which an entry for a whole batch would leave as it was: so not with `IN_ORDER`.
+    #[inline]
     pub(super) fn finish_unseen(&mut self, ring: &Ring) -> Result<u16, String> {
         if ring.features().in_order {
             return self.finish(ring, |_, _| ());
@@ -95,6 +97,7 @@ impl SplitLaps {
     }
 
     /// Chains that came back since the last look.
+    #[inline]
     fn ready(&self, ring: &Ring) -> Result<u16, String> {
         let used = ring.used_index();
         let ready = used.wrapping_sub(self.completed);
