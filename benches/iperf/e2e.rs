@@ -172,7 +172,7 @@ fn receive(listener: &TcpListener, noise: &[u8]) {
     while left > 0 {
         let part = left.min(noise.len());
         stream.read_exact(&mut buffer[..part]).expect("everything arrives");
-        assert!(buffer[..part] == noise[..part], "{} bytes before the end, other bytes came than were sent", left);
+        assert!(buffer[..part] == noise[..part], "{left} bytes before the end, other bytes came than were sent");
         left -= part;
     }
     assert_eq!(stream.read(&mut [0]).expect("the end arrives"), 0, "more came than was sent");
