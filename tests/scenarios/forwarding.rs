@@ -7,7 +7,9 @@ use common::{
     settles,
 };
 use weft_dataplane::PortSettings;
-use weft_guest::{Buffer, GuestAddr, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature};
+use weft_guest::{
+    Buffer, Guest, GuestAddr, Header, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature,
+};
 use weft_switch::{DropReason, MAX_FRAME_LEN};
 
 const A: [u8; 6] = mac_of(0xa);
@@ -17,6 +19,15 @@ const SIZES: [usize; 7] = [14, 15, 60, 1514, 1518, 9000, 65_535];
 
 const fn mac_of(last: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0xff, last]
+}
+
+/// A sending ring full of this frame.
+fn prepare_send(guest: &mut Guest, frame: &[u8]) -> PreparedSend {
+    let size = guest.from_guest().size();
+    let places = guest.slots(1, size);
+    let send = PreparedSend::new(guest, 0, frame.len(), &Shape::one(), &places);
+    (0..places.len()).for_each(|chain| send.write(guest, chain as u16, &Header::default(), frame));
+    send
 }
 
 fn feature_combinations() -> impl Iterator<Item = u64> {
@@ -579,7 +590,7 @@ fn a_busy_switch_asks_for_few_kicks() {
         let (_, mut b) = switch.guest(|builder| builder.features(features));
         b.send(&frame(BROADCAST, B, 60)).unwrap();
         b.flush().unwrap();
-        let mut sender = PreparedSend::new(&mut a, &frame(B, A, 60));
+        let mut sender = prepare_send(&mut a, &frame(B, A, 60));
         let mut kicks_of_a_burst = || {
             let before = a.from_guest().kicks();
             let mut sent = 0;
@@ -674,8 +685,10 @@ fn a_closed_loop_loses_nothing() {
     let switch = TestSwitch::start();
     let (port_a, mut a) = switch.guest(|builder| builder.receive_buffers(0));
     let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(0));
-    let mut receiver = PreparedReceive::new(&mut b, 2048).unwrap();
-    let mut sender = PreparedSend::new(&mut a, &frame(B, A, 300));
+    let size = b.to_guest().size();
+    let places = b.slots(0, size);
+    let mut receiver = PreparedReceive::new(&mut b, 0, 2048, &places).unwrap();
+    let mut sender = prepare_send(&mut a, &frame(B, A, 300));
     let (mut sent, mut received) = (0_u32, 0_u32);
     let deadline = std::time::Instant::now() + 20 * SOON;
     while received < 100_000 {
