@@ -88,6 +88,8 @@ pub(crate) enum RingFault {
     OutsideTable { index: u16, size: u32 },
     #[error("a descriptor chain is longer than its table, so it has a loop")]
     Loop,
+    #[error("a descriptor chain has more than {MAX_BUFFERS} descriptors")]
+    LongChain,
     #[error("an indirect descriptor although INDIRECT_DESC was not negotiated")]
     IndirectNotAgreed,
     #[error("an indirect descriptor with NEXT, or inside an indirect table")]
@@ -324,7 +326,7 @@ impl Base {
         let Walk { len, descriptors, start, pieces, .. } = walk;
         let count = pieces.len() - start;
         // No truncation: a batch looks at twice `MAX_BUFFERS` buffers at most, each of which spans at most all regions.
-        let chain = Chain { id, slots, cost: descriptors.max(count) as u32, ..Chain::NONE };
+        let chain = Chain { id, slots, cost: descriptors.max(count).max(slots.into()) as u32, ..Chain::NONE };
         if let Err(reason) = walked {
             pieces.truncate(start);
             return Chain { bad: Some(reason), ..chain };

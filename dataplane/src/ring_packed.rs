@@ -16,8 +16,8 @@ use weft_switch::DropReason;
 
 use crate::memory::Segment;
 use crate::ring::{
-    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step, Virtqueue,
-    WRITE, Walk,
+    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step,
+    Virtqueue, WRITE, Walk,
 };
 
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
@@ -176,6 +176,9 @@ impl PackedRing {
             }
             if slots + self.outstanding >= self.size {
                 return Err(RingFault::Loop);
+            }
+            if usize::from(slots) >= MAX_BUFFERS {
+                return Err(RingFault::LongChain);
             }
             slots += 1;
             place = place.advance(1, self.size);
