@@ -628,6 +628,7 @@ mod tests {
         assert!("nat".parse::<NetworkMode>().unwrap_err().to_string().contains("not there yet"));
         assert!("vlan".parse::<NetworkMode>().unwrap_err().to_string().contains("is no network mode"));
     }
+
     #[test]
     fn processors_are_written_as_for_taskset() {
         for (text, cpus) in [
