@@ -65,9 +65,9 @@ enum Command {
     Fdb(FdbCommand),
     /// Show how the switch is.
     Status,
-    /// Show what passed through the ports.
+    /// Show what passed through the ports, and how busy the workers were.
     Stats {
-        /// Show what passes per second, every second.
+        /// Show what passes per second, and how busy the workers are, every second.
         #[arg(long)]
         watch: bool,
     },

@@ -1,10 +1,13 @@
 //! How many workers there are, where they run and how they poll: from the file, from the command line, and never changed while
 //! weft runs.
 
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde_json::{Value, json};
 
-use crate::weft::{Weft, run};
+use crate::weft::{PATIENCE, Weft, command, run};
 
 /// The processors that this test may run on; weft may use all of them.
 fn cpus() -> Vec<usize> {
@@ -159,4 +162,78 @@ fn a_file_with_bad_workers_is_refused_with_line_and_column() {
     let good = check(&format!("[ports.a]\n[workers]\ncount = 2\ncpus = \"{NOWHERE}\"\n"));
     assert_eq!(good.status, 0, "{}", good.stderr);
     assert!(good.stdout.ends_with("weft.toml is good: 1 network, 1 port, 2 workers\n"), "{}", good.stdout);
+}
+
+#[test]
+fn the_status_shows_each_worker() {
+    let cpu = cpus()[0];
+    let cpu_text = cpu.to_string();
+    let options = ["--workers", "2", "--cpus", cpu_text.as_str()];
+    let weft = Weft::start_in(tempfile::tempdir().unwrap(), &options);
+    for command in ["status", "stats"] {
+        let workers = weft.json(&[command])["workers"].clone();
+        for (number, worker) in workers.as_array().unwrap().iter().enumerate() {
+            let known = [&worker["number"], &worker["cpu"], &worker["polling"], &worker["spin_us"], &worker["rings"]];
+            assert_eq!(json!(known), json!([number, cpu, "adaptive", 50, 0]));
+            for counter in ["rounds", "busy_rounds", "sleeps"] {
+                assert!(worker[counter].is_u64(), "{counter}: {worker}");
+            }
+            assert!(worker["asleep"].is_boolean(), "{worker}");
+        }
+        assert_eq!(workers.as_array().unwrap().len(), 2);
+        let text = weft.run(&[command]).stdout;
+        let table: Vec<_> = text.lines().skip_while(|line| !line.contains("WORKER")).collect();
+        assert_eq!(table.len(), 3, "{text}");
+        assert!(table[1].contains("adaptive, 50 µs") && table[1].contains(" % "), "{text}");
+        assert!(table.iter().all(|line| line.chars().count() <= 100), "{text}");
+    }
+}
+
+fn first_worker(weft: &Weft) -> Value {
+    weft.json(&["status"])["workers"][0].clone()
+}
+
+/// Asks until the first worker is as wanted.
+fn wait_for_first_worker(weft: &Weft, wanted: impl Fn(&Value) -> bool) -> Value {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let worker = first_worker(weft);
+        if wanted(&worker) {
+            return worker;
+        }
+        assert!(Instant::now() < until, "it stays like this: {worker}");
+    }
+}
+
+#[test]
+fn a_worker_that_always_polls_never_sleeps() {
+    let weft = Weft::start_in(tempfile::tempdir().unwrap(), &["--polling", "always"]);
+    let before = first_worker(&weft)["rounds"].as_u64().unwrap();
+    let worker = wait_for_first_worker(&weft, |worker| worker["rounds"].as_u64().unwrap() > before + 1000);
+    assert_eq!(worker["polling"], "always");
+    assert_eq!((&worker["sleeps"], &worker["asleep"], &worker["spin_us"]), (&json!(0), &json!(false), &Value::Null));
+}
+
+#[test]
+fn a_worker_that_has_nothing_to_do_sleeps_and_is_not_woken_by_questions() {
+    for (mode, spin_us) in [("adaptive", json!(50)), ("never", Value::Null)] {
+        let weft = Weft::start_in(tempfile::tempdir().unwrap(), &["--polling", mode]);
+        let asleep = wait_for_first_worker(&weft, |worker| worker["asleep"] == true);
+        assert_eq!((&asleep["polling"], &asleep["spin_us"]), (&json!(mode), &spin_us));
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(first_worker(&weft), asleep);
+    }
+}
+
+#[test]
+fn watched_statistics_show_how_busy_each_worker_was() {
+    use std::io::{BufRead, BufReader};
+    let weft = Weft::start_in(tempfile::tempdir().unwrap(), &["--workers", "2"]);
+    let mut child = command().args(["stats", "--watch", "--run-dir"]).arg(weft.run_dir()).stdout(Stdio::piped()).spawn().unwrap();
+    let lines: Vec<_> = BufReader::new(child.stdout.take().unwrap()).lines().take(7).map(Result::unwrap).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(lines[4].contains("ROUNDS/s") && lines[4].contains("BUSY") && lines[4].contains("SLEEPS/s"), "{lines:#?}");
+    // Nobody is there who could send a frame.
+    assert!(lines[5..].iter().all(|line| line.contains(" 0.0 %")), "{lines:#?}");
 }
