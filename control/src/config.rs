@@ -317,6 +317,8 @@ fn plain_name(text: &'static str) -> Name {
 mod tests {
     use std::path::Path;
 
+    use schemars::schema_for;
+
     use super::*;
 
     fn host() -> Host {
@@ -378,6 +380,29 @@ mod tests {
     fn a_port_can_not_take_the_control_socket() {
         let config = with_ports(&[("control", PortConfig::default())]);
         assert!(matches!(config.check(&host()), Err(Conflict::ControlSocket { .. })));
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let docs = include_str!("../../docs/configuration.md");
+        let schemas = [schema_for!(WorkersConfig), schema_for!(NetworkConfig), schema_for!(PortConfig)];
+        let keys: Vec<_> =
+            schemas.iter().flat_map(|schema| schema.get("properties").unwrap().as_object().unwrap().keys()).collect();
+        for key in &keys {
+            assert!(docs.contains(&format!("\n| `{key}` | ")), "docs/configuration.md lacks {key}");
+        }
+        let documented = docs.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(documented, keys.len(), "docs/configuration.md has a key that is not there");
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_good_ones() {
+        let docs = include_str!("../../docs/configuration.md");
+        let examples: Vec<_> = docs.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            crate::config_file::parse(example, Path::new("example.toml"), &host()).unwrap();
+        }
     }
 
     fn workers(count: i128, cpus: &str) -> WorkersConfig {
