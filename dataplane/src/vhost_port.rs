@@ -234,14 +234,18 @@ impl FromGuest {
         filled
     }
 
-    /// Gives the chains of a batch back. True if the guest was notified.
-    pub(crate) fn flush(&mut self, batch: &Batch) -> Result<bool, RingFault> {
+    /// Gives the chains of a batch back. Seen by the guest after [`Self::flush`].
+    pub(crate) fn complete(&mut self, batch: &Batch) {
         // Nothing was written into them (virtio 1.2, section 2.7.8.2).
         let chains = batch.frames().iter().map(|frame| &frame.chain);
         match &mut self.ring {
             Ring::Split(queue) => queue.complete_unwritten(chains),
             Ring::Packed(queue) => queue.complete_unwritten(chains),
         }
+    }
+
+    /// Lets the guest see what it got back. True if it was notified.
+    pub(crate) fn flush(&mut self) -> Result<bool, RingFault> {
         self.ring.queue().publish()
     }
 }

@@ -106,6 +106,7 @@ impl WorkerHandle {
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
+            moved: Vec::new(),
             lane: Lane::new(number, settings.count, faults),
             losses: 0,
         };
@@ -200,6 +201,8 @@ pub(crate) struct Worker {
     events: Events,
     shared: Arc<WorkerShared>,
     batch: Batch,
+    /// The rings that moved in this round, by their place among those that are polled.
+    moved: Vec<usize>,
     lane: Lane,
     /// What `sys::losses` said when memory was last checked.
     losses: usize,
@@ -236,10 +239,17 @@ impl Worker {
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
-        for polled in polled {
-            busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
+        for (at, polled) in polled.iter().enumerate() {
+            if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
+                self.moved.push(at);
+            }
         }
         self.lane.flush(snapshot);
+        busy |= !self.moved.is_empty();
+        // After their frames were shown to the receivers: what came back to a guest has been delivered.
+        for PolledRing { port, ring } in self.moved.drain(..).map(|at| &polled[at]).filter(|polled| !polled.ring.is_broken()) {
+            self.lane.count_notification(port, ring, ring.lock().flush());
+        }
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
             self.losses = losses;
@@ -331,7 +341,7 @@ impl Lane {
             } else {
                 port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
             }
-            self.count_notification(port, ring, from_guest.flush(batch));
+            from_guest.complete(batch);
         }
         if let Err(fault) = received {
             self.report(port, ring, fault);
