@@ -19,8 +19,6 @@ use crate::load::traffic::station;
 const WAKE: Token = Token(0);
 /// Descriptors of each ring.
 pub const RING_SIZE: u16 = 1024;
-/// Bytes of a receive buffer.
-const BUFFER_LEN: u32 = 2048;
 /// Frames that a worker takes from a ring in a round.
 const BATCH: u16 = 32;
 
@@ -35,13 +33,16 @@ pub struct Load {
     pub stations: u16,
     /// Descriptors over which each frame is spread.
     pub pieces: u16,
+    /// Bytes of a receive buffer.
+    pub buffer_len: u32,
     /// Features that the guests negotiate, beside `VERSION_1`.
     pub features: u64,
 }
 
 impl Load {
     /// Frames of 60 bytes from one station to another, each in one piece, through split rings.
-    pub const PLAIN: Self = Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, features: feature::MRG_RXBUF };
+    pub const PLAIN: Self =
+        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF };
 
     fn shape(&self) -> Shape {
         // The virtio-net header alone, then as many parts as are left, which is how drivers cut frames.
@@ -225,7 +226,7 @@ fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
     let senders = if load.guests == 2 { 1 } else { load.guests };
     let sends = guests.iter_mut().enumerate().take(senders).map(|(from, guest)| prepare_send(from, guest, load)).collect();
     let places = |guest: &Guest| (0..RING_SIZE).map(|at| guest.slot(0, at)).collect::<Vec<_>>();
-    let receive = |guest: &mut Guest| PreparedReceive::new(guest, 0, BUFFER_LEN, &places(guest));
+    let receive = |guest: &mut Guest| PreparedReceive::new(guest, 0, load.buffer_len, &places(guest));
     let receives = guests.iter_mut().map(receive).collect::<Result<_, _>>()?;
     Ok((guests, sends, receives))
 }

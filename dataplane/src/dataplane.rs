@@ -382,6 +382,9 @@ impl Dataplane {
     /// # Errors
     /// When the socket can't be made, or there are too many ports. Nothing is left behind then.
     pub fn add_port(&mut self, settings: PortSettings) -> Result<PortId, DataplaneError> {
+        if usize::from(settings.queue_pairs) > MAX_QUEUE_PAIRS {
+            return Err(DataplaneError::TooMany { what: "queue pairs of a port", limit: MAX_QUEUE_PAIRS });
+        }
         let limit = Self::MAX_PORTS;
         let place = free_place(&mut self.ports, limit).ok_or(DataplaneError::TooMany { what: "ports", limit })?;
         let id = PortId(place as u16);
