@@ -155,7 +155,7 @@ impl Frames {
         let others = self.others.len() as u64;
         // Frames that are never rewritten begin again with every lap of the ring.
         let lap = if self.rewrite { u64::MAX } else { self.chains };
-        let up_to = |frames: u64, to: u64| (frames + others - 1 - to) / others;
+        let up_to = |frames: u64, to: u64| frames / others + u64::from(frames % others > to);
         let count = |to: usize| {
             let to_u64 = to as u64;
             self.sent.iter().map(|&sent| sent / lap * up_to(lap, to_u64) + up_to(sent % lap, to_u64)).sum()

@@ -161,3 +161,13 @@ fn a_session_that_breaks_the_protocol_is_closed() {
     assert!(guest.session().is_closed_within(5 * SECOND).unwrap());
     server.stop(guest);
 }
+
+#[test]
+fn a_feature_that_is_not_offered_is_named() {
+    let server = EchoServer::start();
+    let mut guest = Guest::builder(server.path()).features(feature::RING_PACKED | feature::IN_ORDER).build().unwrap();
+    guest.open().unwrap();
+    let error = guest.negotiate().unwrap_err().to_string();
+    assert_eq!(error, "the back-end does not offer RING_PACKED, IN_ORDER (features 0xc00000000)");
+    server.stop(guest);
+}
