@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
+use std::sync::mpsc::channel;
+use std::thread::spawn;
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use crate::comparison::{Comparison, Missing, Sample, Unsteady};
 use crate::cores::{self, is_steady};
@@ -172,16 +172,19 @@ fn summary(figure: Figure, samples: &[Sample]) -> String {
 fn take_lock(path: &Path, interrupt: &Interrupt) -> Result<File, RoundsError> {
     let failed = |source| RoundsError::Lock { path: path.to_owned(), source };
     let file = File::options().create(true).append(true).open(path).map_err(failed)?;
-    let mut waiting = false;
-    // A call that blocks would not end with Ctrl-C: system calls are restarted after signals.
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Ok(file);
+    }
+    eprintln!("waiting for the lock on {}", path.display());
+    // Who only tries again and again would always come after those who stand in line, and a wait in line does not end with
+    // Ctrl-C, since system calls are restarted after signals. So a thread waits, and ends with this program at the latest.
+    let (sender, receiver) = channel();
+    spawn(move || sender.send(flock(&file, FlockOperation::LockExclusive).map(|()| file)));
     loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) if interrupt.is_requested() => return Err(RoundsError::Interrupted),
-            Err(Errno::WOULDBLOCK) if !waiting => eprintln!("waiting for the lock on {}", path.display()),
-            Err(Errno::WOULDBLOCK) => sleep(LOOK_EVERY),
-            Err(error) => return Err(failed(error.into())),
+        match receiver.recv_timeout(LOOK_EVERY) {
+            Ok(locked) => return locked.map_err(|error| failed(error.into())),
+            Err(_) if interrupt.is_requested() => return Err(RoundsError::Interrupted),
+            Err(_) => {}
         }
-        waiting = true;
     }
 }
