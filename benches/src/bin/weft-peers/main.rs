@@ -18,6 +18,7 @@ mod switches;
 
 use std::collections::HashSet;
 use std::error::Error;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -42,7 +43,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [Peer::Ovs, Peer::Testpmd])]
     peers: Vec<Peer>,
     /// What is compared [default: all]
-    #[arg(long, value_delimiter = ',', value_parser = Scenario::find)]
+    #[arg(long, value_delimiter = ',', value_parser = Scenario::parser())]
     scenarios: Vec<Scenario>,
     /// Frame sizes in bytes, the 4 bytes of FCS included
     #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1518], value_parser = clap::value_parser!(u16).range(64..=2040))]
@@ -118,7 +119,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         Some(path) => read(path)?,
         None => compare(arguments)?,
     };
-    print!("{}", render::terminal(&comparison));
+    // Not `print!`, which panics when the other end of the pipe is gone.
+    std::io::stdout().write_all(render::terminal(&comparison).as_bytes())?;
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&comparison)? + "\n"))?;
     }
