@@ -10,6 +10,7 @@ mod comparison;
 mod cores;
 mod hugepages;
 mod load;
+mod lock;
 mod measure;
 mod process;
 mod render;
@@ -66,7 +67,7 @@ struct Arguments {
     /// Where benches/peers/setup has put what it does not install
     #[arg(long, value_name = "DIR", env = "WEFT_PEERS_DIR", default_value = "target/peers")]
     peers_dir: PathBuf,
-    /// Lock this file (flock) while a scenario's turn lasts, for machines on which several people measure
+    /// Lock this file (flock) while anything is measured, for machines on which several people do; never for much more than a minute
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Measure nothing; show what --json has written before
