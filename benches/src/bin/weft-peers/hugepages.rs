@@ -80,12 +80,15 @@ impl Count {
     }
 
     fn parse(meminfo: &str) -> Result<Self, HugepagesError> {
-        let value = |name: &'static str| {
+        let value = |name: &'static str| -> Result<u64, HugepagesError> {
             let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
             number.ok_or(HugepagesError::Untold(name))
         };
-        Ok(Self { total: value("HugePages_Total")?, free: value("HugePages_Free")?, size_kib: value("Hugepagesize")? })
+        let total = value("HugePages_Total")?;
+        // Somebody has been promised the reserved ones, and has not touched them yet.
+        let free = value("HugePages_Free")?.saturating_sub(value("HugePages_Rsvd")?);
+        Ok(Self { total, free, size_kib: value("Hugepagesize")? })
     }
 }
 
@@ -99,8 +102,8 @@ mod tests {
 
     #[test]
     fn the_kernels_counts_are_read() {
-        let text = "MemTotal: 1 kB\nHugePages_Total:     640\nHugePages_Free:      128\nHugePages_Rsvd:        0\nHugepagesize:       2048 kB\n";
-        assert_eq!(Count::parse(text).unwrap(), Count { total: 640, free: 128, size_kib: 2048 });
+        let text = "MemTotal: 1 kB\nHugePages_Total:     640\nHugePages_Free:      128\nHugePages_Rsvd:        8\nHugepagesize:       2048 kB\n";
+        assert_eq!(Count::parse(text).unwrap(), Count { total: 640, free: 120, size_kib: 2048 });
     }
 
     #[test]

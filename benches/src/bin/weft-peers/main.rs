@@ -10,6 +10,7 @@ mod comparison;
 mod cores;
 mod hugepages;
 mod load;
+mod lock;
 mod measure;
 mod process;
 mod render;
@@ -18,6 +19,7 @@ mod switches;
 
 use std::collections::HashSet;
 use std::error::Error;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -42,7 +44,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [Peer::Ovs, Peer::Testpmd])]
     peers: Vec<Peer>,
     /// What is compared [default: all]
-    #[arg(long, value_delimiter = ',', value_parser = Scenario::find)]
+    #[arg(long, value_delimiter = ',', value_parser = Scenario::parser())]
     scenarios: Vec<Scenario>,
     /// Frame sizes in bytes, the 4 bytes of FCS included
     #[arg(long, value_delimiter = ',', default_values_t = [64, 512, 1518], value_parser = clap::value_parser!(u16).range(64..=2040))]
@@ -65,7 +67,7 @@ struct Arguments {
     /// Where benches/peers/setup has put what it does not install
     #[arg(long, value_name = "DIR", env = "WEFT_PEERS_DIR", default_value = "target/peers")]
     peers_dir: PathBuf,
-    /// Lock this file (flock) while a scenario's turn lasts, for machines on which several people measure
+    /// Lock this file (flock) while anything is measured, for machines on which several people do; never for much more than a minute
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Measure nothing; show what --json has written before
@@ -118,7 +120,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn Error>> {
         Some(path) => read(path)?,
         None => compare(arguments)?,
     };
-    print!("{}", render::terminal(&comparison));
+    // Not `print!`, which panics when the other end of the pipe is gone.
+    std::io::stdout().write_all(render::terminal(&comparison).as_bytes())?;
     if let Some(path) = &arguments.json {
         write(path, &(serde_json::to_string_pretty(&comparison)? + "\n"))?;
     }

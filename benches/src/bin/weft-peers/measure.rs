@@ -1,16 +1,11 @@
 //! The rounds: every switch in turn, started for each measurement and ended after it.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::thread::sleep;
-
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use std::path::Path;
 
 use crate::comparison::{Comparison, Missing, Sample, Unsteady};
 use crate::cores::{self, is_steady};
 use crate::load::{Load, LoadError};
-use crate::process::{Interrupt, LOOK_EVERY};
+use crate::lock::{Lock, LockError};
 use crate::scenario::{Figure, Scenario};
 use crate::switches::{Bench, Switch, SwitchError};
 
@@ -27,7 +22,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) rounds: u32,
     pub(crate) load: &'a Load,
     pub(crate) bench: &'a Bench,
-    /// Locked while a scenario's turn lasts.
+    /// Locked while anything is measured.
     pub(crate) lock: Option<&'a Path>,
 }
 
@@ -47,8 +42,8 @@ enum MeasureError {
 pub(crate) enum RoundsError {
     #[error("interrupted; everything that was started is gone")]
     Interrupted,
-    #[error("{path} can't be locked: {source}")]
-    Lock { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("the distance between the cores can't be measured: {0}")]
     Cores(std::io::Error),
 }
@@ -64,15 +59,16 @@ struct Turns {
 impl Plan<'_> {
     /// Runs all rounds and puts what was found into `found`.
     pub(crate) fn run(&self, found: &mut Comparison) -> Result<(), RoundsError> {
+        let mut lock = self.lock.map(Lock::new);
         for round in 1..=self.rounds {
             for scenario in self.scenarios {
-                let mut turns = self.turns(round, scenario, found)?;
+                let mut turns = self.turns(round, scenario, &mut lock, found)?;
                 for _ in 1..UNSTEADY_TRIES {
                     if is_steady(&turns.distances_ns) {
                         break;
                     }
                     eprintln!("The machine changed meanwhile ({}); once more.", turns.distances());
-                    turns = self.turns(round, scenario, found)?;
+                    turns = self.turns(round, scenario, &mut lock, found)?;
                 }
                 if !is_steady(&turns.distances_ns) {
                     eprintln!("The machine changed meanwhile ({}); it is left at that.", turns.distances());
@@ -84,8 +80,16 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn turns(&self, round: u32, scenario: &Scenario, found: &mut Comparison) -> Result<Turns, RoundsError> {
-        let _lock = self.lock.map(|path| take_lock(path, &self.bench.interrupt)).transpose()?;
+    fn turns(
+        &self,
+        round: u32,
+        scenario: &Scenario,
+        lock: &mut Option<Lock>,
+        found: &mut Comparison,
+    ) -> Result<Turns, RoundsError> {
+        if let Some(lock) = lock {
+            lock.take(&self.bench.interrupt)?;
+        }
         let mut turns = Turns::default();
         for switch in self.switches {
             if found.missing.iter().any(|missing| missing.is_of(switch, scenario)) {
@@ -166,22 +170,4 @@ fn summary(figure: Figure, samples: &[Sample]) -> String {
         Figure::Latency => format!("{} B {} ns", sample.size, sample.p50_ns.unwrap_or_default()),
     };
     samples.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-/// The lock goes with the file.
-fn take_lock(path: &Path, interrupt: &Interrupt) -> Result<File, RoundsError> {
-    let failed = |source| RoundsError::Lock { path: path.to_owned(), source };
-    let file = File::options().create(true).append(true).open(path).map_err(failed)?;
-    let mut waiting = false;
-    // A call that blocks would not end with Ctrl-C: system calls are restarted after signals.
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) if interrupt.is_requested() => return Err(RoundsError::Interrupted),
-            Err(Errno::WOULDBLOCK) if !waiting => eprintln!("waiting for the lock on {}", path.display()),
-            Err(Errno::WOULDBLOCK) => sleep(LOOK_EVERY),
-            Err(error) => return Err(failed(error.into())),
-        }
-        waiting = true;
-    }
 }

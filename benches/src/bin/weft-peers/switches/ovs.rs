@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Bench, DPDK_MEMORY_MIB, Kind, Started, Switch, SwitchError, find_program, first_line};
+use super::{Bench, DPDK_MEMORY_MIB, Kind, Started, Switch, SwitchError, first_line};
 use crate::process::{Process, Program};
 use crate::scenario::Scenario;
 
@@ -36,18 +36,12 @@ impl Ovs {
     /// # Errors
     /// A sentence, when it is not there.
     pub(crate) fn find(unpacked: &Path) -> Result<Switch, String> {
-        let found = Self::installed().or_else(|| Self::below(unpacked));
+        let found = Self::below(Path::new("/")).or_else(|| Self::below(unpacked));
         let ovs = found.ok_or("Open vSwitch with DPDK is not installed; benches/peers/setup fetches it")?;
         let version = first_line(&ovs.vswitchd, &["--version"]);
         let version = version.split_whitespace().last().unwrap_or_default();
         let about = format!("Open vSwitch {version} with {}", ovs.dpdk());
         Ok(Switch { name: "ovs-dpdk".to_owned(), about, kind: Box::new(ovs) })
-    }
-
-    fn installed() -> Option<Self> {
-        let ovs = Self::below(Path::new("/"))?;
-        // Somebody may have installed it elsewhere, and put it into PATH.
-        Some(Self { vsctl: find_program("ovs-vsctl").unwrap_or(ovs.vsctl), ..ovs })
     }
 
     fn below(root: &Path) -> Option<Self> {
