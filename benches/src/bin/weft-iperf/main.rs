@@ -27,7 +27,7 @@ use clap::{Parser, ValueEnum as _};
 
 use crate::back_end::Programs;
 use crate::net::Workshop;
-use crate::plan::{BackEnd, Case, Direction, Plan, Protocol, Setting, Table};
+use crate::plan::{BackEnd, Direction, Load, Plan, Protocol, Setting, Table};
 use crate::render::Style;
 use crate::results::Results;
 use crate::run::Run;
@@ -71,7 +71,7 @@ struct Arguments {
     /// Write the tables to this file, as Markdown
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
-    /// Hold a lock on this file during each back-end's turn, on a machine that others measure on
+    /// Hold a lock on this file while all back-ends have a turn, on a machine that others measure on
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
 }
@@ -126,7 +126,8 @@ fn plan(arguments: &Arguments) -> Plan {
     Plan {
         tables: tables.collect(),
         back_ends: if arguments.back_ends.is_empty() { all.to_vec() } else { arguments.back_ends.clone() },
-        cases: Case::all(&arguments.protocols, &arguments.streams, &arguments.directions),
+        loads: Load::all(&arguments.protocols, &arguments.streams),
+        directions: arguments.directions.clone(),
         rounds: arguments.rounds,
         duration: Duration::from_secs(arguments.seconds),
     }

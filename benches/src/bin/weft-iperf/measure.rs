@@ -39,10 +39,10 @@ pub(crate) fn client_words(target: Ipv4Addr, port: u16, case: Case, duration: Du
     let mut words: Vec<String> = ["iperf3", "--client", &target.to_string(), "--port", &port.to_string(), "--json"]
         .into_iter()
         .chain(["--time", &seconds(duration), "--omit", &seconds(OMIT), "--connect-timeout", "5000"])
-        .chain(["--parallel", &case.streams.to_string()])
+        .chain(["--parallel", &case.load.streams.to_string()])
         .map(str::to_owned)
         .collect();
-    match case.protocol {
+    match case.load.protocol {
         // As fast as it goes.
         Protocol::Udp => words.extend(["--udp", "--bitrate", "0"].map(str::to_owned)),
         Protocol::Tcp => words.extend(["--congestion", congestion].map(str::to_owned)),
@@ -83,8 +83,9 @@ impl Rate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Load;
 
-    const CASE: Case = Case { protocol: Protocol::Udp, streams: 8, direction: Direction::Back };
+    const CASE: Case = Case { load: Load { protocol: Protocol::Udp, streams: 8 }, direction: Direction::Back };
 
     #[test]
     fn a_run_is_asked_for_in_iperfs_words() {
@@ -92,7 +93,8 @@ mod tests {
         let expected = "iperf3 --client 10.0.0.2 --port 5201 --json --time 3 --omit 1 --connect-timeout 5000 --parallel 8 --udp \
                         --bitrate 0 --reverse";
         assert_eq!(words, expected);
-        let tcp = client_words(Ipv4Addr::LOCALHOST, 1, Case { protocol: Protocol::Tcp, ..CASE }, Duration::ZERO, "cubic");
+        let case = Case { load: Load { protocol: Protocol::Tcp, streams: 8 }, ..CASE };
+        let tcp = client_words(Ipv4Addr::LOCALHOST, 1, case, Duration::ZERO, "cubic");
         assert!(tcp.join(" ").ends_with("--congestion cubic --reverse"), "{tcp:?}");
     }
 

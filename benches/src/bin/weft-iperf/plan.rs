@@ -59,11 +59,18 @@ pub(crate) enum Direction {
     Back,
 }
 
+/// What is measured in one turn, in every direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct Load {
+    pub(crate) protocol: Protocol,
+    pub(crate) streams: u16,
+}
+
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct Case {
-    pub(crate) protocol: Protocol,
-    pub(crate) streams: u16,
+    #[serde(flatten)]
+    pub(crate) load: Load,
     pub(crate) direction: Direction,
 }
 
@@ -79,7 +86,8 @@ pub(crate) struct Table {
 pub(crate) struct Plan {
     pub(crate) tables: Vec<Table>,
     pub(crate) back_ends: Vec<BackEnd>,
-    pub(crate) cases: Vec<Case>,
+    pub(crate) loads: Vec<Load>,
+    pub(crate) directions: Vec<Direction>,
     pub(crate) rounds: u32,
     pub(crate) duration: Duration,
 }
@@ -130,13 +138,23 @@ impl Plan {
 
     /// The same for one round: each begins with another one, so that none always profits from what came before it.
     pub(crate) fn turns(&self, table: Table, round: u32) -> Vec<BackEnd> {
-        let mut turns: Vec<BackEnd> =
-            self.back_ends_of(table).filter(|back_end| back_end.does_not_apply(table.mtu).is_none()).collect();
+        let applies = |back_end: &BackEnd| back_end.does_not_apply(table.mtu).is_none();
+        let mut turns: Vec<BackEnd> = self.back_ends_of(table).filter(applies).collect();
         if !turns.is_empty() {
             let first = round as usize % turns.len();
             turns.rotate_left(first);
         }
         turns
+    }
+
+    /// Every line of a table.
+    pub(crate) fn cases(&self) -> impl Iterator<Item = Case> {
+        self.loads.iter().flat_map(|&load| self.cases_of(load))
+    }
+
+    /// The lines that belong to one load.
+    pub(crate) fn cases_of(&self, load: Load) -> impl Iterator<Item = Case> {
+        self.directions.iter().map(move |&direction| Case { load, direction })
     }
 }
 
@@ -146,31 +164,31 @@ impl Table {
     }
 }
 
-impl Case {
+impl Load {
     /// Every combination, in the order of a table.
-    pub(crate) fn all(protocols: &[Protocol], streams: &[u16], directions: &[Direction]) -> Vec<Self> {
-        let mut all = Vec::new();
-        for &protocol in protocols {
-            for &streams in streams {
-                all.extend(directions.iter().map(|&direction| Self { protocol, streams, direction }));
-            }
-        }
-        all
+    pub(crate) fn all(protocols: &[Protocol], streams: &[u16]) -> Vec<Self> {
+        protocols.iter().flat_map(|&protocol| streams.iter().map(move |&streams| Self { protocol, streams })).collect()
     }
 }
 
-impl fmt::Display for Case {
+impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let protocol = match self.protocol {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
         };
+        let plural = if self.streams == 1 { "" } else { "s" };
+        write!(f, "{protocol}, {} stream{plural}", self.streams)
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let direction = match self.direction {
             Direction::Forward => "→",
             Direction::Back => "←",
         };
-        let plural = if self.streams == 1 { "" } else { "s" };
-        write!(f, "{protocol}, {} stream{plural} {direction}", self.streams)
+        write!(f, "{} {direction}", self.load)
     }
 }
 
@@ -182,7 +200,8 @@ mod tests {
         Plan {
             tables: Vec::new(),
             back_ends: BackEnd::value_variants().to_vec(),
-            cases: Vec::new(),
+            loads: Load::all(&[Protocol::Tcp, Protocol::Udp], &[1, 8]),
+            directions: vec![Direction::Forward],
             rounds: 3,
             duration: Duration::from_secs(1),
         }
@@ -198,8 +217,7 @@ mod tests {
 
     #[test]
     fn cases_are_named_as_people_say_it() {
-        let cases = Case::all(&[Protocol::Tcp, Protocol::Udp], &[1, 8], &[Direction::Forward]);
-        let names: Vec<String> = cases.iter().map(ToString::to_string).collect();
+        let names: Vec<String> = plan().cases().map(|case| case.to_string()).collect();
         assert_eq!(names, ["TCP, 1 stream →", "TCP, 8 streams →", "UDP, 1 stream →", "UDP, 8 streams →"]);
     }
 }

@@ -45,14 +45,14 @@ pub(crate) fn render(results: &Results, plan: &Plan, style: Style) -> String {
 }
 
 fn table_text(results: &Results, plan: &Plan, table: Table, style: Style) -> String {
-    let has_figures = |back_end: &BackEnd| plan.cases.iter().any(|&case| results.find(table, case, *back_end).is_some());
+    let has_figures = |back_end: &BackEnd| plan.cases().any(|case| results.find(table, case, *back_end).is_some());
     let columns: Vec<BackEnd> = plan.back_ends_of(table).filter(has_figures).collect();
     let mut text = heading(&table.title(), 2, style);
     if !columns.is_empty() {
         let mut grid = Grid::new();
         grid.load_style(if style == Style::Markdown { presets::ASCII_MARKDOWN } else { presets::UTF8_HORIZONTAL_ONLY });
         grid.set_header(["".to_owned()].into_iter().chain(columns.iter().map(|back_end| back_end.name())));
-        for &case in &plan.cases {
+        for case in plan.cases() {
             let cell = |&back_end: &BackEnd| results.find(table, case, back_end).map_or_else(|| "–".to_owned(), cell_text);
             grid.add_row([case.to_string()].into_iter().chain(columns.iter().map(cell)));
         }
@@ -89,9 +89,11 @@ fn rate_text(value: f64) -> String {
     }
 }
 
-fn missing_line(missing: &Missing) -> String {
+/// What is missing, and why.
+pub(crate) fn missing_line(missing: &Missing) -> String {
     let verb = if missing.failed { "failed" } else { "is left out" };
-    format!("{} {verb}: {}", missing.back_end.name(), missing.reason)
+    let load = missing.load.map_or_else(String::new, |load| format!(" ({load})"));
+    format!("{} {verb}{load}: {}", missing.back_end.name(), missing.reason)
 }
 
 fn target_line(target: &Target) -> String {
@@ -129,17 +131,18 @@ mod tests {
     use clap::ValueEnum as _;
 
     use super::*;
-    use crate::results::tests::{CASE, TABLE, example};
+    use crate::results::tests::{CASE, LOAD, TABLE, example};
 
     #[test]
     fn a_table_has_rates_ratios_and_reasons() {
         let mut results = example();
         let reason = "it is not installed".to_owned();
-        results.missing.push(Missing { table: Some(TABLE), back_end: BackEnd::OvsDpdk, reason, failed: false });
+        results.missing.push(Missing { table: Some(TABLE), load: None, back_end: BackEnd::OvsDpdk, reason, failed: false });
         let plan = Plan {
             tables: vec![TABLE],
             back_ends: BackEnd::value_variants().to_vec(),
-            cases: vec![CASE],
+            loads: vec![LOAD],
+            directions: vec![CASE.direction],
             rounds: 3,
             duration: Duration::from_secs(1),
         };

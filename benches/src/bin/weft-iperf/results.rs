@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::measure::Rate;
-use crate::plan::{BackEnd, Case, Direction, Protocol, Setting, Table};
+use crate::plan::{BackEnd, Case, Direction, Load, Protocol, Setting, Table};
 
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
@@ -26,6 +26,8 @@ pub(crate) struct Sample {
 pub(crate) struct Missing {
     #[serde(flatten)]
     pub(crate) table: Option<Table>,
+    #[serde(flatten)]
+    pub(crate) load: Option<Load>,
     pub(crate) back_end: BackEnd,
     pub(crate) reason: String,
     /// It should have worked.
@@ -134,9 +136,10 @@ impl Results {
     /// The worse of both directions, if there are two.
     fn target(&self, setting: Setting, peer: BackEnd, wanted: f64) -> Option<Target> {
         let table = Table { setting, mtu: 1500 };
-        let ratios = [Direction::Forward, Direction::Back].into_iter().filter_map(|direction| {
-            self.find(table, Case { protocol: Protocol::Tcp, streams: 1, direction }, peer)?.first_is_faster
-        });
+        let load = Load { protocol: Protocol::Tcp, streams: 1 };
+        let ratios = [Direction::Forward, Direction::Back]
+            .into_iter()
+            .filter_map(|direction| self.find(table, Case { load, direction }, peer)?.first_is_faster);
         let found = ratios.reduce(f64::min)?;
         Some(Target { what: format!("{}, one TCP stream: weft against {}", table.title(), peer.name()), wanted, found })
     }
@@ -165,7 +168,8 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const TABLE: Table = Table { setting: Setting::Native, mtu: 1500 };
-    pub(crate) const CASE: Case = Case { protocol: Protocol::Tcp, streams: 1, direction: Direction::Forward };
+    pub(crate) const LOAD: Load = Load { protocol: Protocol::Tcp, streams: 1 };
+    pub(crate) const CASE: Case = Case { load: LOAD, direction: Direction::Forward };
 
     /// A machine that is half as fast in every round as in the one before.
     pub(crate) fn example() -> Results {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::child::{ChildError, Nursery};
 use crate::lock::{Lock, LockError};
 use crate::net::{NetError, Workshop};
-use crate::plan::{BackEnd, Plan, Table};
+use crate::plan::{BackEnd, Load, Plan, Table};
 use crate::render;
 use crate::results::{Contender, Missing, Results, Sample};
 use crate::stop::Stop;
@@ -37,17 +37,29 @@ impl Run<'_> {
         for &table in &self.plan.tables {
             self.leave_out(table);
             for round in 1..=self.plan.rounds {
-                for back_end in self.plan.turns(table, round - 1) {
-                    if self.stop.is_wanted() {
-                        break;
-                    }
-                    if !self.is_out(table, back_end) {
-                        self.turn(table, back_end, round)?;
-                    }
+                for &load in &self.plan.loads {
+                    self.turns(table, load, round)?;
                 }
             }
         }
         self.results.conclude();
+        Ok(())
+    }
+
+    /// One turn for everybody, close together: their figures are compared.
+    fn turns(&mut self, table: Table, load: Load, round: u32) -> Result<(), RunError> {
+        let turns: Vec<BackEnd> = self.plan.turns(table, round - 1);
+        let turns: Vec<BackEnd> = turns.into_iter().filter(|&back_end| !self.is_out(table, load, back_end)).collect();
+        if turns.is_empty() || self.stop.is_wanted() {
+            return Ok(());
+        }
+        let _lock = match self.lock.as_ref().map(|path| Lock::take(path, &self.stop)).transpose() {
+            Err(LockError::Stopped) => return Ok(()),
+            lock => lock?,
+        };
+        for back_end in turns {
+            self.turn(table, load, back_end, round)?;
+        }
         Ok(())
     }
 
@@ -62,7 +74,7 @@ impl Run<'_> {
                 Ok(about) => self.results.contenders.push(Contender { back_end, about }),
                 Err(reason) => {
                     eprintln!("{} is left out: {reason}", back_end.name());
-                    self.results.missing.push(Missing { table: None, back_end, reason, failed: false });
+                    self.results.missing.push(Missing { table: None, load: None, back_end, reason, failed: false });
                 }
             }
         }
@@ -73,39 +85,40 @@ impl Run<'_> {
     fn leave_out(&mut self, table: Table) {
         for back_end in self.plan.back_ends_of(table) {
             if let Some(reason) = back_end.does_not_apply(table.mtu) {
-                let missing = Missing { table: Some(table), back_end, reason: reason.to_owned(), failed: false };
+                let missing = Missing { table: Some(table), load: None, back_end, reason: reason.to_owned(), failed: false };
                 self.results.missing.push(missing);
             }
         }
     }
 
-    fn is_out(&self, table: Table, back_end: BackEnd) -> bool {
-        let of_this = |missing: &&Missing| missing.back_end == back_end && missing.table.is_none_or(|its| its == table);
-        self.results.missing.iter().any(|missing| of_this(&missing))
+    fn is_out(&self, table: Table, load: Load, back_end: BackEnd) -> bool {
+        self.results.missing.iter().any(|missing| {
+            missing.back_end == back_end
+                && missing.table.is_none_or(|its| its == table)
+                && missing.load.is_none_or(|its| its == load)
+        })
     }
 
-    /// One back-end's turn. When it fails, it is out for the rest of the table.
-    fn turn(&mut self, table: Table, back_end: BackEnd, round: u32) -> Result<(), RunError> {
+    /// One back-end's turn. When it fails, it is out for the rest of this load's rounds.
+    fn turn(&mut self, table: Table, load: Load, back_end: BackEnd, round: u32) -> Result<(), RunError> {
         let dir = folder()?;
         let nursery = Nursery { dir: dir.path().to_owned(), stop: self.stop.clone() };
-        let _lock = match self.lock.as_ref().map(|path| Lock::take(path, &self.stop)).transpose() {
-            Err(LockError::Stopped) => return Ok(()),
-            lock => lock?,
-        };
-        match self.turn_in(table, back_end, round, nursery) {
+        match self.turn_in(table, load, back_end, round, nursery) {
             Ok(()) | Err(NetError::Child(ChildError::Stopped)) => {}
+            // Whatever else a signal has broken is no failure.
+            Err(_) if self.stop.is_wanted() => {}
             Err(error) => {
-                let reason = error.to_string();
-                eprintln!("round {round}, {}, {} failed: {reason}", table.title(), back_end.name());
-                self.results.missing.push(Missing { table: Some(table), back_end, reason, failed: true });
+                let missing = Missing { table: Some(table), load: Some(load), back_end, reason: error.to_string(), failed: true };
+                eprintln!("round {round}, {}: {}", table.title(), render::missing_line(&missing));
+                self.results.missing.push(missing);
             }
         }
         Ok(())
     }
 
-    fn turn_in(&mut self, table: Table, back_end: BackEnd, round: u32, nursery: Nursery) -> Result<(), NetError> {
+    fn turn_in(&mut self, table: Table, load: Load, back_end: BackEnd, round: u32, nursery: Nursery) -> Result<(), NetError> {
         let net = self.workshop.build(table, back_end, nursery)?;
-        for &case in &self.plan.cases {
+        for case in self.plan.cases_of(load) {
             let measured = net.measure(case, self.plan.duration)?;
             eprintln!("{}", render::progress(table, round, back_end, case, &measured));
             let (rate, back_end_cores) = (measured.rate, measured.back_end_cores);
