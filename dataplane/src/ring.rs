@@ -179,6 +179,10 @@ pub(crate) trait Virtqueue {
     fn base(&self) -> &Base;
     fn base_mut(&mut self) -> &mut Base;
 
+    /// Asks for the descriptors of the chains that a batch is about to take, where that has been seen to help: in a packed ring the
+    /// guest has just written them, and one line after the other would have to be waited for.
+    fn prefetch(&self) {}
+
     /// Takes the next chain into `chain`; false when there is none. Pieces of a chain that has several are appended to `pieces`.
     ///
     /// `limit` is in bytes. A chain from the guest may not hold more; of a chain to the guest, buffers are taken until there is

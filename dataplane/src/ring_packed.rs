@@ -19,6 +19,8 @@ use crate::ring::{
     Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step,
     Virtqueue, WRITE, Walk,
 };
+use crate::ring_copy::{LINE_LEN, prefetch};
+use crate::vhost_port::BATCH;
 
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
@@ -261,6 +263,18 @@ impl Virtqueue for PackedRing {
 
     fn base_mut(&mut self) -> &mut Base {
         &mut self.base
+    }
+
+    #[inline(always)]
+    fn prefetch(&self) {
+        if self.available().is_none() {
+            // Lines that the guest is about to write are better left with it.
+            return;
+        }
+        for ahead in (0..BATCH as u16).step_by(LINE_LEN / DESCRIPTOR_LEN as usize) {
+            // Past the end there is nothing, and no harm in asking for it.
+            prefetch(self.descriptors.wrapping_add(usize::from(self.next_available.index + ahead)).cast_const().cast());
+        }
     }
 
     #[inline(always)]

@@ -164,6 +164,7 @@ impl Batch {
         let mut cost = 0;
         self.count = 0;
         self.pieces.clear();
+        queue.prefetch();
         for frame in &mut self.frames {
             if cost >= MAX_BUFFERS as u32 {
                 break;
@@ -345,6 +346,7 @@ impl Writer {
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
+        queue.prefetch();
         while frames != 0 {
             let (count, taken) = self.take_run(queue, batch, frames);
             for at in 0..count {
