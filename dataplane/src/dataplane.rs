@@ -20,8 +20,9 @@ use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, 
 
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
+use crate::lane::{Fault, FaultReports};
 use crate::port::{Port, Turn};
-use crate::worker::{Clock, Fault, FaultReports, Worker, WorkerHandle};
+use crate::worker::{Clock, Worker, WorkerHandle};
 use crate::workers::{WorkerSettings, WorkerStuck, Workers};
 
 /// How often old addresses are forgotten.

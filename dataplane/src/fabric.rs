@@ -18,8 +18,8 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use weft_switch::{Fdb, NetworkId};
 
+use crate::from_guest::FromGuest;
 use crate::snapshot::{PortLink, RingLink, Snapshot};
-use crate::vhost_port::FromGuest;
 use crate::worker::KICK_TOKEN;
 use crate::workers::{Injection, WorkerStuck, Workers};
 

@@ -11,6 +11,8 @@ mod dataplane;
 mod disposal;
 mod endpoint;
 mod fabric;
+mod from_guest;
+mod lane;
 #[allow(unsafe_code)]
 mod memory;
 mod port;
@@ -25,6 +27,7 @@ mod ring_split;
 mod snapshot;
 #[allow(unsafe_code)]
 mod sys;
+mod to_guest;
 mod vhost_port;
 mod vhost_user;
 mod worker;

@@ -14,13 +14,13 @@ use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingSt
 use crate::disposal::Disposal;
 use crate::endpoint::{Endpoint, Listener};
 use crate::fabric::Fabric;
+use crate::from_guest::FromGuest;
+use crate::lane::Fault;
 use crate::memory::GuestMemory;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
-use crate::vhost_port::FromGuest;
 use crate::vhost_user::connection::{Connection, ConnectionError};
 use crate::vhost_user::session::{Host, Identity, Session, SessionError};
-use crate::worker::Fault;
 use crate::workers::{Injection, WorkerStuck};
 
 /// The most messages of one front-end that are handled before others get their turn.

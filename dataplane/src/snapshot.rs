@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_switch::{Fdb, NetworkId, PortId};
 
 use crate::counters::LiveCounters;
-use crate::vhost_port::{FromGuest, ToGuest};
+use crate::from_guest::FromGuest;
+use crate::to_guest::ToGuest;
 
 /// Everything that a worker needs to know, as it is at one moment.
 #[derive(Debug, Default)]

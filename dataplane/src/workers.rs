@@ -11,8 +11,9 @@ use crossbeam::sync::{Parker, Unparker};
 use weft_switch::PortId;
 
 use crate::counters::Counter;
+use crate::lane::FaultReports;
 use crate::snapshot::Snapshot;
-use crate::worker::{Clock, FaultReports, Worker, WorkerHandle};
+use crate::worker::{Clock, Worker, WorkerHandle};
 
 /// How long a worker may take to pass a batch boundary before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);

@@ -32,10 +32,12 @@ use weft_switch::{MacAddr, OffloadFeatures};
 use super::connection::RawMessage;
 use super::descriptor::Received;
 use super::message::{self, MessageError, Request, RingDescriptor};
+use crate::from_guest::FromGuest;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionSpec};
 use crate::ring::{Base, Direction, MAX_RING_SIZE, Ring as Virtring, RingFault, RingFeatures, RingLayout, SetupError};
 use crate::snapshot::{RingLink, RunningRings};
-use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
+use crate::to_guest::ToGuest;
+use crate::vhost_port::FrameFeatures;
 use crate::workers::WorkerStuck;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
