@@ -74,6 +74,12 @@ fn every_frame_arrives_intact_whatever_it_looks_like() {
         "--tso 65549 --closed 8",
         "--tso 9000 --closed 8 --flows 3 --vlan 9 --chain 2",
         "--tso 40000 --closed 100 --no-mergeable --spread 1G",
+        "--packed",
+        "--in-order",
+        "--packed --in-order --sizes 1518",
+        "--packed --ring-size 512 --chain 4 --no-mergeable",
+        "--packed --in-order --chain 3 --indirect --flows 5000",
+        "--packed --tso 65549 --closed 8 --chain 2",
     ] {
         let closed = if options.contains("--closed") { "" } else { "--closed 100" };
         let size = if options.contains("--sizes") || options.contains("--tso") { "" } else { "--sizes 64" };
@@ -132,10 +138,12 @@ fn several_queue_pairs_are_used_in_turn() {
         weft.cli(&["port", "add", port, "--queues", "4"]);
         weft.socket(port)
     });
-    // The pairs' rings are moved in turn, so that a stream of each stays in order.
-    let report = report(&sockets, "--check --frames 4000 --closed 64 --both --queues 4 --flows 64 --sizes 64");
-    assert_eq!(report["check"], intact(8000));
-    assert!(report["guests"][0]["features"].as_array().unwrap().contains(&json!("MQ")));
+    for rings in ["", "--packed", "--packed --in-order"] {
+        let arguments = format!("--check --frames 4000 --closed 64 --both --queues 4 --flows 64 --sizes 64 {rings}");
+        let report = report(&sockets, &arguments);
+        assert_eq!(report["check"], intact(8000), "{rings}");
+        assert!(report["guests"][0]["features"].as_array().unwrap().contains(&json!("MQ")));
+    }
 }
 
 #[test]

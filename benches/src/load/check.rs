@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use serde::Serialize;
 use weft_guest::{GuestAddr, GuestMemory, Header};
 
-use super::traffic::{ETHERNET_LEN, Traffic, fold, guest_of, sum, tags};
+use super::traffic::{ETHERNET_LEN, Traffic, fold, guest_of, is_introduction, sum, tags};
 
 /// The stream's number and the place in it, at the start of the payload.
 pub const MARK_LEN: usize = 12;
@@ -168,25 +168,35 @@ impl Checker {
         self.unknown
     }
 
-    /// Checks one frame.
-    pub fn check(&mut self, header: &Header, frame: &[u8]) {
+    /// Checks one frame. True if it is one of those that are to arrive here, damaged or not: no stray, no duplicate
+    /// and no introduction.
+    pub fn check(&mut self, header: &Header, frame: &[u8]) -> bool {
         if frame.len() < ETHERNET_LEN {
             self.unknown += 1;
-            return;
+            return true;
+        }
+        if is_introduction(frame) {
+            return false;
         }
         let sender = guest_of(&frame[6..12]).filter(|&from| from != self.me && from < self.senders.len());
         match (sender, guest_of(&frame[..6])) {
-            (None, _) => self.unknown += 1,
-            (Some(from), Some(to)) if to != self.me && to != from && to < self.senders.len() => self.strays += 1,
+            (None, _) => {
+                self.unknown += 1;
+                true
+            }
+            (Some(from), Some(to)) if to != self.me && to != from && to < self.senders.len() => {
+                self.strays += 1;
+                false
+            }
             (Some(from), _) => self.check_from(from, header, frame),
         }
     }
 
-    fn check_from(&mut self, from: usize, header: &Header, frame: &[u8]) {
+    fn check_from(&mut self, from: usize, header: &Header, frame: &[u8]) -> bool {
         let (tag, tags_len) = tags(frame);
         let Some((stream, place)) = self.compare(from, header, frame, tags_len) else {
             self.senders[from].1.damaged += 1;
-            return;
+            return true;
         };
         let sent = self.traffic.headers(from, self.me, stream % self.traffic.conversations());
         let (streams, findings) = &mut self.senders[from];
@@ -198,11 +208,12 @@ impl Checker {
             Order::Late => findings.reordered += 1,
             Order::Duplicate => {
                 findings.duplicated += 1;
-                return;
+                return false;
             }
         }
         findings.intact += 1;
         findings.retagged += u64::from((tag, tags_len) != tags(sent.bytes()));
+        true
     }
 
     /// The stream of a frame and its place there, if every byte of it is right, but for tags.
@@ -298,7 +309,9 @@ mod tests {
     /// What a checker says of frames that all come with the header that they were sent with.
     fn findings(traffic: &Traffic, frames: &[Vec<u8>]) -> Findings {
         let mut checker = checker(traffic);
-        frames.iter().for_each(|frame| checker.check(&traffic.virtio_header(), frame));
+        for frame in frames {
+            checker.check(&traffic.virtio_header(), frame);
+        }
         checker.findings(0)
     }
 
@@ -403,12 +416,23 @@ mod tests {
     }
 
     #[test]
+    fn introductions_that_come_late_are_no_findings() {
+        for traffic in every_kind() {
+            let mut checker = checker(&traffic);
+            for introduction in traffic.introductions(0, 1) {
+                assert!(!checker.check(&Header::default(), &introduction));
+            }
+            assert_eq!((checker.findings(0), checker.unknown(), checker.strays()), (Findings::default(), 0, 0));
+        }
+    }
+
+    #[test]
     fn frames_for_others_are_strays() {
         let traffic = traffic(Payload::Plain, 60, &[]);
         let mut other = frame(&traffic, 0, 0);
         other[3] = 2;
         let mut checker = checker(&traffic);
-        checker.check(&Header::default(), &other);
+        assert!(!checker.check(&Header::default(), &other));
         assert_eq!((checker.strays(), checker.findings(0)), (1, Findings::default()));
     }
 

@@ -29,10 +29,10 @@ use traffic::Traffic;
 const BURST: u16 = 32;
 /// Rounds between two looks at the clock.
 const ROUNDS_PER_LOOK: u32 = 64;
-/// How long the last frames may take.
-const DRAIN: Duration = Duration::from_secs(2);
-/// With nothing arriving for so long, what is under way is lost.
-const SILENCE: Duration = Duration::from_millis(300);
+/// A frame that takes longer is lost.
+const FRAME_TIME_MAX: Duration = Duration::from_secs(2);
+/// With nothing arriving for so long after the last was sent, what is under way is lost.
+const SILENCE: Duration = Duration::from_millis(500);
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
@@ -181,7 +181,7 @@ impl<'a> Run<'a> {
                 stalled_since = self.elapsed;
             }
             // Whoever waits for frames that were lost in a closed loop would wait for ever.
-            let stalled = self.elapsed - stalled_since >= DRAIN && end == Duration::MAX;
+            let stalled = self.elapsed - stalled_since >= FRAME_TIME_MAX && end == Duration::MAX;
             if self.elapsed >= end || stalled || self.senders.iter().all(Sender::is_done) {
                 break;
             }
@@ -211,8 +211,7 @@ impl<'a> Run<'a> {
 
     /// Takes in what is still under way. With a number of frames to send, these count for the rate too.
     fn drain(&mut self, clock: &mut Clock<'_>) -> Result<(), LoadError> {
-        let begin = clock.start.elapsed();
-        let mut last = begin;
+        let mut last = clock.start.elapsed();
         while self.received() < self.sent() {
             let mut arrived = 0;
             for receiver in &mut self.receivers {
@@ -222,7 +221,7 @@ impl<'a> Run<'a> {
             if arrived > 0 {
                 last = now;
             }
-            if now - last > SILENCE || now - begin > DRAIN {
+            if now - last > SILENCE {
                 break;
             }
         }
@@ -233,7 +232,8 @@ impl<'a> Run<'a> {
     }
 
     fn one_at_a_time(&mut self, mut clock: Clock<'_>) -> Result<(), LoadError> {
-        let mut times = Histogram::<u64>::new_with_bounds(1, DRAIN.as_nanos() as u64, 3).expect("the bounds are in order");
+        let mut times =
+            Histogram::<u64>::new_with_bounds(1, FRAME_TIME_MAX.as_nanos() as u64, 3).expect("the bounds are in order");
         let end = match self.options.until {
             Until::Elapsed(end) => end,
             Until::Frames(_) => Duration::MAX,
@@ -251,7 +251,7 @@ impl<'a> Run<'a> {
                 self.looks += 1;
                 self.idle_looks += 1;
                 self.receivers[0].waits += 1;
-                if sent_at.elapsed() > DRAIN {
+                if sent_at.elapsed() > FRAME_TIME_MAX {
                     return Err(LoadError::Silence);
                 }
             }
@@ -297,11 +297,17 @@ impl<'a> Run<'a> {
             let receiver = self.receivers.iter().find(|receiver| receiver.guest == to).expect("who is sent to receives");
             let check = receiver.checker().map(|checker| checker.findings(sender.guest));
             let received = match check {
-                Some(check) => Some(check.intact + check.damaged + check.duplicated),
+                Some(check) => Some(check.intact + check.damaged),
                 None => (self.guests.guests.len() == 2).then_some(receiver.received),
             };
-            let unique = received.map(|received| received - check.map_or(0, |check| check.duplicated));
-            Direction { from: sender.guest, to, sent, received, lost: unique.map(|unique| sent.saturating_sub(unique)), check }
+            Direction {
+                from: sender.guest,
+                to,
+                sent,
+                received,
+                lost: received.map(|arrived| sent.saturating_sub(arrived)),
+                check,
+            }
         };
         sender.sent_to().into_iter().map(direction).collect()
     }

@@ -17,7 +17,7 @@ const LONG_HEADER_LEN: usize = 12;
 #[derive(Debug)]
 pub(super) struct Receiver {
     pub(super) guest: usize,
-    /// Frames that arrived.
+    /// Frames that arrived, each counted once if they are checked.
     pub(super) received: u64,
     /// Looks at which nothing had arrived.
     pub(super) waits: u64,
@@ -81,10 +81,8 @@ impl Receiver {
                     Look::Bytes { checker, parts, header_len } => {
                         let parts = &mut parts[pair];
                         ring.receive_each(guest, |memory, arrived| {
-                            if parts.take(memory, arrived, *header_len) {
-                                check(checker, &parts.bytes, *header_len);
-                                frames += 1;
-                            }
+                            let whole = parts.take(memory, arrived, *header_len);
+                            frames += u64::from(whole && check(checker, &parts.bytes, *header_len));
                         })?;
                     }
                 }
@@ -122,7 +120,7 @@ impl Parts {
     }
 }
 
-fn check(checker: &mut Checker, bytes: &[u8], header_len: usize) {
+fn check(checker: &mut Checker, bytes: &[u8], header_len: usize) -> bool {
     match bytes.split_at_checked(header_len) {
         Some((header, frame)) => checker.check(&Header::parse(header), frame),
         // What has no whole header has no frame either.

@@ -27,6 +27,8 @@ const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 /// The discard service (RFC 863): whoever gets such a frame by mistake does nothing with it.
 const PORT_DISCARD: u16 = 9;
+/// What an introduction says, to be told from everything else.
+const INTRODUCTION: &[u8] = b"a station of weft-load is here";
 /// Source ports go round this many from here on.
 const PORT_FIRST: u32 = 1024;
 const PORTS: u32 = 50_000;
@@ -165,7 +167,7 @@ impl Traffic {
             let mut headers = Headers::new();
             push_ethernet(&mut headers, station(to, 0), station(from, number), vlan);
             headers.push_u16(ETHERTYPE_EXPERIMENTAL);
-            let mut frame = headers.bytes().to_vec();
+            let mut frame = [headers.bytes(), INTRODUCTION].concat();
             frame.resize(MIN_FRAME_LEN, 0);
             frame
         };
@@ -181,6 +183,13 @@ impl Traffic {
     fn ip_at(&self) -> usize {
         ETHERNET_LEN + if self.vlans.is_empty() { 0 } else { TAG_LEN }
     }
+}
+
+/// True for a frame that only let the switch learn a station. A slow one may bring it when the rings have started anew.
+#[must_use]
+pub fn is_introduction(frame: &[u8]) -> bool {
+    let (_, tags_len) = tags(frame);
+    frame.get(ETHERNET_LEN + tags_len..).is_some_and(|payload| payload.starts_with(INTRODUCTION))
 }
 
 /// The address of a station behind a guest's port.
