@@ -10,35 +10,60 @@ use std::time::Duration;
 use mio::{Events, Poll, Token, Waker};
 use tempfile::TempDir;
 use weft_dataplane::{Dataplane, DataplaneError, HandWorker, PortSettings, SocketRole};
-use weft_guest::{Guest, GuestError, PreparedReceive, PreparedSend, feature};
+use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::{FdbSettings, MacAddr};
 
-use crate::load::{frame, station};
+use crate::load::traffic::station;
 
 /// The token of the owner's waker.
 const WAKE: Token = Token(0);
-/// Descriptors of each ring, and so the most frames between two calls of [`Rig::renew`].
+/// Descriptors of each ring.
 pub const RING_SIZE: u16 = 1024;
-/// Bytes of a receive buffer.
-const BUFFER_LEN: u32 = 2048;
+/// Frames that a worker takes from a ring in a round.
+const BATCH: u16 = 32;
 
 /// What is to be forwarded.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
+    /// Guests; each sends to all others in turn.
+    pub guests: usize,
     /// Bytes of a frame, without FCS.
     pub frame_len: usize,
     /// Stations behind each port.
     pub stations: u16,
+    /// Descriptors over which each frame is spread.
+    pub pieces: u16,
+    /// Bytes of a receive buffer.
+    pub buffer_len: u32,
     /// Features that the guests negotiate, beside `VERSION_1`.
     pub features: u64,
 }
 
-/// Two guests on a switch; the first sends, the second receives.
+impl Load {
+    /// Frames of 60 bytes from one station to another, each in one piece, through split rings.
+    pub const PLAIN: Self =
+        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF };
+
+    fn shape(&self) -> Shape {
+        // The virtio-net header alone, then as many parts as are left, which is how drivers cut frames.
+        let len = self.frame_len / usize::from(self.pieces).saturating_sub(1).max(1);
+        match self.pieces {
+            1 => Shape::one(),
+            2 => Shape::header_apart(LONG_HEADER),
+            pieces => Shape::pieces(&[&[LONG_HEADER][..], &vec![len; usize::from(pieces) - 2]].concat()),
+        }
+    }
+}
+
+/// Bytes of the virtio-net header of every guest here.
+const LONG_HEADER: usize = 12;
+
+/// Guests on a switch.
 pub struct Rig {
     worker: HandWorker,
-    guests: [Guest; 2],
-    send: PreparedSend,
-    receive: PreparedReceive,
+    guests: Vec<Guest>,
+    sends: Vec<PreparedSend>,
+    receives: Vec<PreparedReceive>,
     owner: Owner,
 }
 
@@ -65,35 +90,45 @@ pub enum RigError {
 }
 
 impl Rig {
-    /// Starts a switch with two ports and a guest on each. Every station is learned.
+    /// Starts a switch with a guest on each port. Every station is learned.
     ///
     /// # Errors
     /// When the operating system or the switch refuses something.
     pub fn new(load: &Load) -> Result<Self, RigError> {
-        let (owner, mut worker) = Owner::start()?;
-        let (guests, send, receive) = polled(&mut worker, || plug_in(&owner, load))?;
-        Ok(Self { worker, guests, send, receive, owner })
+        let (owner, mut worker) = Owner::start(load.guests)?;
+        let (guests, sends, receives) = polled(&mut worker, || plug_in(&owner, load))?;
+        Ok(Self { worker, guests, sends, receives, owner })
     }
 
-    /// Offers this many frames, as far as the ring has room.
+    /// Offers this many frames, the same number from each guest that sends; returns the rounds that it takes to forward them. With
+    /// two guests only the first one sends.
     ///
     /// # Errors
-    /// When the switch broke the ring.
+    /// When the switch broke a ring.
+    ///
+    /// # Panics
+    /// When the rings have not as much room.
     pub fn offer(&mut self, count: u16) -> Result<u16, RigError> {
-        Ok(self.send.send(&mut self.guests[0], count)?)
+        // No truncation: a handful of guests.
+        let each = count / self.sends.len() as u16;
+        for (send, guest) in self.sends.iter_mut().zip(&mut self.guests) {
+            assert_eq!(send.send(guest, each)?, each, "the ring has room");
+        }
+        Ok(each.div_ceil(BATCH))
     }
 
-    /// One round of the worker: up to 32 frames. True if one moved.
+    /// One round of the worker: up to 32 frames of each guest. True if one moved.
     pub fn poll(&mut self) -> bool {
         self.worker.poll()
     }
 
-    /// Takes what has arrived and offers the buffers again.
+    /// Takes what has arrived, and offers the buffers again; returns how many there were.
     ///
     /// # Errors
-    /// When the switch broke the ring.
+    /// When the switch broke a ring.
     pub fn take(&mut self) -> Result<u16, RigError> {
-        Ok(self.receive.receive(&mut self.guests[1])?)
+        let received = self.receives.iter_mut().zip(&mut self.guests).map(|(receive, guest)| receive.receive(guest));
+        Ok(received.sum::<Result<u16, _>>()?)
     }
 }
 
@@ -114,7 +149,7 @@ impl Drop for Rig {
 }
 
 impl Owner {
-    fn start() -> Result<(Self, HandWorker), RigError> {
+    fn start(ports: usize) -> Result<(Self, HandWorker), RigError> {
         let sockets = tempfile::tempdir()?;
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
@@ -122,7 +157,7 @@ impl Owner {
         polled(&mut worker, || {
             let settings = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
             let network = dataplane.add_network(settings)?;
-            for number in 0..2 {
+            for number in 0..ports {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
                     network,
@@ -168,17 +203,19 @@ fn polled<T, E: From<RigError>>(worker: &mut HandWorker, act: impl FnOnce() -> R
     })
 }
 
-fn plug_in(owner: &Owner, load: &Load) -> Result<([Guest; 2], PreparedSend, PreparedReceive), RigError> {
+type Plugged = (Vec<Guest>, Vec<PreparedSend>, Vec<PreparedReceive>);
+
+fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
     let connect = |number: usize| {
         let builder = Guest::builder(owner.sockets.path().join(number.to_string())).ring_size(RING_SIZE).receive_buffers(0);
         builder.features(feature::VERSION_1 | load.features).connect()
     };
-    let mut guests = [connect(0)?, connect(1)?];
-    for (from, to) in [(0, 1), (1, 0)] {
+    let mut guests = (0..load.guests).map(connect).collect::<Result<Vec<_>, _>>()?;
+    for (from, guest) in guests.iter_mut().enumerate() {
         for number in 0..load.stations {
-            guests[from].send(&frame(station(to, 0), station(from, number), load.frame_len))?;
+            guest.send(&frame([0xff; 6], station(from, number), load.frame_len))?;
         }
-        guests[from].flush()?;
+        guest.flush()?;
     }
     for guest in &mut guests {
         guest.stop()?;
@@ -186,12 +223,30 @@ fn plug_in(owner: &Owner, load: &Load) -> Result<([Guest; 2], PreparedSend, Prep
         (0..2).try_for_each(|ring| guest.start_ring(ring))?;
         guest.session().features()?;
     }
-    let send = PreparedSend::new(&mut guests[0], &frame(station(1, 0), station(0, 0), load.frame_len));
-    for slot in 0..RING_SIZE {
-        let at = PreparedSend::frame_address(&guests[0], slot);
-        let number = slot % load.stations;
-        guests[0].memory().write(at, &[station(1, number), station(0, number)].concat());
+    let senders = if load.guests == 2 { 1 } else { load.guests };
+    let sends = guests.iter_mut().enumerate().take(senders).map(|(from, guest)| prepare_send(from, guest, load)).collect();
+    let places = |guest: &Guest| (0..RING_SIZE).map(|at| guest.slot(0, at)).collect::<Vec<_>>();
+    let receive = |guest: &mut Guest| PreparedReceive::new(guest, 0, load.buffer_len, &places(guest));
+    let receives = guests.iter_mut().map(receive).collect::<Result<_, _>>()?;
+    Ok((guests, sends, receives))
+}
+
+/// A ring full of frames: from each station in turn, to each of the other guests in turn.
+fn prepare_send(from: usize, guest: &mut Guest, load: &Load) -> PreparedSend {
+    let chains = PreparedSend::chains(RING_SIZE, load.pieces);
+    let places: Vec<_> = (0..chains).map(|at| guest.slot(1, at)).collect();
+    let send = PreparedSend::new(guest, 0, load.frame_len, &load.shape(), &places);
+    for chain in 0..chains {
+        let to = (from + 1 + usize::from(chain) % (load.guests - 1)) % load.guests;
+        let number = chain % load.stations;
+        send.write(guest, chain, &Header::default(), &frame(station(to, number), station(from, number), load.frame_len));
     }
-    let receive = PreparedReceive::new(&mut guests[1], BUFFER_LEN)?;
-    Ok((guests, send, receive))
+    send
+}
+
+/// A frame of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
+fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
+    let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
+    frame.resize(len, 0);
+    frame
 }

@@ -19,16 +19,19 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
-use crate::port::{Fabric, Port, Turn};
-use crate::worker::{Clock, Fault, FaultReports, Worker, WorkerHandle};
-use crate::workers::{WorkerStuck, Workers};
+use crate::fabric::Fabric;
+use crate::lane::{Fault, FaultReports};
+use crate::port::{Port, Turn};
+use crate::worker::{Clock, Worker, WorkerHandle};
+use crate::workers::{WorkerSettings, WorkerStuck, Workers};
 
-/// How many workers there are. Rings, snapshots and counters are made for several.
-const WORKERS: usize = 1;
 /// How often old addresses are forgotten.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the workers are looked after.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The most queue pairs of a port.
+pub(crate) const MAX_QUEUE_PAIRS: usize = 16;
 
 /// What a port is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +144,10 @@ pub struct WorkerStatus {
     pub sleeps: u64,
     /// It sleeps right now, and every guest was asked to kick.
     pub asleep: bool,
+    /// The processor that it is pinned to.
+    pub cpu: Option<usize>,
+    /// Rings from guests that it polls.
+    pub rings: usize,
 }
 
 /// The dataplane refused something.
@@ -276,9 +283,9 @@ impl Dataplane {
     /// Starts the workers. Sockets are registered with `registry`.
     ///
     /// # Errors
-    /// When the operating system gives no thread or descriptor.
-    pub fn start(registry: &Registry) -> Result<Self, DataplaneError> {
-        Self::start_with(registry, |clock, reports| Ok((Workers::start(WORKERS, clock, reports)?, ())))
+    /// When the operating system gives no thread or descriptor, or has no such processor for a worker.
+    pub fn start(registry: &Registry, settings: &WorkerSettings) -> Result<Self, DataplaneError> {
+        Self::start_with(registry, |clock, reports| Ok((Workers::start(settings, clock, reports)?, ())))
             .map(|(started, ())| started)
     }
 
@@ -290,7 +297,7 @@ impl Dataplane {
     #[doc(hidden)]
     pub fn start_by_hand(registry: &Registry) -> Result<(Self, HandWorker), DataplaneError> {
         Self::start_with(registry, |clock, reports| {
-            let (workers, mut idle) = Workers::new(1, clock, reports)?;
+            let (workers, mut idle) = Workers::new(&WorkerSettings::default(), clock, reports)?;
             let worker = idle.pop().ok_or(std::io::ErrorKind::NotFound)?;
             Ok((workers, HandWorker { worker, clock }))
         })
@@ -312,7 +319,7 @@ impl Dataplane {
         let reports = FaultReports { queue, event: Arc::clone(&event) };
         let (workers, started) = start(clock, &reports).map_err(failed)?;
         let dataplane = Self {
-            fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
+            fabric: Fabric::new(workers),
             ports: Vec::new(),
             registry,
             clock,
@@ -376,6 +383,9 @@ impl Dataplane {
     /// # Errors
     /// When the socket can't be made, or there are too many ports. Nothing is left behind then.
     pub fn add_port(&mut self, settings: PortSettings) -> Result<PortId, DataplaneError> {
+        if usize::from(settings.queue_pairs) > MAX_QUEUE_PAIRS {
+            return Err(DataplaneError::TooMany { what: "queue pairs of a port", limit: MAX_QUEUE_PAIRS });
+        }
         let limit = Self::MAX_PORTS;
         let place = free_place(&mut self.ports, limit).ok_or(DataplaneError::TooMany { what: "ports", limit })?;
         let id = PortId(place as u16);
@@ -439,13 +449,15 @@ impl Dataplane {
     /// One entry a worker.
     #[must_use]
     pub fn worker_status(&self) -> Vec<WorkerStatus> {
-        let status = |worker: &WorkerHandle| WorkerStatus {
+        let status = |(worker, rings): (&WorkerHandle, usize)| WorkerStatus {
             rounds: worker.shared.rounds.value(),
             busy_rounds: worker.shared.busy_rounds.value(),
             sleeps: worker.shared.sleeps.value(),
             asleep: worker.shared.asleep.load(Ordering::Relaxed),
+            cpu: worker.cpu,
+            rings,
         };
-        self.fabric.workers.handles.iter().map(status).collect()
+        self.fabric.workers.handles.iter().zip(self.fabric.rings_of_each()).map(status).collect()
     }
 
     /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`].

@@ -10,6 +10,9 @@ mod counters;
 mod dataplane;
 mod disposal;
 mod endpoint;
+mod fabric;
+mod from_guest;
+mod lane;
 #[allow(unsafe_code)]
 mod memory;
 mod port;
@@ -24,6 +27,7 @@ mod ring_split;
 mod snapshot;
 #[allow(unsafe_code)]
 mod sys;
+mod to_guest;
 mod vhost_port;
 mod vhost_user;
 mod worker;
@@ -33,4 +37,4 @@ pub use dataplane::{
     Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
     SocketRole, WorkerStatus,
 };
-pub use workers::WorkerStuck;
+pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -88,6 +88,8 @@ pub(crate) enum RingFault {
     OutsideTable { index: u16, size: u32 },
     #[error("a descriptor chain is longer than its table, so it has a loop")]
     Loop,
+    #[error("a descriptor chain has more than {MAX_BUFFERS} descriptors")]
+    LongChain,
     #[error("an indirect descriptor although INDIRECT_DESC was not negotiated")]
     IndirectNotAgreed,
     #[error("an indirect descriptor with NEXT, or inside an indirect table")]
@@ -176,6 +178,10 @@ pub(crate) struct Descriptor {
 pub(crate) trait Virtqueue {
     fn base(&self) -> &Base;
     fn base_mut(&mut self) -> &mut Base;
+
+    /// Asks for the descriptors of the chains that a batch is about to take, where that has been seen to help: in a packed ring the
+    /// guest has just written them, and one line after the other would have to be waited for.
+    fn prefetch(&self) {}
 
     /// Takes the next chain into `chain`; false when there is none. Pieces of a chain that has several are appended to `pieces`.
     ///
@@ -324,7 +330,7 @@ impl Base {
         let Walk { len, descriptors, start, pieces, .. } = walk;
         let count = pieces.len() - start;
         // No truncation: a batch looks at twice `MAX_BUFFERS` buffers at most, each of which spans at most all regions.
-        let chain = Chain { id, slots, cost: descriptors.max(count) as u32, ..Chain::NONE };
+        let chain = Chain { id, slots, cost: descriptors.max(count).max(slots.into()) as u32, ..Chain::NONE };
         if let Err(reason) = walked {
             pieces.truncate(start);
             return Chain { bad: Some(reason), ..chain };

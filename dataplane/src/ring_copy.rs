@@ -8,6 +8,8 @@ use crate::memory::Segment;
 /// Up to this length a few moves in line are quicker than the C library's dispatch.
 const SHORT: usize = 256;
 const BLOCK: usize = 32;
+/// Bytes of a cache line.
+pub(crate) const LINE_LEN: usize = 64;
 
 /// Asks for the first bytes at `ptr`, which are to be read soon.
 #[inline(always)]

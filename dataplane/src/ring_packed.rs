@@ -16,9 +16,11 @@ use weft_switch::DropReason;
 
 use crate::memory::Segment;
 use crate::ring::{
-    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step, Virtqueue,
-    WRITE, Walk,
+    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step,
+    Virtqueue, WRITE, Walk,
 };
+use crate::ring_copy::{LINE_LEN, prefetch};
+use crate::vhost_port::BATCH;
 
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
@@ -29,37 +31,46 @@ const WRAP: u16 = 1 << 15;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     index: u16,
-    wrap: bool,
+    /// Which of the two bits an available descriptor has in this lap: `AVAIL` if the wrap counter is one, `USED` if it is zero.
+    lap: u16,
 }
 
 impl Place {
     /// `slots` is at most the size of the table.
     #[inline(always)]
     fn advance(self, slots: u16, size: u16) -> Self {
-        let index = u32::from(self.index) + u32::from(slots);
-        let wraps = index >= u32::from(size);
-        // No truncation: less than twice a size of at most 32,768.
-        Self { index: if wraps { index - u32::from(size) } else { index } as u16, wrap: self.wrap != wraps }
+        // No overflow: less than twice a size of at most 32,768.
+        let index = self.index + slots;
+        if index < size { Self { index, ..self } } else { Self { index: index - size, lap: self.lap ^ (AVAIL | USED) } }
     }
 
     fn go_back(self, slots: u16, size: u16) -> Self {
-        let wraps = slots > self.index;
-        let index = if wraps { self.index + (size - slots) } else { self.index - slots };
-        Self { index, wrap: self.wrap != wraps }
+        if slots <= self.index {
+            Self { index: self.index - slots, ..self }
+        } else {
+            Self { index: self.index + (size - slots), lap: self.lap ^ (AVAIL | USED) }
+        }
+    }
+
+    /// The bits of a descriptor that is used in this lap.
+    #[inline(always)]
+    fn used(self) -> u16 {
+        let avail = self.lap & AVAIL;
+        avail | avail << (VRING_PACKED_DESC_F_USED - VRING_PACKED_DESC_F_AVAIL)
     }
 
     /// As a number that counts two laps.
     fn linear(self, size: u16) -> u32 {
-        u32::from(self.index) + if self.wrap { 0 } else { size.into() }
+        u32::from(self.index) + if self.lap == AVAIL { 0 } else { size.into() }
     }
 
     /// As section 2.8.10 and `GET_VRING_BASE` have it.
     fn pack(self) -> u16 {
-        self.index | if self.wrap { WRAP } else { 0 }
+        self.index | if self.lap == AVAIL { WRAP } else { 0 }
     }
 
     fn unpack(word: u16) -> Self {
-        Self { index: word & !WRAP, wrap: word & WRAP != 0 }
+        Self { index: word & !WRAP, lap: if word & WRAP != 0 { AVAIL } else { USED } }
     }
 }
 
@@ -141,11 +152,10 @@ impl PackedRing {
     /// The descriptor at the next place, if it is available (section 2.8.1).
     #[inline(always)]
     fn available(&self) -> Option<Descriptor> {
-        let Place { index, wrap } = self.next_available;
+        let Place { index, lap } = self.next_available;
         let state = u64::from_le(self.state(index).load(Ordering::Acquire));
         let flags = (state >> 48) as u16;
-        let is_available = (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap;
-        is_available.then(|| self.descriptor(index, state))
+        (flags & (AVAIL | USED) == lap).then(|| self.descriptor(index, state))
     }
 
     /// Takes the chain that begins with `head`, whatever it is like.
@@ -176,6 +186,9 @@ impl PackedRing {
             }
             if slots + self.outstanding >= self.size {
                 return Err(RingFault::Loop);
+            }
+            if usize::from(slots) >= MAX_BUFFERS {
+                return Err(RingFault::LongChain);
             }
             slots += 1;
             place = place.advance(1, self.size);
@@ -208,9 +221,8 @@ impl PackedRing {
     /// Makes the descriptor at the next place used, and goes on `slots` further.
     #[inline(always)]
     fn write_used(&mut self, id: u16, slots: u16, len: u32) {
-        let wrap = if self.next_used.wrap { AVAIL | USED } else { 0 };
         let write = if len > 0 { WRITE } else { 0 };
-        let state = u64::from(len) | u64::from(id) << 32 | u64::from(wrap | write) << 48;
+        let state = u64::from(len) | u64::from(id) << 32 | u64::from(self.next_used.used() | write) << 48;
         if self.held.is_none() {
             self.held = Some(state);
         } else {
@@ -251,6 +263,18 @@ impl Virtqueue for PackedRing {
 
     fn base_mut(&mut self) -> &mut Base {
         &mut self.base
+    }
+
+    #[inline(always)]
+    fn prefetch(&self) {
+        if self.available().is_none() {
+            // Lines that the guest is about to write are better left with it.
+            return;
+        }
+        for ahead in (0..BATCH as u16).step_by(LINE_LEN / DESCRIPTOR_LEN as usize) {
+            // Past the end there is nothing, and no harm in asking for it.
+            prefetch(self.descriptors.wrapping_add(usize::from(self.next_available.index + ahead)).cast_const().cast());
+        }
     }
 
     #[inline(always)]

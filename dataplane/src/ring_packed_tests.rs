@@ -196,6 +196,19 @@ fn an_endless_chain_is_a_fault() {
     assert_eq!(take_all(&mut ring).unwrap_err(), RingFault::Loop);
 }
 
+/// Whatever was looked at counts against what may be looked at for a batch.
+#[test]
+fn a_chain_costs_as_much_as_it_has_descriptors_even_where_most_do_not_matter() {
+    let driver = Driver::new(8);
+    (0..4).for_each(|index| driver.offer(index, true, 0, if index < 3 { NEXT | WRITE } else { WRITE }));
+    for (direction, bad) in [(Direction::FromGuest, Some(DropReason::BadDescriptor)), (Direction::ToGuest, None)] {
+        let mut ring = driver.set_up(RingFeatures::default(), direction, START).unwrap();
+        let mut chain = Chain::NONE;
+        assert!(ring.take(0x100, &mut Vec::new(), &mut chain).unwrap());
+        assert_eq!((chain.cost, chain.slots, chain.bad), (4, 4, bad));
+    }
+}
+
 #[test]
 fn no_more_is_taken_than_the_ring_holds_whatever_the_flags_say() {
     let driver = Driver::new(2);
@@ -235,7 +248,7 @@ proptest! {
     ) {
         let place = |count: u64| {
             let lap = count / u64::from(size);
-            Place { index: (count % u64::from(size)) as u16, wrap: lap.is_multiple_of(2) }
+            Place { index: (count % u64::from(size)) as u16, lap: if lap.is_multiple_of(2) { AVAIL } else { USED } }
         };
         let driver = Driver::new(size);
         let features = RingFeatures { event_idx: true, ..RingFeatures::default() };
@@ -250,7 +263,7 @@ proptest! {
             driver.write_u16(DRIVER_EVENT + 2, VRING_PACKED_EVENT_FLAG_DESC as u16);
             for _ in 0..batch {
                 let now = place(count);
-                driver.offer(now.index, now.wrap, 0, 0);
+                driver.offer(now.index, now.lap == AVAIL, 0, 0);
                 let chains = take_all(&mut ring).unwrap();
                 prop_assert_eq!(chains.len(), 1);
                 ring.complete(&chains[0], 0);

@@ -1,7 +1,6 @@
 //! The thread that moves frames: polls its rings while there is traffic, sleeps when there is none.
 //!
-//! One frame's path is [`Lane::poll_ring`], top to bottom: receive a batch from the guest that sends, decide about each frame,
-//! transmit to each receiver in turn, give the buffers back.
+//! What happens to the frames of a round is in [`crate::lane`].
 //!
 //! Going to sleep follows one rule: first ask every guest for kicks, then look once more, then sleep. Whoever offers a frame
 //! after that look kicks; whoever did before is seen by it. Everything else that a worker waits for (a snapshot, a
@@ -16,16 +15,14 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
-use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forward};
+use rustix::thread::CpuSet;
+use weft_switch::Timestamp;
 
-use crate::ring::RingFault;
-use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
-use crate::vhost_port::{Batch, FrameMask, Tally};
-use crate::workers::{Injection, WorkerShared};
+use crate::from_guest::Batch;
+use crate::lane::{FaultReports, Lane};
+use crate::snapshot::{PolledRing, Snapshot};
+use crate::workers::{Injection, WorkerSettings, WorkerShared};
 
-/// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
-const SPIN: Duration = Duration::from_micros(50);
 /// How long a worker sleeps at most while a ring has no kick descriptor and must be looked at.
 const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
 /// The most frames of weft's own that wait for a worker. A lost announcement is made up for by the station's next frame.
@@ -33,23 +30,6 @@ const INJECTIONS: usize = 64;
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
-
-/// A ring in which a worker found a fault.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fault {
-    pub(crate) port: PortId,
-    /// [`RingLink::id`].
-    pub(crate) ring_id: u64,
-    pub(crate) ring_index: u16,
-    pub(crate) fault: RingFault,
-}
-
-/// Where workers report faults: a queue and the event that tells the owner to look.
-#[derive(Clone, Debug)]
-pub(crate) struct FaultReports {
-    pub(crate) queue: Sender<Fault>,
-    pub(crate) event: Arc<EventFd>,
-}
 
 /// Time as workers and the owner share it: milliseconds since the dataplane started.
 #[derive(Clone, Copy, Debug)]
@@ -78,12 +58,15 @@ pub(crate) struct WorkerHandle {
     waker: Waker,
     injections: Sender<Injection>,
     pub(crate) thread: Arc<WorkerThread>,
+    /// The processor that it is pinned to.
+    pub(crate) cpu: Option<usize>,
 }
 
 impl WorkerHandle {
     /// Makes worker `number`, which does nothing yet.
     pub(crate) fn new(
         number: usize,
+        settings: &WorkerSettings,
         snapshots: Arc<ArcSwap<Snapshot>>,
         shared: Arc<WorkerShared>,
         clock: Clock,
@@ -95,6 +78,7 @@ impl WorkerHandle {
         let (injections, injected) = crossbeam::channel::bounded(INJECTIONS);
         let worker = Worker {
             number,
+            patience: settings.polling.patience(),
             clock,
             snapshots: Cache::new(snapshots),
             injected,
@@ -102,17 +86,28 @@ impl WorkerHandle {
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
-            lane: Lane { masks: Vec::new(), receivers: Vec::new(), faults },
+            moved: Vec::new(),
+            lane: Lane::new(number, settings.count, faults),
             losses: 0,
         };
-        Ok((Self { shared, registry, waker, injections, thread: Arc::default() }, worker))
+        let cpu = settings.cpu(number);
+        Ok((Self { shared, registry, waker, injections, thread: Arc::default(), cpu }, worker))
     }
 
-    /// Gives the worker a thread.
+    /// Gives the worker a thread, on its processor.
     pub(crate) fn run(&self, worker: Worker) -> io::Result<()> {
         let name = format!("weft-worker-{}", worker.number);
-        *self.thread.lock() = Some(std::thread::Builder::new().name(name).spawn(move || worker.run())?);
-        Ok(())
+        let (cpu, (ready, started)) = (self.cpu, crossbeam::channel::bounded(1));
+        *self.thread.lock() = Some(std::thread::Builder::new().name(name).spawn(move || {
+            let pinned = cpu.map_or(Ok(()), pin);
+            let is_pinned = pinned.is_ok();
+            // Somebody waits for it.
+            let _ = ready.send(pinned);
+            if is_pinned {
+                worker.run();
+            }
+        })?);
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended before it began")))
     }
 
     /// Lets the worker start a round soon, if it sleeps.
@@ -163,9 +158,22 @@ impl WorkerThread {
     }
 }
 
+/// Lets the calling thread run on one processor only.
+fn pin(cpu: usize) -> io::Result<()> {
+    let refused = |error: io::Error| io::Error::new(error.kind(), format!("a worker cannot run on processor {cpu}: {error}"));
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(refused(io::ErrorKind::InvalidInput.into()));
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    rustix::thread::sched_setaffinity(None, &cpus).map_err(|error| refused(error.into()))
+}
+
 /// What polls rings.
 pub(crate) struct Worker {
     number: usize,
+    /// How long it looks for more before it goes to sleep; `None`: for ever.
+    patience: Option<Duration>,
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     injected: Receiver<Injection>,
@@ -173,6 +181,8 @@ pub(crate) struct Worker {
     events: Events,
     shared: Arc<WorkerShared>,
     batch: Batch,
+    /// The rings that moved in this round, by their place among those that are polled.
+    moved: Vec<usize>,
     lane: Lane,
     /// What `sys::losses` said when memory was last checked.
     losses: usize,
@@ -185,7 +195,7 @@ impl Worker {
             let now = Instant::now();
             if self.poll_all(self.clock.at(now)) {
                 idle_since = now;
-            } else if now.duration_since(idle_since) < SPIN {
+            } else if self.patience.is_none_or(|patience| now.duration_since(idle_since) < patience) {
                 std::hint::spin_loop();
             } else {
                 self.sleep();
@@ -209,8 +219,16 @@ impl Worker {
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
-        for polled in polled {
-            busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
+        for (at, polled) in polled.iter().enumerate() {
+            if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
+                self.moved.push(at);
+            }
+        }
+        self.lane.flush(snapshot);
+        busy |= !self.moved.is_empty();
+        // After their frames were shown to the receivers: what came back to a guest has been delivered.
+        for PolledRing { port, ring } in self.moved.drain(..).map(|at| &polled[at]).filter(|polled| !polled.ring.is_broken()) {
+            self.lane.count_notification(port, ring, ring.lock().flush());
         }
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
@@ -228,7 +246,7 @@ impl Worker {
         let mut nap = None;
         let mut offered = false;
         for PolledRing { port, ring } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
-            if ring.without_kick {
+            if ring.kick.is_none() {
                 nap = Some(NAP_WITHOUT_KICK);
             }
             let armed = ring.lock().ring.queue().enable_kicks();
@@ -251,168 +269,4 @@ impl Worker {
             ring.lock().ring.queue().disable_kicks();
         }
     }
-}
-
-/// What a worker needs to forward a batch, apart from the batch itself.
-struct Lane {
-    /// For each port the frames of the batch that go there. All zero between batches.
-    masks: Vec<FrameMask>,
-    /// The ports whose mask is not zero, in the order in which they were found.
-    receivers: Vec<PortId>,
-    faults: FaultReports,
-}
-
-impl Lane {
-    /// Moves at most one batch out of a ring, to wherever its frames go. True if there was one.
-    fn poll_ring(&mut self, snapshot: &Snapshot, polled: &PolledRing, batch: &mut Batch, now: Timestamp) -> bool {
-        let PolledRing { port, ring } = polled;
-        if ring.is_broken() {
-            return false;
-        }
-        let mut from_guest = ring.lock();
-        let received = from_guest.receive(batch);
-        if !batch.frames().is_empty() {
-            count_received(port, batch);
-            if ring.is_enabled() {
-                self.forward_batch(snapshot, port, batch, now);
-            } else {
-                port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
-            }
-            self.count_notification(port, ring, from_guest.flush(batch));
-        }
-        if let Err(fault) = received {
-            self.report(port, ring, fault);
-        }
-        !batch.frames().is_empty()
-    }
-
-    /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
-    fn notify_if_owed(&self, port: &PortLink) {
-        for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
-        }
-        if let Some(ring) = port.rings.to_guest.as_ref().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
-        }
-    }
-
-    /// Stops a port whose memory was taken away, even if none of its rings moves any more.
-    fn check_memory(&self, port: &PortLink) {
-        for ring in &port.rings.from_guest {
-            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
-                self.report(port, ring, fault);
-            }
-        }
-        if let Some(ring) = &port.rings.to_guest
-            && let Err(fault) = ring.lock().ring.queue().base().check_memory()
-        {
-            self.report(port, ring, fault);
-        }
-    }
-
-    fn count_notification<R>(&self, port: &PortLink, ring: &RingLink<R>, notified: Result<bool, RingFault>) {
-        match notified {
-            Ok(notified) => port.counters.notifications.add(notified.into()),
-            Err(fault) => self.report(port, ring, fault),
-        }
-    }
-
-    /// Forwards a frame that weft made itself, as if `port` had sent it.
-    fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
-        if let Some(port) = snapshot.port(port) {
-            self.forward_batch(snapshot, port, &Batch::of_private(frame), now);
-        }
-    }
-
-    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
-        self.decide(snapshot, ingress, batch, now);
-        let mut receivers = std::mem::take(&mut self.receivers);
-        for &receiver in &receivers {
-            let frames = std::mem::take(&mut self.masks[receiver.index()]);
-            // A port that has gone, or whose number another network's port has by now, is as good as down.
-            match snapshot.port(receiver).filter(|port| port.network == ingress.network) {
-                Some(port) => self.transmit(port, batch, frames),
-                None => ingress.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            }
-        }
-        receivers.clear();
-        self.receivers = receivers;
-    }
-
-    /// Finds the receivers of each frame.
-    fn decide(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
-        let Some(network) = snapshot.network(ingress.network) else {
-            ingress.counters.drop_frames(DropReason::NoOtherPort, batch.frames().len() as u64);
-            return;
-        };
-        if self.masks.len() < snapshot.port_places() {
-            self.masks.resize(snapshot.port_places(), 0);
-        }
-        for (bit, frame) in batch.frames().iter().enumerate() {
-            let verdict = match frame.header() {
-                Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
-                Err(reason) => Verdict::Drop(reason),
-            };
-            match verdict {
-                Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
-                Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
-                Verdict::Flood => {
-                    let mut others = network.members.iter().filter(|&&member| member != ingress.id).peekable();
-                    if others.peek().is_none() {
-                        ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
-                    }
-                    others.for_each(|&member| self.add_receiver(member, bit));
-                }
-                Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
-            }
-        }
-    }
-
-    #[inline]
-    fn add_receiver(&mut self, port: PortId, bit: usize) {
-        let mask = &mut self.masks[port.index()];
-        if *mask == 0 {
-            self.receivers.push(port);
-        }
-        *mask |= 1 << bit;
-    }
-
-    /// Hands the frames of a mask to one receiver, with one lock, one publication and at most one notification.
-    fn transmit(&self, port: &PortLink, batch: &Batch, frames: FrameMask) {
-        let running = port.rings.to_guest.as_ref().filter(|ring| ring.is_enabled() && !ring.is_broken());
-        let Some(ring) = running else {
-            port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
-            return;
-        };
-        let mut to_guest = ring.lock();
-        let mut tally = Tally::default();
-        if let Err(fault) = to_guest.transmit(batch, frames, &port.counters, &mut tally) {
-            port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
-            self.report(port, ring, fault);
-        }
-        self.count_notification(port, ring, to_guest.flush());
-        port.counters.to_guest_frames.add(tally.frames);
-        port.counters.to_guest_bytes.add(tally.bytes);
-    }
-
-    /// Takes a broken ring out of service and tells the owner.
-    #[cold]
-    fn report<R>(&self, port: &PortLink, ring: &RingLink<R>, fault: RingFault) {
-        if ring.is_broken() {
-            return;
-        }
-        ring.set_broken();
-        let report = Fault { port: port.id, ring_id: ring.id, ring_index: ring.index, fault };
-        // Neither can fail while the owner lives, and without it nobody wants to know.
-        let _ = self.faults.queue.send(report);
-        let _ = self.faults.event.write(1);
-    }
-}
-
-fn count_received(port: &PortLink, batch: &Batch) {
-    let bytes: usize = batch.frames().iter().map(crate::vhost_port::Frame::len).sum();
-    port.counters.from_guest_frames.add(batch.frames().len() as u64);
-    port.counters.from_guest_bytes.add(bytes as u64);
 }

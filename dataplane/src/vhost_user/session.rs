@@ -14,7 +14,7 @@
 //! negotiated is refused without harm if the front-end asked for an answer.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserConfig, VhostUserProtocolFeatures, VhostUserVringState};
@@ -32,10 +32,12 @@ use weft_switch::{MacAddr, OffloadFeatures};
 use super::connection::RawMessage;
 use super::descriptor::Received;
 use super::message::{self, MessageError, Request, RingDescriptor};
+use crate::from_guest::FromGuest;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionSpec};
 use crate::ring::{Base, Direction, MAX_RING_SIZE, Ring as Virtring, RingFault, RingFeatures, RingLayout, SetupError};
 use crate::snapshot::{RingLink, RunningRings};
-use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
+use crate::to_guest::ToGuest;
+use crate::vhost_port::FrameFeatures;
 use crate::workers::WorkerStuck;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.
@@ -86,10 +88,10 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 pub(crate) trait Host {
     /// Makes these the port's running rings; returns when no worker uses any other of this port.
     fn publish(&mut self, rings: RunningRings) -> Result<(), WorkerStuck>;
-    /// Wakes the port's worker whenever this descriptor is kicked.
-    fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()>;
+    /// Gives a ring a worker, which is woken whenever it is kicked.
+    fn take_in(&mut self, ring: &RingLink<FromGuest>) -> io::Result<()>;
     /// The opposite.
-    fn unwatch_kick(&mut self, kick: BorrowedFd<'_>);
+    fn turn_out(&mut self, ring: u64);
     /// Tells the network that this station is now behind this port.
     fn announce(&mut self, station: MacAddr);
     /// Lets go of memory that no worker uses any more.
@@ -163,7 +165,7 @@ struct Ring {
     base: u32,
     /// What `SET_VRING_ENABLE` said last, if it was ever sent.
     enable: Option<bool>,
-    kick: Option<OwnedFd>,
+    kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     running: Option<Running>,
 }
@@ -344,15 +346,11 @@ impl Session {
             self.rings[ring].stop(host);
             self.publish(host)?;
         }
-        self.rings[ring].kick = eventfd(kick, "kick")?;
+        self.rings[ring].kick = eventfd(kick, "kick")?.map(Arc::new);
         let running = self.set_up(ring)?;
-        // Only what comes from the guest has to be looked at when it kicks. Watched last, because a ring that does not run
-        // is not unwatched.
-        if let Some(kick) = &self.rings[ring].kick
-            && direction(ring) == Direction::FromGuest
-        {
-            let unusable = |source| SessionError::Descriptor { ring, what: "kick", source };
-            host.watch_kick(kick.as_fd()).map_err(unusable)?;
+        // Last, because a ring that does not run is not turned out. Only what comes from the guest is looked at.
+        if let Running::FromGuest(link) = &running {
+            host.take_in(link).map_err(|source| SessionError::Descriptor { ring, what: "kick", source })?;
         }
         self.rings[ring].running = Some(running);
         self.publish(host)?;
@@ -476,12 +474,10 @@ impl Session {
         let virtqueue = self.virtqueue(ring, state.base)?;
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
-        let (index, without_kick) = (ring as u16, state.kick.is_none());
+        let (index, kick) = (ring as u16, state.kick.clone());
         Ok(match direction(ring) {
-            Direction::FromGuest => {
-                Running::FromGuest(RingLink::new(index, enabled, without_kick, FromGuest::new(virtqueue, frames)))
-            }
-            Direction::ToGuest => Running::ToGuest(RingLink::new(index, enabled, without_kick, ToGuest::new(virtqueue, frames))),
+            Direction::FromGuest => Running::FromGuest(RingLink::new(index, enabled, kick, FromGuest::new(virtqueue, frames))),
+            Direction::ToGuest => Running::ToGuest(RingLink::new(index, enabled, kick, ToGuest::new(virtqueue, frames))),
         })
     }
 
@@ -490,8 +486,7 @@ impl Session {
         for running in self.rings.iter().filter_map(|ring| ring.running.clone()) {
             match running {
                 Running::FromGuest(link) => rings.from_guest.push(link),
-                Running::ToGuest(link) if link.index == 0 => rings.to_guest = Some(link),
-                // One pair is enough to receive; the other pairs' frames are taken all the same.
+                Running::ToGuest(link) if link.is_enabled() => rings.to_guest.push(link),
                 Running::ToGuest(_) => {}
             }
         }
@@ -544,10 +539,9 @@ impl Session {
 impl Ring {
     /// Takes the ring out of service; the caller publishes.
     fn stop(&mut self, host: &mut impl Host) -> Option<Running> {
-        if let Some(kick) = self.kick.take()
-            && matches!(self.running, Some(Running::FromGuest(_)))
-        {
-            host.unwatch_kick(kick.as_fd());
+        self.kick = None;
+        if let Some(Running::FromGuest(link)) = &self.running {
+            host.turn_out(link.id);
         }
         self.running.take()
     }

@@ -26,10 +26,14 @@ pub const MQ: u64 = 1 << VIRTIO_NET_F_MQ;
 pub const GUEST_CSUM: u64 = 1 << VIRTIO_NET_F_GUEST_CSUM;
 /// The guest may send frames without a complete checksum.
 pub const CSUM: u64 = 1 << VIRTIO_NET_F_CSUM;
+/// The guest takes segments of TCP over IPv4 that are longer than the MTU.
+pub const GUEST_TSO4: u64 = 1 << VIRTIO_NET_F_GUEST_TSO4;
+/// The guest may send segments of TCP over IPv4 that are longer than the MTU.
+pub const HOST_TSO4: u64 = 1 << VIRTIO_NET_F_HOST_TSO4;
 /// The guest takes TCP segments that are longer than the MTU.
-pub const GUEST_TSO: u64 = (1 << VIRTIO_NET_F_GUEST_TSO4) | (1 << VIRTIO_NET_F_GUEST_TSO6);
+pub const GUEST_TSO: u64 = GUEST_TSO4 | (1 << VIRTIO_NET_F_GUEST_TSO6);
 /// The guest may send TCP segments that are longer than the MTU.
-pub const HOST_TSO: u64 = (1 << VIRTIO_NET_F_HOST_TSO4) | (1 << VIRTIO_NET_F_HOST_TSO6);
+pub const HOST_TSO: u64 = HOST_TSO4 | (1 << VIRTIO_NET_F_HOST_TSO6);
 /// The back-end knows vhost-user protocol features.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -55,3 +59,27 @@ pub const PROTOCOL_CONFIGURE_MEM_SLOTS: u64 = VhostUserProtocolFeatures::CONFIGU
 pub const PROTOCOL_STATUS: u64 = VhostUserProtocolFeatures::STATUS.bits();
 /// The back-end is told the MTU.
 pub const PROTOCOL_MTU: u64 = VhostUserProtocolFeatures::MTU.bits();
+
+/// The features that have a name here, in the order of their bits.
+const NAMES: [(u64, &str); 14] = [
+    (CSUM, "CSUM"),
+    (GUEST_CSUM, "GUEST_CSUM"),
+    (GUEST_TSO4, "GUEST_TSO4"),
+    (1 << VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6"),
+    (HOST_TSO4, "HOST_TSO4"),
+    (1 << VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6"),
+    (MRG_RXBUF, "MRG_RXBUF"),
+    (MQ, "MQ"),
+    (INDIRECT_DESC, "INDIRECT_DESC"),
+    (EVENT_IDX, "EVENT_IDX"),
+    (PROTOCOL_FEATURES, "PROTOCOL_FEATURES"),
+    (VERSION_1, "VERSION_1"),
+    (RING_PACKED, "RING_PACKED"),
+    (IN_ORDER, "IN_ORDER"),
+];
+
+/// The names of those features of a mask that have one in this module.
+#[must_use]
+pub fn names(features: u64) -> Vec<&'static str> {
+    NAMES.into_iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| name).collect()
+}

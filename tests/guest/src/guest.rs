@@ -372,6 +372,12 @@ impl Guest {
         slot(self.slots, &self.rings[ring], head)
     }
 
+    /// The slots of the first `count` descriptors of a ring.
+    #[must_use]
+    pub fn slots(&self, ring: usize, count: u16) -> Vec<GuestAddr> {
+        (0..count).map(|head| self.slot(ring, head)).collect()
+    }
+
     /// Negotiated virtio features.
     #[must_use]
     pub fn features(&self) -> u64 {

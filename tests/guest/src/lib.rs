@@ -38,7 +38,7 @@ pub use frames::Received;
 pub use guest::Guest;
 pub use header::Header;
 pub use memory::{GuestAddr, GuestMemory, RegionLayout, UserAddr};
-pub use prepared::{PreparedReceive, PreparedSend};
+pub use prepared::{Arrived, PreparedReceive, PreparedSend};
 pub use ring::{Buffer, Descriptor, EventSuppression, PackedDescriptor, Ring, RingAreas, RingPlace, Used};
 pub use session::{NO_DESCRIPTOR, Session};
 pub use shape::Shape;

@@ -4,66 +4,25 @@
 //! testpmd joins two vhost ports and passes every frame from one to the other as it is. To run these:
 //! `tests/e2e/setup && cargo test --release -p weft-guest --test dpdk -- --ignored --test-threads=1`.
 
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::time::Duration;
+mod wire;
 
-use weft_guest::{Guest, Header, Order, Shape, feature};
-use weft_tests::process::{Process, find_program};
-use weft_tests::wait::wait_until;
+use std::time::{Duration, Instant};
+
+use weft_guest::{Arrived, Guest, GuestAddr, GuestMemory, Header, Order, PreparedReceive, PreparedSend, Shape, feature};
+use wire::Wire;
 
 const SOON: Duration = Duration::from_secs(5);
-const START_LIMIT: Duration = Duration::from_secs(60);
 /// Frames of a burst: more than DPDK looks at in one go, and no more than there are receive chains of three descriptors.
 const BURST: usize = 40;
 /// A ring that every script goes round several times.
 const RING_SIZE: u16 = 128;
 
-/// testpmd with two vhost ports, which listens on a socket for each.
-struct Wire {
-    // Ended before the folder of its sockets goes away.
-    _process: Process,
-    directory: tempfile::TempDir,
-}
-
-impl Wire {
-    fn start(queue_pairs: usize) -> Self {
-        let directory = tempfile::Builder::new().prefix("weft-dpdk-").tempdir_in("/tmp").unwrap();
-        let log = directory.path().join("testpmd.log");
-        let mut args = vec!["-oL".to_owned(), find_program("dpdk-testpmd").display().to_string()];
-        args.extend(
-            ["--lcores=0@(0-1),1@(0-1)", "--no-pci", "--no-huge", "-m", "192", "--no-shconf", "--no-telemetry"]
-                .map(str::to_owned),
-        );
-        for port in 0..2 {
-            let socket = directory.path().join(format!("{port}.sock"));
-            args.extend(["--vdev".to_owned(), format!("net_vhost{port},iface={},queues={queue_pairs}", socket.display())]);
-        }
-        args.extend(["--", "-i", "--no-mlockall", "--disable-link-check", "--total-num-mbufs=8192"].map(str::to_owned));
-        args.extend(["--forward-mode=io".to_owned(), format!("--rxq={queue_pairs}"), format!("--txq={queue_pairs}")]);
-        let mut process = Process::spawn("testpmd", &find_program("stdbuf"), &args, &log);
-        let says = |process: &mut Process, what: &str| {
-            wait_until(&format!("testpmd to say {what:?}"), START_LIMIT, || {
-                process.assert_alive();
-                process.log().contains(what)
-            });
-        };
-        says(&mut process, "testpmd> ");
-        writeln!(process.stdin(), "start").unwrap();
-        says(&mut process, "io packet forwarding");
-        Self { _process: process, directory }
-    }
-
-    fn socket(&self, port: usize) -> PathBuf {
-        self.directory.path().join(format!("{port}.sock"))
-    }
-
-    fn guests(&self, order: Order, features: u64, receive_shape: &Shape, queue_pairs: u16) -> [Guest; 2] {
-        [0, 1].map(|port| {
-            let builder = Guest::builder(self.socket(port)).order(order).features(features).ring_size(RING_SIZE);
-            builder.receive_shape(receive_shape.clone()).queue_pairs(queue_pairs).accepts_no_num_buffers().connect().unwrap()
-        })
-    }
+fn connect(wire: &Wire, order: Order, features: u64, receive_shape: &Shape, queue_pairs: u16) -> [Guest; 2] {
+    [0, 1].map(|port| {
+        let builder = Guest::builder(wire.socket(port)).order(order).features(features).ring_size(RING_SIZE);
+        let builder = builder.receive_shape(receive_shape.clone()).queue_pairs(queue_pairs);
+        builder.accepts_no_num_buffers().connect().unwrap()
+    })
 }
 
 fn frame(len: usize, number: usize) -> Vec<u8> {
@@ -122,7 +81,7 @@ fn packed_rings_carry_every_shape_with_every_combination_of_features() {
         if features & feature::INDIRECT_DESC != 0 {
             shapes.extend(shapes.clone().into_iter().map(Shape::indirect));
         }
-        let mut guests = wire.guests(order, features, &Shape::one(), 1);
+        let mut guests = connect(&wire, order, features, &Shape::one(), 1);
         assert!(guests.iter_mut().all(|guest| guest.to_guest().is_packed()));
         exchange(&mut guests, &shapes, &format!("features {features:#x}"));
     }
@@ -135,7 +94,7 @@ fn packed_receive_buffers_may_be_chains() {
         let features = feature::VERSION_1 | feature::RING_PACKED | feature::INDIRECT_DESC | in_order;
         for shape in [Shape::pieces(&[12, 1000]), Shape::pieces(&[700, 700, 700]).indirect()] {
             let wire = Wire::start(1);
-            let mut guests = wire.guests(Order::VirtioUser, features, &shape, 1);
+            let mut guests = connect(&wire, Order::VirtioUser, features, &shape, 1);
             exchange(&mut guests, &[Shape::one()], &format!("features {features:#x}, received in {shape:?}"));
         }
     }
@@ -146,7 +105,7 @@ fn packed_receive_buffers_may_be_chains() {
 fn split_rings_may_be_used_in_order() {
     for features in combinations(feature::VERSION_1 | feature::IN_ORDER, &[feature::MRG_RXBUF, feature::EVENT_IDX]) {
         let wire = Wire::start(1);
-        let mut guests = wire.guests(Order::VirtioUser, features, &Shape::one(), 1);
+        let mut guests = connect(&wire, Order::VirtioUser, features, &Shape::one(), 1);
         exchange(&mut guests, &[Shape::one(), Shape::header_apart(12)], &format!("features {features:#x}"));
     }
 }
@@ -156,7 +115,7 @@ fn split_rings_may_be_used_in_order() {
 fn every_pair_carries_frames_of_its_own() {
     for packed in [0, feature::RING_PACKED | feature::IN_ORDER] {
         let wire = Wire::start(3);
-        let [mut a, mut b] = wire.guests(Order::VirtioUser, feature::DEFAULT | packed, &Shape::one(), 3);
+        let [mut a, mut b] = connect(&wire, Order::VirtioUser, feature::DEFAULT | packed, &Shape::one(), 3);
         for round in 0..200 {
             for pair in 0..3 {
                 let sent = frame(60 + pair, round);
@@ -176,7 +135,7 @@ fn every_pair_carries_frames_of_its_own() {
 fn a_packed_ring_goes_on_where_it_was_stopped() {
     let wire = Wire::start(1);
     let features = feature::VERSION_1 | feature::RING_PACKED;
-    let mut guests = wire.guests(Order::VirtioUser, features, &Shape::one(), 1);
+    let mut guests = connect(&wire, Order::VirtioUser, features, &Shape::one(), 1);
     for round in 0..5 {
         exchange(&mut guests, &[Shape::one()], &format!("round {round}"));
         // Three single frames and a burst went each way in every round.
@@ -201,10 +160,55 @@ fn a_packed_ring_goes_on_after_the_last_used_descriptor() {
     let wire = Wire::start(1);
     for in_order in [0, feature::IN_ORDER] {
         let features = feature::VERSION_1 | feature::RING_PACKED | feature::MRG_RXBUF | in_order;
-        let mut guests = wire.guests(Order::VirtioUser, features, &Shape::one(), 1);
+        let mut guests = connect(&wire, Order::VirtioUser, features, &Shape::one(), 1);
         for round in 0..5 {
             exchange(&mut guests, &[Shape::one()], &format!("features {features:#x}, round {round}"));
             guests.iter_mut().for_each(|guest| guest.reconnect().unwrap());
         }
+    }
+}
+
+#[test]
+#[ignore = "needs DPDK: the head of this file says how to run it"]
+fn prepared_rings_carry_frames_round_and_round() {
+    let always = feature::VERSION_1 | feature::INDIRECT_DESC | feature::MRG_RXBUF;
+    for features in combinations(always, &[feature::RING_PACKED, feature::IN_ORDER, feature::EVENT_IDX]) {
+        for shape in [Shape::one(), Shape::header_apart(12), Shape::pieces(&[5, 7, 30]), Shape::pieces(&[40]).indirect()] {
+            let wire = Wire::start(1);
+            let connect = |port| {
+                let builder = Guest::builder(wire.socket(port)).order(Order::VirtioUser).features(features);
+                builder.ring_size(RING_SIZE).receive_buffers(0).connect().unwrap()
+            };
+            let (mut a, mut b) = (connect(0), connect(1));
+            send_round_and_round(&mut a, &mut b, &shape, &format!("features {features:#x}, {shape:?}"));
+        }
+    }
+}
+
+fn send_round_and_round(from: &mut Guest, to: &mut Guest, shape: &Shape, what: &str) {
+    const FRAMES: usize = 20_000;
+    let places = to.slots(0, RING_SIZE);
+    let mut receiver = PreparedReceive::new(to, 0, 2048, &places).unwrap();
+    let pieces = if shape.is_indirect() { 1 } else { shape.cut(12 + 100).len() };
+    let places = from.slots(1, PreparedSend::chains(RING_SIZE, pieces.try_into().unwrap()));
+    let mut sender = PreparedSend::new(from, 0, 100, shape, &places);
+    for chain in 0..u16::try_from(places.len()).unwrap() {
+        sender.write(from, chain, &Header::default(), &frame(100, 0));
+    }
+    let (mut sent, mut received) = (0, 0);
+    let deadline = Instant::now() + SOON * 4;
+    while received < FRAMES {
+        assert!(Instant::now() < deadline, "{what}: {sent} sent, {received} came");
+        let room = (usize::from(RING_SIZE) - (sent - received)).min(FRAMES - sent).min(1 + sent % 37);
+        let write = |memory: &GuestMemory, address: GuestAddr| {
+            memory.write(address, &frame(100, sent));
+            sent += 1;
+        };
+        sender.send_each(from, room.try_into().unwrap(), write).unwrap();
+        let read = |memory: &GuestMemory, arrived: Arrived| {
+            assert_eq!(memory.bytes(arrived.place, arrived.len as usize)[12..], frame(100, received), "{what}, frame {received}");
+            received += 1;
+        };
+        receiver.receive_each(to, read).unwrap();
     }
 }

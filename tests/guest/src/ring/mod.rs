@@ -26,6 +26,7 @@ use rustix::event::{EventfdFlags, eventfd};
 pub use chain::{Buffer, Descriptor, Used};
 use packed::PackedDriver;
 pub use packed::{EventSuppression, PackedDescriptor};
+pub(crate) use packed::{Position, Tail};
 use split::SplitDriver;
 
 use crate::{GuestAddr, GuestError, GuestMemory, UserAddr, feature};

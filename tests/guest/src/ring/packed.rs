@@ -14,6 +14,8 @@ use virtio_bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
+use vm_memory::{Bytes, VolatileSlice};
+
 use super::chain::{Chain, InFlight};
 use super::{DESCRIPTOR_LEN, Driver, RingAreas, needs_event};
 use crate::{Buffer, Descriptor, GuestAddr, Used};
@@ -114,6 +116,62 @@ impl Position {
     }
 }
 
+/// The second half of a descriptor: its length, buffer ID and flags, in one aligned word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tail(u64);
+
+impl Tail {
+    const FLAGS_SHIFT: u32 = 48;
+    const BOTH: u64 = ((PackedDescriptor::AVAIL | PackedDescriptor::USED) as u64) << Self::FLAGS_SHIFT;
+
+    pub(crate) fn of(descriptor: PackedDescriptor) -> Self {
+        Self(u64::from(descriptor.len) | u64::from(descriptor.id) << 32 | u64::from(descriptor.flags) << Self::FLAGS_SHIFT)
+    }
+
+    /// What is available on a lap with the wrap counter one, on a lap with this wrap counter.
+    pub(crate) fn on_lap(self, wrap: bool) -> Self {
+        Self(if wrap { self.0 } else { self.0 ^ Self::BOTH })
+    }
+
+    pub(crate) fn id(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// Bytes that the back-end has written: the length means nothing unless it has set `WRITE` (2.8.10).
+    pub(crate) fn written(self) -> u32 {
+        if self.flags() & Descriptor::WRITE != 0 { self.0 as u32 } else { 0 }
+    }
+
+    pub(crate) fn is_used(self, wrap: bool) -> bool {
+        self.0 & Self::BOTH == if wrap { Self::BOTH } else { 0 }
+    }
+
+    fn flags(self) -> u16 {
+        (self.0 >> Self::FLAGS_SHIFT) as u16
+    }
+}
+
+/// The second halves of all descriptors of a ring, found in memory once for many accesses.
+#[derive(Debug)]
+pub(crate) struct Tails<'a>(VolatileSlice<'a>);
+
+impl Tails<'_> {
+    #[inline]
+    pub(crate) fn load(&self, at: u16, order: Ordering) -> Tail {
+        let word: u64 = self.0.load(Self::offset(at), order).expect("the descriptor is inside the ring");
+        Tail(u64::from_le(word))
+    }
+
+    #[inline]
+    pub(crate) fn store(&self, at: u16, tail: Tail, order: Ordering) {
+        self.0.store(tail.0.to_le(), Self::offset(at), order).expect("the descriptor is inside the ring");
+    }
+
+    fn offset(at: u16) -> usize {
+        usize::from(at) * DESCRIPTOR_LEN as usize + 8
+    }
+}
+
 /// The book-keeping of a packed ring's driver.
 #[derive(Clone, Debug)]
 pub(super) struct PackedDriver {
@@ -168,13 +226,9 @@ impl Driver for PackedDriver {
     fn add(&mut self, areas: &RingAreas, buffers: &[Buffer], indirect: bool) -> u16 {
         let id = self.free_ids.pop_front().expect("no more IDs are out than descriptors");
         let entries = if indirect {
-            let table = areas.indirect_table(id);
-            for (at, buffer) in buffers.iter().enumerate() {
-                let entry = PackedDescriptor { address: buffer.address.0, len: buffer.len, id: 0, flags: buffer.flags() };
-                areas.memory.write(table + at as u64 * DESCRIPTOR_LEN, &entry.bytes());
-            }
-            let len = u32::try_from(buffers.len() * 16).expect("a table is small");
-            vec![self.write_next(areas, PackedDescriptor { address: table.0, len, id, flags: Descriptor::INDIRECT })]
+            let table = areas.write_packed_indirect(id, buffers);
+            let flags = Descriptor::INDIRECT;
+            vec![self.write_next(areas, PackedDescriptor { address: table.address.0, len: table.len, id, flags })]
         } else {
             let last = buffers.len() - 1;
             let write = |(nth, buffer): (usize, &Buffer)| {
@@ -295,6 +349,20 @@ impl RingAreas {
     #[must_use]
     pub fn device_event(&self) -> EventSuppression {
         EventSuppression::from_u32(self.memory.load_u32(self.used, Ordering::Relaxed))
+    }
+
+    pub(crate) fn tails(&self) -> Tails<'_> {
+        Tails(self.memory.slice(self.descriptors, usize::from(self.size()) * DESCRIPTOR_LEN as usize))
+    }
+
+    /// Writes the indirect table of a chain, and gives the buffer that it is.
+    pub(crate) fn write_packed_indirect(&self, id: u16, buffers: &[Buffer]) -> Buffer {
+        let table = self.indirect_table(id);
+        for (at, buffer) in buffers.iter().enumerate() {
+            let entry = PackedDescriptor { address: buffer.address.0, len: buffer.len, id: 0, flags: buffer.flags() };
+            self.memory.write(table + at as u64 * DESCRIPTOR_LEN, &entry.bytes());
+        }
+        Buffer::readable(table, u32::try_from(buffers.len() * 16).expect("a table is small"))
     }
 
     fn packed_address(&self, at: u16) -> GuestAddr {

@@ -35,13 +35,7 @@ impl Driver for SplitDriver {
         let entries: Vec<u16> = self.free.drain(..needed).collect();
         let head = entries[0];
         if indirect {
-            let table = areas.indirect_table(head);
-            let places: Vec<u16> = (0..areas.size()).collect();
-            for (at, descriptor) in chained(buffers, &places) {
-                areas.memory.write(table + u64::from(at) * DESCRIPTOR_LEN, &descriptor.bytes());
-            }
-            let len = u32::try_from(buffers.len() * 16).expect("a table is small");
-            areas.write_descriptor(head, Descriptor { address: table.0, len, flags: Descriptor::INDIRECT, next: 0 });
+            areas.write_indirect(head, buffers);
         } else {
             for (at, descriptor) in chained(buffers, &entries) {
                 areas.write_descriptor(at, descriptor);
@@ -194,9 +188,21 @@ impl RingAreas {
     /// An entry of the used ring as the back-end wrote it: chain and length.
     #[must_use]
     pub fn used_entry(&self, index: u16) -> (u32, u32) {
-        let entry = self.memory.bytes(self.used + 4 + u64::from(index % self.size()) * 8, 8);
+        let mut entry = [0; 8];
+        self.memory.read(self.used + 4 + u64::from(index % self.size()) * 8, &mut entry);
         let field = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
         (field(0), field(4))
+    }
+
+    /// Writes the indirect table of a chain, and the descriptor that leads to it.
+    pub(crate) fn write_indirect(&self, head: u16, buffers: &[Buffer]) {
+        let table = self.indirect_table(head);
+        let places: Vec<u16> = (0..self.size()).collect();
+        for (at, descriptor) in chained(buffers, &places) {
+            self.memory.write(table + u64::from(at) * DESCRIPTOR_LEN, &descriptor.bytes());
+        }
+        let len = u32::try_from(buffers.len() * 16).expect("a table is small");
+        self.write_descriptor(head, Descriptor { address: table.0, len, flags: Descriptor::INDIRECT, next: 0 });
     }
 
     /// Moves the available index from `old` to `new`. True if the back-end wants to be kicked for it.

@@ -1,0 +1,43 @@
+//! passt in its vhost-user mode: one guest, and the host behind the guest's gateway.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Plug, Running};
+use crate::child::{ChildError, Nursery, find_program};
+use crate::net::{HOST_GATEWAY, HOST_GUEST};
+
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// The program, and what it is.
+pub(super) fn look_for(built: &Path, nursery: &Nursery) -> Result<(PathBuf, String), String> {
+    let candidates = [Some(built.join("passt")), find_program("passt")];
+    for path in candidates.into_iter().flatten().filter(|path| path.is_file()) {
+        let program = path.display().to_string();
+        let help = nursery.run("passt-help", &[&program, "--help"], START_LIMIT).unwrap_or_default();
+        if help.contains("--vhost-user") {
+            // It tells its version to a terminal only; setup has written it down.
+            let version = fs::read_to_string(path.with_extension("version")).unwrap_or_default();
+            let about = format!("passt {}, vhost-user", version.trim());
+            return Ok((path, about));
+        }
+    }
+    Err("no passt with vhost-user is here: Debian 12 has one from 2023, which lacks it, and none in backports; benches/iperf/setup \
+         builds the one of Debian 13 from its source package"
+        .to_owned())
+}
+
+pub(super) fn start(built: &Path, mtu: u16, nursery: &Nursery) -> Result<Running, ChildError> {
+    let program = look_for(built, nursery).map_or_else(|_| "passt".into(), |(path, _)| path).display().to_string();
+    let socket = nursery.path("vm1.sock");
+    let (socket_word, mtu) = (socket.display().to_string(), mtu.to_string());
+    let (guest, gateway) = (HOST_GUEST.to_string(), HOST_GATEWAY.to_string());
+    // As another user it could not open its socket in our folder.
+    let place = ["--foreground", "--runas", "0", "--vhost-user", "--socket", &socket_word];
+    let network = ["--ipv4-only", "--address", &guest, "--netmask", "24", "--gateway", &gateway, "--mtu", &mtu];
+    let nothing_in = ["--tcp-ports", "none", "--udp-ports", "none"];
+    let mut passt = nursery.start("passt", &[&[program.as_str()], &place[..], &network, &nothing_in].concat())?;
+    passt.wait_for("passt to listen", START_LIMIT, || socket.exists().then_some(()))?;
+    Ok(Running { children: vec![passt], plugs: vec![Plug { socket, guest_listens: false }], _hugepages: None })
+}

@@ -1,0 +1,222 @@
+//! Frames taken from a guest.
+//!
+//! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
+//! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
+
+use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures};
+
+use crate::memory::Segment;
+use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
+use crate::ring_copy::{Cursor, prefetch};
+use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
+
+/// The longest frame with its virtio-net header.
+const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
+
+/// A frame that was taken from a guest.
+#[derive(Clone, Debug)]
+pub(crate) struct Frame {
+    /// Its buffers.
+    pub(crate) chain: Chain,
+    /// Bytes of the frame, Ethernet header included; zero if it can't be used.
+    pub(crate) len: usize,
+    /// The private copy of the Ethernet header.
+    pub(crate) header: [u8; EthernetHeader::LEN],
+    /// Why the frame goes no further.
+    bad: Option<DropReason>,
+    /// What its sender left undone, checked.
+    pub(crate) offload: Offload,
+}
+
+impl Frame {
+    const NONE: Self = Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], bad: None, offload: Offload::NONE };
+
+    /// The private copy of the Ethernet header, or why the frame goes no further.
+    #[inline(always)]
+    pub(crate) fn header(&self) -> Result<&[u8; EthernetHeader::LEN], DropReason> {
+        match self.bad {
+            None => Ok(&self.header),
+            Some(reason) => Err(reason),
+        }
+    }
+
+    /// Reads both headers: to private memory, where they are in one piece with one move each.
+    #[inline(always)]
+    fn read_headers<const HEADER: usize>(&mut self, pieces: &[Segment], agreed: OffloadFeatures) {
+        let both = if let Some(piece) = self.chain.single() {
+            piece.read_at::<HEADER>(0).zip(piece.read_at(HEADER))
+        } else {
+            let mut cursor = Cursor::new(self.chain.pieces(pieces));
+            cursor.read_array().zip(cursor.read_array())
+        };
+        self.bad = match both {
+            _ if self.chain.bad.is_some() => self.chain.bad,
+            None => Some(DropReason::TooShort),
+            Some((virtio_header, header)) => {
+                self.header = header;
+                self.len = self.chain.len as usize - HEADER;
+                self.offload = Offload::NONE;
+                self.read_offload(head(&virtio_header), agreed)
+            }
+        };
+        if self.bad.is_some() {
+            self.len = 0;
+        }
+    }
+
+    #[inline(always)]
+    fn read_offload(&mut self, virtio_header: &[u8; SHORT_HEADER], agreed: OffloadFeatures) -> Option<DropReason> {
+        if !Offload::is_asked_for(virtio_header) {
+            return None;
+        }
+        match Offload::parse(*virtio_header, self.len, agreed) {
+            Ok(offload) => {
+                self.offload = offload;
+                None
+            }
+            Err(reason) => Some(reason),
+        }
+    }
+}
+
+/// The frames that one ring gave in one round, with the places of their bytes. Reused from round to round.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    frames: [Frame; BATCH],
+    count: usize,
+    /// Of the frames that are spread over several.
+    pieces: Vec<Segment>,
+    /// Bytes in the buffers before the Ethernet header.
+    pub(crate) header_len: usize,
+    /// The bytes of a frame that comes from weft itself.
+    private: Vec<u8>,
+}
+
+impl Batch {
+    pub(crate) fn new() -> Self {
+        Self { frames: [const { Frame::NONE }; BATCH], count: 0, pieces: Vec::new(), header_len: 0, private: Vec::new() }
+    }
+
+    /// A batch of one frame that no guest sent.
+    pub(crate) fn of_private(frame: Vec<u8>) -> Self {
+        let mut batch = Self { private: frame, count: 1, ..Self::new() };
+        let len = batch.private.len();
+        let header = batch.private.first_chunk().copied();
+        let bad = header.is_none().then_some(DropReason::TooShort);
+        // No truncation: weft makes no longer frames than guests.
+        let chain = Chain::of_one(0, batch.private.as_mut_ptr(), len as u32);
+        batch.frames[0] = Frame { chain, len, header: header.unwrap_or_default(), bad, offload: Offload::NONE };
+        batch
+    }
+
+    #[inline(always)]
+    pub(crate) fn frames(&self) -> &[Frame] {
+        &self.frames[..self.count]
+    }
+
+    /// The frame of the lowest bit, which is then no longer set.
+    #[inline(always)]
+    pub(crate) fn next_of(&self, frames: &mut FrameMask) -> &Frame {
+        let at = frames.trailing_zeros() as usize % BATCH;
+        *frames &= frames.wrapping_sub(1);
+        &self.frames[at]
+    }
+
+    /// Takes chains until the batch is full, or holds as many buffers as may be looked at. The frames' own first bytes are
+    /// asked for meanwhile.
+    #[inline(never)]
+    fn fill(&mut self, queue: &mut impl Virtqueue) -> Result<(), RingFault> {
+        let mut cost = 0;
+        self.count = 0;
+        self.pieces.clear();
+        queue.prefetch();
+        for frame in &mut self.frames {
+            if cost >= MAX_BUFFERS as u32 {
+                break;
+            }
+            match queue.take(MAX_CHAIN_LEN, &mut self.pieces, &mut frame.chain) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fault) => return Err(queue.base().explain(fault)),
+            }
+            prefetch(frame.chain.ptr());
+            cost += frame.chain.cost;
+            self.count += 1;
+        }
+        Ok(())
+    }
+
+    /// Reads the headers of all frames.
+    #[inline(never)]
+    fn read_headers(&mut self, features: FrameFeatures) {
+        self.header_len = features.header_len();
+        let (frames, pieces) = (&mut self.frames[..self.count], self.pieces.as_slice());
+        if features.long_header {
+            frames.iter_mut().for_each(|frame| frame.read_headers::<LONG_HEADER>(pieces, features.offloads_from_guest));
+        } else {
+            frames.iter_mut().for_each(|frame| frame.read_headers::<SHORT_HEADER>(pieces, features.offloads_from_guest));
+        }
+    }
+
+    /// Shows the Ethernet header of a frame and a private copy of what follows it, as far as it says which flow this is.
+    pub(crate) fn with_flow_bytes<T>(&self, frame: &Frame, look: impl FnOnce(&[u8; EthernetHeader::LEN], &[u8]) -> T) -> T {
+        let mut rest = [0; FlowHash::LOOKS_AT];
+        let len = rest.len().min(frame.len.saturating_sub(EthernetHeader::LEN));
+        let copied = self.payload(frame).read(&mut rest[..len]);
+        debug_assert!(copied, "a frame has the length that was counted");
+        look(&frame.header, &rest[..len])
+    }
+
+    /// What follows the Ethernet header of a frame.
+    pub(crate) fn payload(&self, frame: &Frame) -> Cursor<'_> {
+        let cursor = match frame.chain.single() {
+            Some(piece) => Cursor::of_one(piece),
+            None => Cursor::new(frame.chain.pieces(&self.pieces)),
+        };
+        cursor.skip(self.header_len + EthernetHeader::LEN)
+    }
+}
+
+/// The ring in which a guest offers frames to send.
+#[derive(Debug)]
+pub(crate) struct FromGuest {
+    pub(crate) ring: Ring,
+    features: FrameFeatures,
+}
+
+impl FromGuest {
+    pub(crate) fn new(ring: Ring, features: FrameFeatures) -> Self {
+        Self { ring, features }
+    }
+
+    /// Takes up to [`BATCH`] frames; fewer, if they are spread over very many buffers. What was taken before a fault is
+    /// in the batch all the same.
+    pub(crate) fn receive(&mut self, batch: &mut Batch) -> Result<(), RingFault> {
+        let filled = match &mut self.ring {
+            Ring::Split(queue) => batch.fill(queue),
+            Ring::Packed(queue) => batch.fill(queue),
+        };
+        batch.read_headers(self.features);
+        filled
+    }
+
+    /// Gives the chains of a batch back. Seen by the guest after [`Self::flush`].
+    pub(crate) fn complete(&mut self, batch: &Batch) {
+        // Nothing was written into them (virtio 1.2, section 2.7.8.2).
+        let chains = batch.frames().iter().map(|frame| &frame.chain);
+        match &mut self.ring {
+            Ring::Split(queue) => queue.complete_unwritten(chains),
+            Ring::Packed(queue) => queue.complete_unwritten(chains),
+        }
+    }
+
+    /// Lets the guest see what it got back. True if it was notified.
+    pub(crate) fn flush(&mut self) -> Result<bool, RingFault> {
+        self.ring.queue().publish()
+    }
+}
+
+/// The first `N` of `M` bytes.
+fn head<const N: usize, const M: usize>(bytes: &[u8; M]) -> &[u8; N] {
+    bytes.first_chunk().expect("N is at most M")
+}

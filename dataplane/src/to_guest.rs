@@ -1,0 +1,366 @@
+//! Frames handed to a guest.
+//!
+//! The private headers are written and the payload copied once, straight from the sender's buffers into the receiver's. Frames that
+//! take a chain each go in runs: chains first, then copies, so that their memory is on its way when it is needed.
+
+use weft_switch::{DropReason, EthernetHeader, Offload, SegmentKind, complete_checksum, segment};
+
+use crate::counters::LiveCounters;
+use crate::from_guest::{Batch, Frame};
+use crate::memory::Segment;
+use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
+use crate::ring_copy::{Cursor, prefetch, write_frame};
+use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
+
+/// A long header when nothing is left to do about a frame that is in one chain (section 5.1.6.4: its count is 1 even where
+/// frames are never spread).
+const PLAIN_HEADER: [u8; LONG_HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+/// The shortest TCP header; longer ones are not looked at, because the length is only a hint (section 5.1.6.2).
+const TCP_LEN: u16 = 20;
+const UDP_LEN: u16 = 8;
+
+/// The ring in which a guest offers buffers for what it is to receive.
+#[derive(Debug)]
+pub(crate) struct ToGuest {
+    pub(crate) ring: Ring,
+    writer: Writer,
+    /// Frames since the last [`Self::flush`].
+    unshown: u64,
+}
+
+/// How frames get into a guest's buffers.
+#[derive(Debug)]
+struct Writer {
+    features: FrameFeatures,
+    /// Of the frames at hand, which take one chain each.
+    run: [Chain; BATCH],
+    /// Of the frame at hand, which takes several: its chains.
+    chains: Vec<Chain>,
+    /// The pieces of all these.
+    pieces: Vec<Segment>,
+    /// Of a frame that has to be finished first: a private copy of it, and the segment at hand.
+    whole: Vec<u8>,
+    part: Vec<u8>,
+}
+
+/// What was handed to a guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) frames: u64,
+    pub(crate) bytes: u64,
+    /// Those that were dropped included.
+    pub(crate) handled: u32,
+}
+
+/// Why a frame was not handed to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TransmitError {
+    /// This frame is lost; the next one may fit.
+    Dropped(DropReason),
+    /// The ring is broken.
+    Fault(RingFault),
+}
+
+impl From<RingFault> for TransmitError {
+    fn from(fault: RingFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl ToGuest {
+    pub(crate) fn new(ring: Ring, features: FrameFeatures) -> Self {
+        let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
+        let writer = Writer { features, run: [Chain::NONE; BATCH], chains, pieces, whole: Vec::new(), part: Vec::new() };
+        Self { ring, writer, unshown: 0 }
+    }
+
+    /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
+    /// guest after [`Self::flush`].
+    pub(crate) fn transmit(
+        &mut self,
+        batch: &Batch,
+        frames: FrameMask,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        let transmitted = match &mut self.ring {
+            Ring::Split(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
+            Ring::Packed(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
+        };
+        self.unshown += tally.frames;
+        transmitted
+    }
+
+    /// How many frames the guest was not shown yet.
+    pub(crate) fn unshown(&self) -> usize {
+        self.unshown as usize
+    }
+
+    /// Lets the guest see its frames. True if it was notified.
+    pub(crate) fn flush(&mut self) -> Result<bool, RingFault> {
+        self.unshown = 0;
+        self.ring.queue().publish()
+    }
+}
+
+impl Writer {
+    /// Runs of frames that take a chain each, and between them whatever takes longer.
+    #[inline(never)]
+    fn transmit(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        batch: &Batch,
+        mut frames: FrameMask,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        queue.prefetch();
+        while frames != 0 {
+            let (count, taken) = self.take_run(queue, batch, frames);
+            for at in 0..count {
+                let frame = batch.next_of(&mut frames);
+                self.write(batch, frame, at);
+                let written = self.features.header_len() + frame.len;
+                // No truncation: at most a frame and its header.
+                queue.complete(&self.run[at], written as u32);
+                tally.bytes += frame.len as u64;
+            }
+            tally.frames += count as u64;
+            tally.handled += count as u32;
+            taken?;
+            if frames != 0 {
+                let frame = batch.next_of(&mut frames);
+                self.transmit_one(queue, batch, frame, counters, tally)?;
+                tally.handled += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a chain for each of the next frames, as long as one is enough, and asks for its memory. How many it took stands
+    /// beside the fault that ended it.
+    #[inline(always)]
+    fn take_run(&mut self, queue: &mut impl Virtqueue, batch: &Batch, mut frames: FrameMask) -> (usize, Result<(), RingFault>) {
+        self.pieces.clear();
+        let mut count = 0;
+        for chain in &mut self.run {
+            if frames == 0 {
+                break;
+            }
+            let frame = batch.next_of(&mut frames);
+            if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
+                break;
+            }
+            // No truncation: at most a frame and its header.
+            let needed = (self.features.header_len() + frame.len) as u32;
+            match queue.take(needed, &mut self.pieces, chain) {
+                Ok(true) if chain.len >= needed => {}
+                Ok(true) => {
+                    queue.untake(chain.slots);
+                    break;
+                }
+                Ok(false) => break,
+                Err(fault) => return (count, Err(queue.base().explain(fault))),
+            }
+            prefetch(chain.ptr());
+            count += 1;
+        }
+        (count, Ok(()))
+    }
+
+    /// Writes a frame into a chain of the run, which has room for it.
+    #[inline(always)]
+    fn write(&self, batch: &Batch, frame: &Frame, at: usize) {
+        let chain = &self.run[at];
+        let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
+            self.write_pieces(self.cursor(chain), 1, &frame.header, batch.payload(frame), frame.len, &frame.offload);
+            return;
+        };
+        let unfinished;
+        let virtio_header = if frame.offload.is_none() {
+            &PLAIN_HEADER
+        } else {
+            unfinished = long_header(&frame.offload, 1);
+            &unfinished
+        };
+        let (payload_at, payload_len) = (batch.header_len + EthernetHeader::LEN, frame.len - EthernetHeader::LEN);
+        let written = write_frame(&to, (virtio_header, &frame.header), &from, payload_at, payload_len);
+        debug_assert!(written, "a chain has the room that was counted");
+    }
+
+    fn cursor(&self, chain: &Chain) -> Cursor<'_> {
+        match chain.single() {
+            Some(piece) => Cursor::of_one(piece),
+            None => Cursor::new(chain.pieces(&self.pieces)),
+        }
+    }
+
+    /// Writes a frame of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
+    fn write_pieces(
+        &self,
+        mut target: Cursor<'_>,
+        chains: u16,
+        header: &[u8; EthernetHeader::LEN],
+        mut payload: Cursor<'_>,
+        len: usize,
+        offload: &Offload,
+    ) {
+        let virtio_header = long_header(offload, chains);
+        let written =
+            if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
+        let written = written && target.write(header) && target.copy_from(&mut payload, len - EthernetHeader::LEN);
+        debug_assert!(written, "a frame and its buffers have the lengths that were counted");
+    }
+
+    /// A frame that takes several chains, or is to be finished first, or for which there is no room.
+    #[cold]
+    #[inline(never)]
+    fn transmit_one(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        batch: &Batch,
+        frame: &Frame,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), RingFault> {
+        let payload = batch.payload(frame);
+        let offload = &frame.offload;
+        let delivered = if offload.is_none() || self.features.offloads_to_guest.cover(offload) {
+            self.deliver(queue, &frame.header, payload, frame.len, offload, tally)
+        } else {
+            self.finish_and_deliver(queue, payload, frame, counters, tally)
+        };
+        delivered.or_else(|error| count_drop(error, counters))
+    }
+
+    /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
+    fn deliver(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        header: &[u8; EthernetHeader::LEN],
+        payload: Cursor<'_>,
+        len: usize,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
+        // No truncation: at most a frame and its header.
+        let needed = (self.features.header_len() + len) as u32;
+        self.gather(queue, needed)?;
+        // No truncation: bounded by what `gather` takes.
+        self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
+        let mut left = needed;
+        for chain in &self.chains {
+            let written = left.min(chain.len);
+            queue.complete(chain, written);
+            left -= written;
+        }
+        tally.frames += 1;
+        tally.bytes += len as u64;
+        Ok(())
+    }
+
+    /// Does what the sender left undone and this guest did not agree to do, on a private copy.
+    fn finish_and_deliver(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        mut payload: Cursor<'_>,
+        frame: &Frame,
+        counters: &LiveCounters,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
+        let (mut whole, mut part) = (std::mem::take(&mut self.whole), std::mem::take(&mut self.part));
+        whole.clear();
+        whole.extend_from_slice(&frame.header);
+        whole.resize(frame.len, 0);
+        let copied = payload.read(&mut whole[EthernetHeader::LEN..]);
+        debug_assert!(copied, "a frame has the length that was counted");
+        let outcome = match (frame.offload.checksum, frame.offload.segmentation) {
+            (Some(checksum), Some(segmentation)) => {
+                let mut outcome = Ok(());
+                let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
+                    if outcome.is_ok() {
+                        outcome = self.deliver_private(queue, part, tally).or_else(|error| count_drop(error, counters));
+                    }
+                });
+                cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
+            }
+            (Some(checksum), None) => {
+                complete_checksum(&mut whole, checksum);
+                self.deliver_private(queue, &whole, tally)
+            }
+            (None, _) => self.deliver_private(queue, &whole, tally),
+        };
+        (self.whole, self.part) = (whole, part);
+        outcome
+    }
+
+    fn deliver_private(&mut self, queue: &mut impl Virtqueue, frame: &[u8], tally: &mut Tally) -> Result<(), TransmitError> {
+        let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
+        let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
+        self.deliver(queue, header, Cursor::of_one(piece), frame.len(), &Offload::NONE, tally)
+    }
+
+    /// Takes chains until they have room for `needed` bytes; all their pieces are in `self.pieces` then. Takes none when they
+    /// don't.
+    fn gather(&mut self, queue: &mut impl Virtqueue, needed: u32) -> Result<(), TransmitError> {
+        self.chains.clear();
+        self.pieces.clear();
+        let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
+        while room < needed {
+            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 {
+                queue.untake(slots);
+                return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
+            }
+            let mut chain = Chain::NONE;
+            let taken = queue.take(needed - room, &mut self.pieces, &mut chain);
+            if !taken.map_err(|fault| queue.base().explain(fault))? {
+                queue.untake(slots);
+                return Err(TransmitError::Dropped(DropReason::ReceiverFull));
+            }
+            cost += chain.cost;
+            slots += chain.slots;
+            self.pieces.extend(chain.single().filter(|_| chain.bad.is_none()));
+            self.chains.push(chain);
+            if let Some(reason) = chain.bad {
+                // In order with the others of this frame, so that nothing but a position says where the ring stands.
+                self.chains.iter().for_each(|chain| queue.complete(chain, 0));
+                return Err(TransmitError::Dropped(reason));
+            }
+            room = room.saturating_add(chain.len);
+        }
+        Ok(())
+    }
+}
+
+/// The virtio-net header of a frame in `chains` chains.
+fn long_header(offload: &Offload, chains: u16) -> [u8; LONG_HEADER] {
+    let mut header = PLAIN_HEADER;
+    if !offload.is_none() {
+        header[..SHORT_HEADER].copy_from_slice(&offload.header(headers_len(offload)));
+    }
+    header[SHORT_HEADER..].copy_from_slice(&chains.to_le_bytes());
+    header
+}
+
+/// A frame or segment that does not fit is lost; the next one may fit.
+fn count_drop(error: TransmitError, counters: &LiveCounters) -> Result<(), RingFault> {
+    match error {
+        TransmitError::Dropped(reason) => {
+            counters.drop_frames(reason, 1);
+            Ok(())
+        }
+        TransmitError::Fault(fault) => Err(fault),
+    }
+}
+
+/// A receiver's hint: up to where a frame holds headers. The sender's own is not believed.
+fn headers_len(offload: &Offload) -> u16 {
+    let transport_len = |kind| match kind {
+        SegmentKind::Tcp4 | SegmentKind::Tcp6 => TCP_LEN,
+        SegmentKind::Udp | SegmentKind::UdpFragments => UDP_LEN,
+    };
+    match (offload.checksum, offload.segmentation) {
+        (Some(checksum), Some(segmentation)) => checksum.start.saturating_add(transport_len(segmentation.kind)),
+        _ => 0,
+    }
+}
