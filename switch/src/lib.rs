@@ -18,6 +18,7 @@ pub mod gateway;
 mod host_name;
 mod id;
 mod mac;
+pub mod nat;
 mod offload;
 mod subnet;
 mod time;

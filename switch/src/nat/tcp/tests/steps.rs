@@ -1,0 +1,3 @@
+//! One step after the other.
+
+use super::*;
