@@ -274,7 +274,10 @@ impl Connection {
             State::Calling => self.segment_while_calling(now, segment),
             State::Open => self.segment_while_open(now, segment),
             State::Lingering => {
-                self.due.ack |= !segment.is_empty();
+                // It missed our last word (RFC 9293, section 3.10.7.4).
+                if !segment.is_empty() && !segment.flags.has(Flags::RST) {
+                    (self.due.ack, self.active) = (true, now);
+                }
                 None
             }
             State::Over => None,

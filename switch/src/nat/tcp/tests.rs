@@ -9,12 +9,5 @@ const GUEST_ISS: Seq = Seq(u32::MAX - 1000);
 const ISS: Seq = Seq(u32::MAX - 50);
 
 fn syn() -> Segment {
-    Segment {
-        seq: GUEST_ISS,
-        flags: Flags::SYN,
-        window: 64_000,
-        mss: Some(1460),
-        window_shift: Some(7),
-        ..Segment::default()
-    }
+    Segment { seq: GUEST_ISS, flags: Flags::SYN, window: 64_000, mss: Some(1460), window_shift: Some(7), ..Segment::default() }
 }

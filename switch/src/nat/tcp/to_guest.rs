@@ -313,5 +313,4 @@ impl ToGuest {
         self.flight_max = self.mss;
         Expiry::Resend
     }
-
 }
