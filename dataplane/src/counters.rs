@@ -28,17 +28,27 @@ pub(crate) struct LiveCounters {
     pub(crate) to_guest_frames: Counter,
     pub(crate) to_guest_bytes: Counter,
     pub(crate) notifications: Counter,
-    drops: [Counter; DropReason::COUNT],
+    drops: Drops,
+}
+
+/// By [`DropReason::index`].
+#[derive(Debug)]
+struct Drops([Counter; DropReason::COUNT]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
 }
 
 impl LiveCounters {
     #[inline]
     pub(crate) fn drop_frames(&self, reason: DropReason, frames: u64) {
-        self.drops[reason.index()].add(frames);
+        self.drops.0[reason.index()].add(frames);
     }
 
     /// Every reason with its count.
     pub(crate) fn drops(&self) -> Vec<(DropReason, u64)> {
-        DropReason::iter().map(|reason| (reason, self.drops[reason.index()].value())).collect()
+        DropReason::iter().map(|reason| (reason, self.drops.0[reason.index()].value())).collect()
     }
 }

@@ -15,6 +15,7 @@ mod from_guest;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;
+mod nat;
 mod port;
 #[allow(unsafe_code)]
 mod ring;

@@ -72,6 +72,8 @@ pub enum DropReason {
     NoFreeAddress,
     /// The port has its share of a table already.
     ShareExceeded,
+    /// A socket of the host does not take it now.
+    HostBusy,
 }
 
 impl DropReason {

@@ -122,9 +122,13 @@ impl Connection {
         self.outgoing(from, flags, len)
     }
 
-    /// The socket had nothing for [`Action::SendData`], for now.
-    pub fn drained(&mut self) {
-        self.to_guest.nothing_there();
+    /// The socket had nothing for [`Action::SendData`] with this `from`, for now.
+    pub fn drained(&mut self, from: Seq) {
+        if self.to_guest.hangup && from == self.to_guest.max {
+            self.to_guest.ended_at(from);
+        } else {
+            self.to_guest.nothing_there();
+        }
     }
 
     /// The socket had nothing for [`Action::SendData`] with this `from`, and never will: the far end has ended its side.

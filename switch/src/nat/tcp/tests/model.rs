@@ -184,7 +184,7 @@ impl World {
                     } else if side.arrived == side.far.sends.len() {
                         connection.ended(from);
                     } else {
-                        connection.drained();
+                        connection.drained(from);
                     }
                 }
                 Some(Action::Discard(bytes)) => {
@@ -345,7 +345,7 @@ proptest! {
             while let Some(action) = connection.next_action(now) {
                 if let Action::SendData { from, limit, .. } = action {
                     prop_assert!(limit > 0);
-                    if actions % 3 == 0 { connection.drained() } else { connection.sent(now, from, limit.min(1000), false); }
+                    if actions % 3 == 0 { connection.drained(from) } else { connection.sent(now, from, limit.min(1000), false); }
                 }
                 actions += 1;
                 prop_assert!(actions < 1000);

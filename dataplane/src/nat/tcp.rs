@@ -1,0 +1,704 @@
+//! Connections: each a [`Connection`] and the socket it drives.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddrV4;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use weft_switch::gateway::Refusal;
+use weft_switch::nat::audit::Closed;
+use weft_switch::nat::error::{IcmpError, Subject};
+use weft_switch::nat::frame::{self, TCP_HEADERS_LEN};
+use weft_switch::nat::tcp::{Action, CloseReason, Connection, Flags, Segment as TcpSegment, Seq};
+use weft_switch::nat::{Audit, FlowId, FlowTable, Protocol, ports};
+use weft_switch::{DropReason, PortId, Station, Timestamp, complete_checksum, segment};
+
+use super::calls::{Marks, send_space};
+use super::seam::{Disposition, GuestPacket, NoRoom, ToGuests};
+use super::socket::{self, Connect, TcpSocket, socket_error};
+use super::{Common, Kind, MappingStatus, Readiness, Ready, TIMERS, part_of};
+use crate::memory::Segment;
+
+/// The most frames with data that one connection sends in a round.
+const FRAMES: usize = 32;
+/// The most ends of connections that are remembered in case the guest missed them: a part of the table.
+const LINGERING_PART: usize = 8;
+
+/// What identifies a connection: both ends as the guest knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    pub(super) inside: SocketAddrV4,
+    pub(super) remote: SocketAddrV4,
+}
+
+/// A connection with its socket.
+#[derive(Debug)]
+struct Stream {
+    connection: Connection,
+    socket: Option<TcpSocket>,
+    station: Station,
+    ends: Ends,
+    /// The number of the guest's SYN, for errors about it.
+    syn: Seq,
+    outside: Option<u16>,
+    /// The port is shared by all connections of its inside endpoint.
+    shares_port: bool,
+    since: Timestamp,
+    forwarded: bool,
+    connecting: bool,
+    /// The far end uses urgent data: then a short read says nothing.
+    urgent: bool,
+    /// Waits for the socket to have room.
+    watching: bool,
+    /// It is among those that have had segments in this batch.
+    touched: bool,
+    /// It has a place in the next round.
+    queued: bool,
+    blocked: bool,
+    /// Where its data are gathered in this batch.
+    gathered: Option<usize>,
+}
+
+/// Data of one connection, from the segments of a batch.
+#[derive(Debug)]
+struct Gathered {
+    id: FlowId,
+    pieces: Vec<Segment>,
+    len: usize,
+}
+
+/// The outside port of an inside endpoint, and how many connections have it.
+#[derive(Clone, Copy, Debug)]
+struct OutsidePort {
+    port: u16,
+    users: usize,
+}
+
+/// All connections of an engine.
+#[derive(Debug)]
+pub(super) struct Streams {
+    flows: FlowTable<Ends, Stream>,
+    outside: HashMap<SocketAddrV4, OutsidePort, ahash::RandomState>,
+    touched: Vec<FlowId>,
+    gathered: Vec<Gathered>,
+    gathered_len: usize,
+    blocked: VecDeque<FlowId>,
+    /// Ends that are remembered, oldest first.
+    lingering: VecDeque<(FlowId, Ends)>,
+    lingering_max: usize,
+    can_peek_at: bool,
+}
+
+impl Streams {
+    pub(super) fn new(capacity: u32) -> Self {
+        Self {
+            flows: FlowTable::new(capacity),
+            outside: HashMap::default(),
+            touched: Vec::new(),
+            gathered: Vec::new(),
+            gathered_len: 0,
+            blocked: VecDeque::new(),
+            lingering: VecDeque::new(),
+            lingering_max: capacity as usize / LINGERING_PART,
+            can_peek_at: socket::can_peek_at(),
+        }
+    }
+
+    /// A segment of a guest's.
+    pub(super) fn receive(&mut self, common: &mut Common, now: Timestamp, packet: &GuestPacket<'_>) -> Disposition {
+        let (segment, header_len) = match TcpSegment::parse(packet.head, packet.len) {
+            Ok(parsed) => parsed,
+            Err(reason) => return Disposition::Drop(reason),
+        };
+        let [a, b, c, d, ..] = *packet.head else { return Disposition::Drop(DropReason::BadTransport) };
+        let inside = SocketAddrV4::new(packet.ip.source, u16::from_be_bytes([a, b]));
+        let remote = SocketAddrV4::new(packet.ip.destination, u16::from_be_bytes([c, d]));
+        let ends = Ends { inside, remote };
+        let known = self.flows.find(&ends);
+        if let Some(id) = known.filter(|id| self.is_superseded(*id, &segment)) {
+            self.give_up(common, now, id);
+        }
+        let id = match self.flows.find(&ends) {
+            Some(id) => id,
+            None if segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK) => {
+                return self.open(common, now, packet.station, ends, &segment);
+            }
+            None => {
+                reject(common, now, packet.station, ends, &segment);
+                return Disposition::Taken;
+            }
+        };
+        let Some(stream) = self.flows.value_mut(id) else { return Disposition::Taken };
+        stream.station = packet.station;
+        let take = stream.connection.segment(now, &segment);
+        if !std::mem::replace(&mut stream.touched, true) {
+            self.touched.push(id);
+        }
+        if take.len > 0 {
+            self.gather(id, packet.pieces, header_len + take.skip as usize, take.len as usize);
+        }
+        Disposition::Taken
+    }
+
+    fn is_superseded(&self, id: FlowId, segment: &TcpSegment) -> bool {
+        self.flows.value(id).is_some_and(|stream| stream.connection.is_superseded_by(segment))
+    }
+
+    /// Notes where data are that the socket is to get.
+    fn gather(&mut self, id: FlowId, pieces: &[Segment], skip: usize, len: usize) {
+        let Some(stream) = self.flows.value_mut(id) else { return };
+        let at = *stream.gathered.get_or_insert_with(|| {
+            if self.gathered.len() == self.gathered_len {
+                self.gathered.push(Gathered { id, pieces: Vec::new(), len: 0 });
+            }
+            self.gathered_len += 1;
+            let gathered = &mut self.gathered[self.gathered_len - 1];
+            (gathered.id, gathered.len) = (id, 0);
+            gathered.pieces.clear();
+            self.gathered_len - 1
+        });
+        let gathered = &mut self.gathered[at];
+        part_of(pieces, skip, len, &mut gathered.pieces);
+        gathered.len += len;
+    }
+
+    /// The end of a batch: what was gathered is written, and all who had segments are served.
+    pub(super) fn flush(&mut self, common: &mut Common, now: Timestamp, guests: &mut impl ToGuests) {
+        for at in 0..std::mem::take(&mut self.gathered_len) {
+            let Gathered { id, pieces, .. } = &self.gathered[at];
+            let Some(stream) = self.flows.value_mut(*id) else { continue };
+            stream.gathered = None;
+            stream.write(common, now, pieces);
+        }
+        let mut touched = std::mem::take(&mut self.touched);
+        for id in touched.drain(..) {
+            self.work(common, now, id, guests);
+        }
+        self.touched = touched;
+    }
+
+    /// A guest's first segment.
+    fn open(
+        &mut self,
+        common: &mut Common,
+        now: Timestamp,
+        station: Station,
+        ends: Ends,
+        syn: &TcpSegment,
+    ) -> Disposition {
+        const FULL: Disposition = Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
+        if !self.make_room(common, now, station.port) {
+            return FULL;
+        }
+        let mut connection = Connection::accept(now, syn, initial_number(common, now, ends), &common.settings.tcp);
+        let (socket, outside, shares_port, begun) = match self.connect(common, ends) {
+            Ok(connected) => connected,
+            Err(error) if super::is_exhausted(error) => return FULL,
+            Err(error) => {
+                let error = IcmpError::of_refusal(common.settings.gateway, refusal_of(error));
+                common.tell(now, station, &error, (ends.inside, ends.remote), Subject::Tcp(syn.seq.0));
+                return Disposition::Drop(DropReason::Unreachable);
+            }
+        };
+        match begun {
+            Ok(Connect::Done) => connection.connected(now, send_space(socket.fd()).unwrap_or(0)),
+            Ok(Connect::UnderWay) => {}
+            Err(error) => connection.failed(socket_error(error)),
+        }
+        let connecting = begun == Ok(Connect::UnderWay);
+        self.add(common, now, Stream {
+            connection,
+            socket: Some(socket),
+            station,
+            ends,
+            syn: syn.seq,
+            outside,
+            shares_port,
+            since: now,
+            forwarded: false,
+            connecting,
+            urgent: false,
+            watching: false,
+            touched: false,
+            queued: false,
+            blocked: false,
+            gathered: None,
+        })
+    }
+
+    /// The far end wants a connection: `socket` is its, `ends` as the guest is to see them.
+    pub(super) fn call(
+        &mut self,
+        common: &mut Common,
+        now: Timestamp,
+        station: Station,
+        ends: Ends,
+        fd: std::os::fd::OwnedFd,
+    ) -> Result<(), Errno> {
+        if self.flows.find(&ends).is_some() {
+            return Err(Errno::ADDRINUSE);
+        }
+        if !self.make_room(common, now, station.port) {
+            return Err(Errno::NOBUFS);
+        }
+        let socket = TcpSocket::accepted(fd, self.can_peek_at)?;
+        let outside = socket::local_port(socket.fd()).ok();
+        let number = initial_number(common, now, ends);
+        let connection = Connection::call(now, number, send_space(socket.fd())?, &common.settings.tcp);
+        let _ = self.add(common, now, Stream {
+            connection,
+            socket: Some(socket),
+            station,
+            ends,
+            syn: number,
+            outside,
+            shares_port: false,
+            since: now,
+            forwarded: true,
+            connecting: false,
+            urgent: false,
+            watching: false,
+            touched: false,
+            queued: false,
+            blocked: false,
+            gathered: None,
+        });
+        Ok(())
+    }
+
+    fn add(&mut self, common: &mut Common, now: Timestamp, stream: Stream) -> Disposition {
+        let (port, ends, outside, forwarded) = (stream.station.port, stream.ends, stream.outside, stream.forwarded);
+        let Ok(id) = self.flows.insert(port, ends, stream) else {
+            return Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
+        };
+        if let Some(stream) = self.flows.value_mut(id)
+            && let Some(socket) = &stream.socket
+            && let Err(error) = socket::register(&common.registry, socket.fd(), common.token(Kind::Stream, id.0), true)
+        {
+            stream.connection.failed(socket_error(error));
+        }
+        common.audit.add(Audit {
+            at: now,
+            port,
+            protocol: Protocol::Tcp,
+            inside: ends.inside,
+            outside: outside.map(|port| SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port)),
+            remote: ends.remote,
+            forwarded,
+            closed: None,
+        });
+        self.queue(common, id);
+        Disposition::Taken
+    }
+
+    /// A socket on its way to the far end, from the outside port that the inside endpoint has, or gets now.
+    #[allow(clippy::type_complexity, reason = "taken apart at once")]
+    fn connect(
+        &mut self,
+        common: &Common,
+        ends: Ends,
+    ) -> Result<(TcpSocket, Option<u16>, bool, Result<Connect, Errno>), Errno> {
+        let to = common.outward(ends.remote);
+        let known = self.outside.get(&ends.inside).map(|outside| outside.port);
+        let (socket, bound) = match known {
+            Some(port) => TcpSocket::bound([port].into_iter(), true, self.can_peek_at)?,
+            None => TcpSocket::bound(ports::candidates(ends.inside, &common.hasher), false, self.can_peek_at)?,
+        };
+        let begun = socket.connect(to);
+        if let (Err(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE), Some(_)) = (begun, bound) {
+            // The far end has not forgotten the last connection from that port: better another port than none.
+            let (socket, _) = TcpSocket::bound(std::iter::empty(), false, self.can_peek_at)?;
+            let begun = socket.connect(to);
+            let outside = socket::local_port(socket.fd()).ok();
+            return Ok((socket, outside, false, begun));
+        }
+        if let Some(port) = bound {
+            self.outside.entry(ends.inside).or_insert(OutsidePort { port, users: 0 }).users += 1;
+        }
+        let outside = bound.or_else(|| socket::local_port(socket.fd()).ok());
+        Ok((socket, outside, bound.is_some(), begun))
+    }
+
+    /// Makes room for one more connection of `port`, if it may have one: remembered ends make way.
+    fn make_room(&mut self, common: &mut Common, now: Timestamp, port: PortId) -> bool {
+        while !self.flows.has_room(port) || self.lingering.len() > self.lingering_max {
+            let Some((id, ends)) = self.lingering.pop_front() else { return false };
+            if self.flows.key(id) == Some(ends) && self.flows.value(id).is_some_and(|stream| stream.connection.is_lingering()) {
+                self.give_up(common, now, id);
+            }
+        }
+        true
+    }
+
+    /// An event of a connection's socket.
+    pub(super) fn ready(&mut self, common: &mut Common, now: Timestamp, id: FlowId, readiness: Readiness) {
+        let Some(stream) = self.flows.value_mut(id) else { return };
+        stream.ready(now, readiness);
+        self.queue(common, id);
+    }
+
+    /// Gives a connection a place in the next round.
+    fn queue(&mut self, common: &mut Common, id: FlowId) {
+        if let Some(stream) = self.flows.value_mut(id)
+            && !std::mem::replace(&mut stream.queued, true)
+        {
+            common.ready.push_back(Ready::Stream(id));
+        }
+    }
+
+    /// Does what a connection wants done.
+    pub(super) fn work(&mut self, common: &mut Common, now: Timestamp, id: FlowId, guests: &mut impl ToGuests) {
+        let Some(stream) = self.flows.value_mut(id) else { return };
+        (stream.touched, stream.queued) = (false, false);
+        let had_socket = stream.socket.is_some();
+        let finished = stream.work(common, now, guests);
+        if !finished {
+            stream.queued = true;
+            common.ready.push_back(Ready::Stream(id));
+        }
+        if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
+            self.blocked.push_back(id);
+        }
+        let (deadline, is_over) = (stream.connection.deadline(), stream.connection.is_over());
+        if had_socket && stream.socket.is_none() {
+            let (ends, lingering) = (stream.ends, stream.connection.is_lingering());
+            self.closed(common, now, id);
+            if lingering {
+                self.lingering.push_back((id, ends));
+            }
+        }
+        if is_over {
+            self.flows.remove(id);
+        } else {
+            self.flows.schedule(id, deadline);
+        }
+    }
+
+    /// The socket of a connection is gone: so is the mapping.
+    fn closed(&mut self, common: &mut Common, now: Timestamp, id: FlowId) {
+        let Some(stream) = self.flows.value_mut(id) else { return };
+        let (from_guest, to_guest) = stream.connection.bytes();
+        let reason = stream.connection.reason().unwrap_or(CloseReason::Abandoned);
+        common.audit.add(Audit {
+            at: now,
+            port: stream.station.port,
+            protocol: Protocol::Tcp,
+            inside: stream.ends.inside,
+            outside: stream.outside.map(|port| SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port)),
+            remote: stream.ends.remote,
+            forwarded: stream.forwarded,
+            closed: Some(Closed { reason, from_guest, to_guest, lasted: now.since(stream.since) }),
+        });
+        if !std::mem::take(&mut stream.shares_port) {
+            return;
+        }
+        let inside = stream.ends.inside;
+        if let Some(outside) = self.outside.get_mut(&inside) {
+            outside.users -= 1;
+            if outside.users == 0 {
+                self.outside.remove(&inside);
+            }
+        }
+    }
+
+    /// Ends a connection at once, without a word to the guest.
+    fn give_up(&mut self, common: &mut Common, now: Timestamp, id: FlowId) {
+        let Some(stream) = self.flows.value_mut(id) else { return };
+        stream.connection.abort(CloseReason::Abandoned, false);
+        if let Some(socket) = stream.socket.take() {
+            socket.reset();
+            self.closed(common, now, id);
+        }
+        self.flows.remove(id);
+    }
+
+    /// Timers, and guests that may have room again. True if there was anything to do.
+    pub(super) fn tick(&mut self, common: &mut Common, now: Timestamp, guests: &mut impl ToGuests) -> bool {
+        let mut busy = false;
+        for _ in 0..TIMERS {
+            let Some(id) = self.flows.due(now) else { break };
+            busy = true;
+            if let Some(stream) = self.flows.value_mut(id) {
+                stream.connection.tick(now);
+            }
+            self.work(common, now, id, guests);
+        }
+        for _ in 0..self.blocked.len() {
+            let Some(id) = self.blocked.pop_front() else { break };
+            let Some(stream) = self.flows.value_mut(id).filter(|stream| stream.blocked) else { continue };
+            stream.blocked = false;
+            stream.connection.room();
+            self.work(common, now, id, guests);
+        }
+        while let Some((id, ends)) = self.lingering.front() {
+            if self.flows.key(*id) == Some(*ends) {
+                break;
+            }
+            self.lingering.pop_front();
+        }
+        busy
+    }
+
+    pub(super) fn knows(&self, ends: &Ends) -> bool {
+        self.flows.find(ends).is_some()
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.blocked.is_empty()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Timestamp> {
+        self.flows.deadline()
+    }
+
+    pub(super) fn forget(&mut self, common: &mut Common, port: Option<PortId>) {
+        for id in self.flows.ids(port).collect::<Vec<_>>() {
+            if let Some(stream) = self.flows.value_mut(id) {
+                stream.connection.abort(CloseReason::Abandoned, true);
+            }
+            self.queue(common, id);
+        }
+    }
+
+    pub(super) fn list(&self) -> impl Iterator<Item = MappingStatus> {
+        self.flows.ids(None).filter_map(|id| self.flows.value(id)).map(|stream| {
+            let (from_guest, to_guest) = stream.connection.bytes();
+            MappingStatus {
+                port: stream.station.port,
+                protocol: Protocol::Tcp,
+                inside: stream.ends.inside,
+                outside: stream.outside,
+                remote: stream.ends.remote,
+                forwarded: stream.forwarded,
+                since: stream.since,
+                from_guest,
+                to_guest,
+            }
+        })
+    }
+}
+
+impl Stream {
+    /// Writes what was gathered, and tells the connection how much of it the socket took.
+    fn write(&mut self, common: &mut Common, now: Timestamp, pieces: &[Segment]) {
+        let Some(socket) = &self.socket else { return };
+        match common.calls.send(socket.fd(), None, pieces, Marks::default()) {
+            Ok(len) => self.connection.written(now, len as u32),
+            Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => self.connection.written(now, 0),
+            Err(error) => {
+                self.connection.failed(socket_error(error));
+                return;
+            }
+        }
+        self.note_space(now);
+    }
+
+    fn note_space(&mut self, now: Timestamp) {
+        if let Some(socket) = &self.socket {
+            self.connection.space(now, send_space(socket.fd()).unwrap_or(0));
+        }
+    }
+
+    fn ready(&mut self, now: Timestamp, readiness: Readiness) {
+        let Some(socket) = &self.socket else { return };
+        self.urgent |= readiness.urgent;
+        if readiness.error || self.connecting {
+            match socket.error() {
+                Err(error) => {
+                    self.connection.failed(socket_error(error));
+                    return;
+                }
+                Ok(()) if self.connecting && readiness.writable => {
+                    self.connecting = false;
+                    self.connection.connected(now, send_space(socket.fd()).unwrap_or(0));
+                }
+                Ok(()) => {}
+            }
+        }
+        if readiness.readable {
+            self.connection.readable();
+        }
+        if readiness.hangup {
+            self.connection.hangup();
+        }
+        if readiness.writable && std::mem::take(&mut self.watching) {
+            self.note_space(now);
+        }
+    }
+
+    /// Does what the connection wants done. False if there is more than fits into a round.
+    fn work(&mut self, common: &mut Common, now: Timestamp, guests: &mut impl ToGuests) -> bool {
+        let mut frames = 0;
+        while let Some(action) = self.connection.next_action(now) {
+            match action {
+                Action::Send(segment) => {
+                    let (link, Ends { inside, remote }) = (common.link(self.station), self.ends);
+                    let offload = frame::tcp(link, remote, inside, &segment, u32::MAX, &mut common.frame);
+                    // What a guest has no room for is lost, and sent again if it matters; `send` has counted it.
+                    let _ = guests.send(self.station.port, &common.frame, &offload);
+                }
+                Action::SendData { from, offset, limit, mss } => {
+                    self.send_data(common, now, guests, (from, offset, limit, mss));
+                    frames += 1;
+                    if frames == FRAMES {
+                        return false;
+                    }
+                }
+                Action::Tell(refusal) => {
+                    let error = IcmpError::of_refusal(common.settings.gateway, refusal);
+                    let ends = (self.ends.inside, self.ends.remote);
+                    common.tell(now, self.station, &error, ends, Subject::Tcp(self.syn.0));
+                }
+                Action::Discard(len) => {
+                    if let Some(socket) = &mut self.socket
+                        && let Err(error) = socket.discard(len)
+                    {
+                        self.connection.failed(socket_error(error));
+                    }
+                }
+                Action::Shutdown => {
+                    // If the far end is gone, an event says so.
+                    let _ = self.socket.as_ref().map(TcpSocket::shutdown);
+                }
+                Action::Watch => self.watch(now),
+                Action::Close => self.socket = None,
+                Action::Reset => {
+                    if let Some(socket) = self.socket.take() {
+                        socket.reset();
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Looks whether the socket has room; if it hasn't, the kernel tells when it has, because it was asked.
+    fn watch(&mut self, now: Timestamp) {
+        let Some(socket) = &self.socket else { return };
+        let fd = socket.fd();
+        let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
+        if poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0) {
+            self.watching = true;
+        } else {
+            self.note_space(now);
+        }
+    }
+
+    /// Brings data from the socket to the guest: one frame.
+    fn send_data(
+        &mut self,
+        common: &mut Common,
+        now: Timestamp,
+        guests: &mut impl ToGuests,
+        (from, offset, limit, mss): (Seq, u32, u32, u32),
+    ) {
+        let port = self.station.port;
+        let offloads = guests.offloads(port);
+        let limit = if offloads.checksum && !offloads.tcp4 { limit.min(mss) } else { limit } as usize;
+        common.pieces.clear();
+        let room = match guests.reserve(port, TCP_HEADERS_LEN + limit, &mut common.pieces) {
+            Ok(room) if room > TCP_HEADERS_LEN => room,
+            Ok(_) => {
+                guests.cancel();
+                self.connection.blocked();
+                return;
+            }
+            Err(NoRoom::Full | NoRoom::Never) => {
+                self.connection.blocked();
+                return;
+            }
+        };
+        common.window.clear();
+        let wanted = if offloads.checksum {
+            part_of(&common.pieces, TCP_HEADERS_LEN, room - TCP_HEADERS_LEN, &mut common.window);
+            room - TCP_HEADERS_LEN
+        } else {
+            // The guest has to be spared work that needs all the data: they come to private memory first.
+            guests.cancel();
+            common.whole.resize(TCP_HEADERS_LEN + limit, 0);
+            let data = &mut common.whole[TCP_HEADERS_LEN..];
+            common.window.push(Segment { ptr: data.as_mut_ptr(), len: data.len() });
+            limit
+        };
+        let read = self.peek(common, offset);
+        let len = match read {
+            Ok(len) if len > 0 => len,
+            other => {
+                if offloads.checksum {
+                    guests.cancel();
+                }
+                match other {
+                    Ok(_) => self.connection.ended(from),
+                    Err(Errno::AGAIN | Errno::INTR) => self.connection.drained(from),
+                    Err(error) => self.connection.failed(socket_error(error)),
+                }
+                return;
+            }
+        };
+        // No truncation: at most a packet.
+        let segment = self.connection.sent(now, from, len as u32, len < wanted && !self.urgent);
+        let (link, Ends { inside, remote }) = (common.link(self.station), self.ends);
+        let offload = frame::tcp(link, remote, inside, &segment, mss, &mut common.frame);
+        if offloads.checksum {
+            guests.commit(&common.frame, TCP_HEADERS_LEN + len, &offload);
+            return;
+        }
+        common.whole.truncate(TCP_HEADERS_LEN + len);
+        common.whole[..TCP_HEADERS_LEN].copy_from_slice(&common.frame);
+        send_finished(common, guests, port, &offload);
+    }
+
+    fn peek(&mut self, common: &mut Common, offset: u32) -> Result<usize, Errno> {
+        let Some(socket) = &mut self.socket else { return Err(Errno::BADF) };
+        let skip = socket.peek_from(offset)?;
+        let read = common.calls.peek(socket.fd(), skip, &common.window)?;
+        socket.peeked(read);
+        Ok(read)
+    }
+}
+
+/// Sends the frame in `common.whole`, whose guest takes it finished only.
+fn send_finished(common: &mut Common, guests: &mut impl ToGuests, port: PortId, offload: &weft_switch::Offload) {
+    use weft_switch::Offload;
+    let mut send = |frame: &[u8]| {
+        // What a guest has no room for is lost, and sent again; `send` has counted it.
+        let _ = guests.send(port, frame, &Offload::NONE);
+    };
+    match (offload.checksum, offload.segmentation) {
+        (Some(checksum), Some(segmentation)) => {
+            let cut = segment(&common.whole, checksum, segmentation, &mut common.part, &mut send);
+            debug_assert!(cut.is_ok(), "our own headers are right");
+        }
+        (Some(checksum), None) => {
+            complete_checksum(&mut common.whole, checksum);
+            send(&common.whole);
+        }
+        (None, _) => send(&common.whole),
+    }
+}
+
+/// A segment of a connection that nobody knows (any more).
+fn reject(common: &mut Common, now: Timestamp, station: Station, ends: Ends, segment: &TcpSegment) {
+    if let Some(reset) = segment.reset()
+        && common.errors.allow(now, station.port)
+    {
+        let mut frame = Vec::new();
+        frame::tcp(common.link(station), ends.remote, ends.inside, &reset, u32::MAX, &mut frame);
+        common.outbox.push((station.port, frame));
+    }
+}
+
+/// A number that nobody can guess, and that grows with time (RFC 6528, section 3).
+fn initial_number(common: &Common, now: Timestamp, ends: Ends) -> Seq {
+    let secret = common.hasher.hash_one(ends) as u32;
+    let ticks = now.since(Timestamp::default()).as_micros() / 4;
+    Seq(secret.wrapping_add(ticks as u32))
+}
+
+fn refusal_of(error: Errno) -> Refusal {
+    match error {
+        Errno::ACCESS | Errno::PERM => Refusal::Prohibited,
+        Errno::NETUNREACH => Refusal::NetUnreachable,
+        _ => Refusal::HostUnreachable,
+    }
+}
