@@ -72,6 +72,8 @@ pub enum DropReason {
     NoFreeAddress,
     /// The port has its share of a table already.
     ShareExceeded,
+    /// Too many messages wait for the network's DHCP and DNS already.
+    ServicesBusy,
 }
 
 impl DropReason {
