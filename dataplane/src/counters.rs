@@ -21,34 +21,37 @@ impl Counter {
 }
 
 /// What passed through a port, from its first guest to its last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LiveCounters {
     pub(crate) from_guest_frames: Counter,
     pub(crate) from_guest_bytes: Counter,
     pub(crate) to_guest_frames: Counter,
     pub(crate) to_guest_bytes: Counter,
     pub(crate) notifications: Counter,
-    drops: Drops,
+    drops: [Counter; DropReason::COUNT],
 }
 
-/// By [`DropReason::index`].
-#[derive(Debug)]
-struct Drops([Counter; DropReason::COUNT]);
-
-impl Default for Drops {
+impl Default for LiveCounters {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| Counter::default()))
+        Self {
+            from_guest_frames: Counter::default(),
+            from_guest_bytes: Counter::default(),
+            to_guest_frames: Counter::default(),
+            to_guest_bytes: Counter::default(),
+            notifications: Counter::default(),
+            drops: [const { Counter(AtomicU64::new(0)) }; DropReason::COUNT],
+        }
     }
 }
 
 impl LiveCounters {
     #[inline]
     pub(crate) fn drop_frames(&self, reason: DropReason, frames: u64) {
-        self.drops.0[reason.index()].add(frames);
+        self.drops[reason.index()].add(frames);
     }
 
     /// Every reason with its count.
     pub(crate) fn drops(&self) -> Vec<(DropReason, u64)> {
-        DropReason::iter().map(|reason| (reason, self.drops.0[reason.index()].value())).collect()
+        DropReason::iter().map(|reason| (reason, self.drops[reason.index()].value())).collect()
     }
 }

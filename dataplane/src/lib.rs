@@ -12,6 +12,7 @@ mod disposal;
 mod endpoint;
 mod fabric;
 mod from_guest;
+mod gateway;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;
@@ -25,6 +26,7 @@ mod ring_copy;
 mod ring_packed;
 #[allow(unsafe_code)]
 mod ring_split;
+mod services;
 mod snapshot;
 #[allow(unsafe_code)]
 mod sys;
@@ -38,4 +40,6 @@ pub use dataplane::{
     Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
     SocketRole, WorkerStatus,
 };
+pub use gateway::ServiceMessage;
+pub use services::NetworkSettings;
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

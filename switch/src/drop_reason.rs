@@ -74,6 +74,8 @@ pub enum DropReason {
     ShareExceeded,
     /// A socket of the host does not take it now.
     HostBusy,
+    /// Too many messages wait for the network's DHCP and DNS already.
+    ServicesBusy,
 }
 
 impl DropReason {

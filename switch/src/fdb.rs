@@ -33,6 +33,8 @@ const WAYS: usize = 4;
 const SECOND_CHANCES: usize = 8;
 /// Set in every key, so that zero means "empty".
 const OCCUPIED: u64 = 1 << 63;
+/// The second in which a reserved address was last heard: it never gets old.
+const RESERVED_SECS: u32 = u32::MAX;
 /// The end of a list of slots.
 const NIL: u32 = u32::MAX;
 
@@ -80,6 +82,8 @@ pub enum Learned {
     Moved(PortId),
     /// Somebody else is changing the table; the next frame will teach it.
     Later,
+    /// The address is reserved for somebody who is not a station of this port.
+    Reserved,
 }
 
 /// The forwarding database of one network. Shared by all workers.
@@ -124,6 +128,10 @@ impl Value {
 
     const fn unpack(word: u64) -> Self {
         Self { port: PortId((word >> 32) as u16), seen_secs: word as u32 }
+    }
+
+    const fn is_reserved(self) -> bool {
+        self.seen_secs == RESERVED_SECS
     }
 }
 
@@ -176,6 +184,33 @@ impl Fdb {
         }
     }
 
+    /// Keeps `mac` for `port`, whoever else claims it, until it is [`release`](Self::release)d. Reserved addresses are few: they don't
+    /// count as entries, and don't make way.
+    pub fn reserve(&self, mac: impl Into<MacKey>, port: PortId) {
+        let mut book = self.lock();
+        let key = mac.into().as_u64() | OCCUPIED;
+        let value = Value { port, seen_secs: RESERVED_SECS };
+        if let Some((index, old)) = self.find(key) {
+            if !old.is_reserved() {
+                book.unlink(index, old.port);
+                self.len.fetch_sub(1, Ordering::Relaxed);
+            }
+            self.slot(index).value.store(value.pack(), Ordering::Release);
+            return;
+        }
+        let index = self.free_slot(&mut book, key);
+        self.slot(index).value.store(value.pack(), Ordering::Relaxed);
+        self.slot(index).key.store(key, Ordering::Release);
+    }
+
+    /// The opposite of [`Self::reserve`].
+    pub fn release(&self, mac: impl Into<MacKey>) {
+        let _book = self.lock();
+        if let Some((index, _)) = self.find(mac.into().as_u64() | OCCUPIED).filter(|(_, value)| value.is_reserved()) {
+            self.slot(index).key.store(0, Ordering::Release);
+        }
+    }
+
     /// Forgets addresses that were not heard of for the ageing time. To be called every few seconds.
     pub fn expire(&self, now: Timestamp) {
         let mut book = self.lock();
@@ -202,7 +237,7 @@ impl Fdb {
         let mut book = self.lock();
         let before = self.len();
         for index in 0..self.slots() {
-            if self.slot(index).key.load(Ordering::Relaxed) != 0 {
+            if self.slot(index).key.load(Ordering::Relaxed) != 0 && !self.slot(index).load_value().is_reserved() {
                 self.remove(&mut book, index);
             }
         }
@@ -243,7 +278,7 @@ impl Fdb {
         }
     }
 
-    /// Every address that is not too old, in no particular order.
+    /// Every address that was learned and is not too old, in no particular order.
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<FdbEntry> {
         let _book = self.lock();
@@ -251,7 +286,7 @@ impl Fdb {
             let key = slot.key.load(Ordering::Relaxed);
             (key != 0).then(|| (MacKey::from_u64(key).into(), slot.load_value()))
         });
-        let fresh = occupied.filter(|(_, value)| !self.is_stale(now, *value));
+        let fresh = occupied.filter(|(_, value)| !value.is_reserved() && !self.is_stale(now, *value));
         fresh.map(|(mac, value)| FdbEntry { mac, port: value.port, age: age(now, value) }).collect()
     }
 
@@ -288,6 +323,10 @@ impl Fdb {
 
     #[cold]
     fn learn_news(&self, now: Timestamp, key: u64, port: PortId) -> Learned {
+        // Whether or not the lock can be had: nobody gets through with it by chance.
+        if self.find(key).is_some_and(|(_, value)| value.is_reserved()) {
+            return Learned::Reserved;
+        }
         let mut book = match self.book.try_lock() {
             Ok(book) => book,
             Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -339,7 +378,8 @@ impl Fdb {
     /// that belongs to the largest port goes.
     fn free_slot(&self, book: &mut Book, key: u64) -> usize {
         let [first, second] = self.buckets_of(key);
-        let candidates = || slots_of(first).chain(slots_of(second));
+        let is_reserved = |index: usize| !self.is_free(index) && self.slot(index).load_value().is_reserved();
+        let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !is_reserved(index));
         let free_in = |bucket: usize| slots_of(bucket).filter(|&index| self.is_free(index)).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
         if let Some(index) = slots_of(roomier).find(|&index| self.is_free(index)) {
@@ -352,7 +392,7 @@ impl Fdb {
             }
         }
         let crowding = |&index: &usize| book.count(self.slot(index).load_value().port);
-        let victim = candidates().max_by_key(crowding).expect("a bucket has slots");
+        let victim = candidates().max_by_key(crowding).expect("a bucket has slots, and few of them are reserved");
         self.evict(book, victim);
         victim
     }
@@ -614,6 +654,29 @@ mod tests {
         assert_eq!((fdb.len(), count(&fdb, B)), (25, 25));
         assert_eq!(fdb.flush(), 25);
         assert!(fdb.is_empty() && fdb.entries(at(0)).is_empty());
+    }
+
+    #[test]
+    fn a_reserved_address_stays_whatever_happens_to_the_others() {
+        let fdb = fdb(100);
+        fdb.learn(at(0), mac(7), A);
+        fdb.reserve(mac(7), PortId::GATEWAY);
+        fdb.reserve(mac(7), PortId::GATEWAY);
+        assert_eq!((fdb.len(), fdb.entries(at(0)).len()), (0, 0), "it is no entry");
+        for number in 0..5_000 {
+            let learned = fdb.learn(at(number / 10), mac(number), B);
+            assert_eq!(learned == Learned::Reserved, number == 7, "{number}: {learned:?}");
+        }
+        fdb.expire(at(100_000));
+        fdb.forget_port(B);
+        fdb.flush();
+        assert_eq!(fdb.lookup(at(100_000), mac(7)), Some(PortId::GATEWAY));
+        fdb.release(mac(7));
+        fdb.release(mac(8));
+        assert_eq!(fdb.lookup(at(100_000), mac(7)), None);
+        assert_eq!(fdb.learn(at(100_000), mac(7), A), Learned::New);
+        fdb.release(mac(7));
+        assert_eq!((fdb.lookup(at(100_000), mac(7)), fdb.len()), (Some(A), 1), "what was learned can't be released");
     }
 
     #[test]

@@ -86,7 +86,7 @@ pub(super) struct Streams {
     /// Ends that are remembered, oldest first.
     lingering: VecDeque<(FlowId, Ends)>,
     lingering_max: usize,
-    can_peek_at: bool,
+    pub(super) can_peek_at: bool,
 }
 
 impl Streams {
@@ -441,6 +441,12 @@ impl Streams {
 
     pub(super) fn knows(&self, ends: &Ends) -> bool {
         self.flows.find(ends).is_some()
+    }
+
+    /// True if nothing is kept of any connection.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.flows.is_empty() && self.outside.is_empty() && self.touched.is_empty() && self.gathered_len == 0 && !self.is_blocked()
     }
 
     pub(super) fn is_blocked(&self) -> bool {

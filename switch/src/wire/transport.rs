@@ -64,6 +64,15 @@ pub(crate) enum IcmpMessage<'a> {
     Other,
 }
 
+impl UdpDatagram<'_> {
+    /// The same, with a copy of what it carries.
+    #[must_use]
+    pub fn into_owned(self) -> UdpDatagram<'static> {
+        let Self { station, source, destination, payload } = self;
+        UdpDatagram { station, source, destination, payload: Cow::Owned(payload.into_owned()) }
+    }
+}
+
 impl UdpHeader {
     /// Reads the header of `packet`, which is a whole datagram.
     ///
