@@ -45,7 +45,9 @@ pub(crate) enum ForwardError {
     Taken(SocketAddrV4),
     #[error("{0} is already forwarded to by UDP: a guest's port can have one forward")]
     TargetTaken(SocketAddrV4),
-    #[error("ports below 1024 need a privilege: let weft have CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start to {0}")]
+    #[error(
+        "ports below 1024 need a privilege: let weft have CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start to {0}"
+    )]
     Privileged(u16),
     #[error("{0} is not an address of this host")]
     NotLocal(SocketAddrV4),
@@ -154,13 +156,7 @@ impl Forwards {
     }
 
     /// Asks the guests for the connections that clients want, as soon as it is known where they are.
-    pub(super) fn call_guests(
-        &mut self,
-        common: &mut Common,
-        streams: &mut Streams,
-        now: Timestamp,
-        guests: &mut impl ToGuests,
-    ) {
+    pub(super) fn call_guests(&mut self, common: &mut Common, streams: &mut Streams, now: Timestamp, guests: &mut impl ToGuests) {
         for _ in 0..self.calling.len() {
             let Some(call) = self.calling.pop_front() else { break };
             let Some(station) = guests.station(now, *call.target.ip()) else {

@@ -178,14 +178,7 @@ impl Streams {
     }
 
     /// A guest's first segment.
-    fn open(
-        &mut self,
-        common: &mut Common,
-        now: Timestamp,
-        station: Station,
-        ends: Ends,
-        syn: &TcpSegment,
-    ) -> Disposition {
+    fn open(&mut self, common: &mut Common, now: Timestamp, station: Station, ends: Ends, syn: &TcpSegment) -> Disposition {
         const FULL: Disposition = Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
         if !self.make_room(common, now, station.port) {
             return FULL;
@@ -206,24 +199,28 @@ impl Streams {
             Err(error) => connection.failed(socket_error(error)),
         }
         let connecting = begun == Ok(Connect::UnderWay);
-        self.add(common, now, Stream {
-            connection,
-            socket: Some(socket),
-            station,
-            ends,
-            syn: syn.seq,
-            outside,
-            shares_port,
-            since: now,
-            forwarded: false,
-            connecting,
-            urgent: false,
-            watching: false,
-            touched: false,
-            queued: false,
-            blocked: false,
-            gathered: None,
-        })
+        self.add(
+            common,
+            now,
+            Stream {
+                connection,
+                socket: Some(socket),
+                station,
+                ends,
+                syn: syn.seq,
+                outside,
+                shares_port,
+                since: now,
+                forwarded: false,
+                connecting,
+                urgent: false,
+                watching: false,
+                touched: false,
+                queued: false,
+                blocked: false,
+                gathered: None,
+            },
+        )
     }
 
     /// The far end wants a connection: `socket` is its, `ends` as the guest is to see them.
@@ -245,24 +242,28 @@ impl Streams {
         let outside = socket::local_port(socket.fd()).ok();
         let number = initial_number(common, now, ends);
         let connection = Connection::call(now, number, send_space(socket.fd())?, &common.settings.tcp);
-        let _ = self.add(common, now, Stream {
-            connection,
-            socket: Some(socket),
-            station,
-            ends,
-            syn: number,
-            outside,
-            shares_port: false,
-            since: now,
-            forwarded: true,
-            connecting: false,
-            urgent: false,
-            watching: false,
-            touched: false,
-            queued: false,
-            blocked: false,
-            gathered: None,
-        });
+        let _ = self.add(
+            common,
+            now,
+            Stream {
+                connection,
+                socket: Some(socket),
+                station,
+                ends,
+                syn: number,
+                outside,
+                shares_port: false,
+                since: now,
+                forwarded: true,
+                connecting: false,
+                urgent: false,
+                watching: false,
+                touched: false,
+                queued: false,
+                blocked: false,
+                gathered: None,
+            },
+        );
         Ok(())
     }
 
@@ -293,11 +294,7 @@ impl Streams {
 
     /// A socket on its way to the far end, from the outside port that the inside endpoint has, or gets now.
     #[allow(clippy::type_complexity, reason = "taken apart at once")]
-    fn connect(
-        &mut self,
-        common: &Common,
-        ends: Ends,
-    ) -> Result<(TcpSocket, Option<u16>, bool, Result<Connect, Errno>), Errno> {
+    fn connect(&mut self, common: &Common, ends: Ends) -> Result<(TcpSocket, Option<u16>, bool, Result<Connect, Errno>), Errno> {
         let to = common.outward(ends.remote);
         let known = self.outside.get(&ends.inside).map(|outside| outside.port);
         let (socket, bound) = match known {
@@ -446,7 +443,11 @@ impl Streams {
     /// True if nothing is kept of any connection.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        self.flows.is_empty() && self.outside.is_empty() && self.touched.is_empty() && self.gathered_len == 0 && !self.is_blocked()
+        self.flows.is_empty()
+            && self.outside.is_empty()
+            && self.touched.is_empty()
+            && self.gathered_len == 0
+            && !self.is_blocked()
     }
 
     pub(super) fn is_blocked(&self) -> bool {

@@ -4,13 +4,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use etherparse::{Icmpv4Type, NetSlice, SlicedPacket, TransportSlice, icmpv4::DestUnreachableHeader};
 use smoltcp::socket::udp::UdpMetadata;
-use smoltcp::wire::{IpEndpoint, Ipv4Address};
+use smoltcp::wire::IpEndpoint;
 use weft_switch::OffloadFeatures;
 
 use super::world::{GATEWAY, GUEST, GuestKind, World, far_udp, pattern, settings};
 
 fn to(port: u16) -> UdpMetadata {
-    IpEndpoint::new(Ipv4Address::from(GATEWAY).into(), port).into()
+    IpEndpoint::new(GATEWAY.into(), port).into()
 }
 
 /// Waits for a datagram at the far end.
@@ -170,12 +170,8 @@ fn pings_pass_where_the_host_lets_them_rfc_5508_req_1() {
         bytes
     };
     world.give_ip(1, Ipv4Addr::LOCALHOST, &message(8, 0x1234));
-    if rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        Some(rustix::net::ipproto::ICMP),
-    )
-    .is_err()
+    if rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, Some(rustix::net::ipproto::ICMP))
+        .is_err()
     {
         use super::super::Disposition;
         use weft_switch::DropReason;

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use smoltcp::socket::tcp::State;
-use smoltcp::wire::{IpEndpoint, Ipv4Address};
+use smoltcp::wire::IpEndpoint;
 use weft_switch::DropReason;
 use weft_switch::gateway::Refusal;
 
@@ -36,7 +36,7 @@ fn a_full_table_says_so_and_is_free_again_afterwards_rfc_5508_req_8() {
     let (far, port) = far_udp("127.0.0.1");
     for nth in 0..4 {
         let socket = world.udp_socket(5000 + nth);
-        let to = IpEndpoint::new(Ipv4Address::from(GATEWAY).into(), port);
+        let to = IpEndpoint::new(GATEWAY.into(), port);
         world.udp(socket).send_slice(&[nth as u8], to).unwrap();
     }
     world.until("a refusal", |world| !world.refused.is_empty());

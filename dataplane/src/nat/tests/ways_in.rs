@@ -84,7 +84,7 @@ fn datagrams_reach_the_guest_by_a_port_of_the_host_and_are_answered_from_there()
     client.send_to(b"question", address).unwrap();
     let (from, data) = world.receive(guest);
     assert_eq!((from, data.as_slice()), (SocketAddrV4::new(GATEWAY, port), b"question".as_slice()));
-    let to = smoltcp::wire::IpEndpoint::new(smoltcp::wire::Ipv4Address::from(GATEWAY).into(), port);
+    let to = smoltcp::wire::IpEndpoint::new(GATEWAY.into(), port);
     world.udp(guest).send_slice(b"answer", to).unwrap();
     let mut buffer = [0; 6];
     let mut seen = None;

@@ -8,12 +8,13 @@ use mio::{Events, Poll};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
-use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint, IpListenEndpoint, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, IpCidr, IpEndpoint, IpListenEndpoint};
 use weft_switch::gateway::{Arrival, Gateway, GatewaySettings, Outcome, Packet};
 use weft_switch::nat::tcp::TcpSettings;
 use weft_switch::nat::udp::UdpSettings;
 use weft_switch::{
-    DropReason, Egress, Ipv4Packet, MacAddr, NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp, complete_checksum, segment,
+    DropReason, Egress, Ipv4Packet, MacAddr, NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp,
+    complete_checksum, segment,
 };
 
 use super::super::seam::NoRoom;
@@ -345,7 +346,7 @@ impl World {
         let handle = self.sockets.add(tcp_socket(200_000));
         let socket = self.sockets.get_mut::<tcp::Socket<'_>>(handle);
         let local = IpListenEndpoint { addr: Some(GUEST.into()), port: from };
-        let to = IpEndpoint::new(Ipv4Address::from(*to.ip()).into(), to.port());
+        let to = IpEndpoint::new((*to.ip()).into(), to.port());
         socket.connect(self.interface.context(), to, local).unwrap();
         handle
     }

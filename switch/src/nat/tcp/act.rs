@@ -10,7 +10,7 @@ impl Connection {
             State::Connecting => None,
             State::Answering | State::Calling => std::mem::take(&mut self.due.syn).then(|| Action::Send(self.syn(now))),
             State::Open => self.next_while_open(now),
-            State::Lingering | State::Over => self.next_at_the_end(),
+            State::Lingering | State::Over => self.next_at_the_end(now),
         }
     }
 
@@ -18,7 +18,7 @@ impl Connection {
         if std::mem::take(&mut self.due.shutdown) {
             return Some(Action::Shutdown);
         }
-        if let Some(bytes) = self.to_guest.discard(false) {
+        if let Some(bytes) = self.to_guest.discard(now, false) {
             return Some(Action::Discard(bytes));
         }
         if let Some((from, limit)) = self.to_guest.next_data() {
@@ -45,7 +45,7 @@ impl Connection {
         None
     }
 
-    fn next_at_the_end(&mut self) -> Option<Action> {
+    fn next_at_the_end(&mut self, now: Timestamp) -> Option<Action> {
         if let Some(refusal) = self.due.tell.take() {
             return Some(Action::Tell(refusal));
         }
@@ -66,7 +66,7 @@ impl Connection {
                     return Some(Action::Shutdown);
                 }
                 // Data that were left in the socket would make a RST of its end (RFC 9293, section 3.10.4 calls for that).
-                if let Some(bytes) = self.to_guest.discard(true) {
+                if let Some(bytes) = self.to_guest.discard(now, true) {
                     return Some(Action::Discard(bytes));
                 }
                 self.socket = Socket::Gone;

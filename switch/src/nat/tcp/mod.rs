@@ -535,7 +535,7 @@ impl Connection {
         if matches!(self.state, State::Connecting | State::Lingering | State::Over) {
             return idle;
         }
-        [self.to_guest.timer, self.watch_again].into_iter().flatten().fold(idle, Timestamp::min)
+        [self.to_guest.timer, self.to_guest.discard_at, self.watch_again].into_iter().flatten().fold(idle, Timestamp::min)
     }
 
     /// True if both sides have ended, and only acknowledgments are missing.

@@ -3,14 +3,21 @@
 //! Data stay in the socket until the guest has acknowledged them: what is sent, or sent again, is read without being taken out. So the
 //! kernel's buffer is the only one there is, and what the guest doesn't take makes the far end wait.
 
+use std::time::Duration;
+
 use super::TcpSettings;
 use super::rtt::Rtt;
 use super::segment::Segment;
 use super::seq::Seq;
 use crate::Timestamp;
 
-/// Acknowledged data are taken out of the socket when they are as much as this: a system call less for each small answer.
+/// Acknowledged data are taken out of the socket when they are as much as this. Less may wait a little: that is a system call less for each
+/// small answer.
 const DISCARD_AT: u32 = 32 * 1024;
+/// But what came in pieces as large as this must not wait once the guest has all: the kernel counts whole buffers, and a few bytes left in a
+/// large one may keep the far end from sending.
+const BULK: u32 = 4096;
+const DISCARD_AFTER: Duration = Duration::from_millis(10);
 /// The most bytes that are sent at a time: what fits into an IPv4 packet with its headers.
 pub(super) const BURST_MAX: u32 = 65_535 - 40;
 
@@ -41,8 +48,10 @@ pub(super) struct ToGuest {
     fin_at: Option<Seq>,
     /// The guest has no room for more.
     pub(super) blocked: bool,
-    /// Bytes before `una` that are still in the socket.
+    /// Bytes before `una` that are still in the socket, when they have been there for long enough, and whether they must not wait.
     held: u32,
+    pub(super) discard_at: Option<Timestamp>,
+    bulk: bool,
     /// The segment at `una` is to be sent again.
     resend: bool,
     dup_acks: u8,
@@ -87,6 +96,8 @@ impl ToGuest {
             fin_at: None,
             blocked: false,
             held: 0,
+            discard_at: None,
+            bulk: false,
             resend: false,
             dup_acks: 0,
             recover: None,
@@ -180,6 +191,9 @@ impl ToGuest {
         let acked = ack.beyond(self.una);
         self.held += acked - fin;
         self.una = ack;
+        if self.held > 0 {
+            self.discard_at.get_or_insert(now.after(DISCARD_AFTER));
+        }
         self.nxt = self.nxt.max(ack);
         self.dup_acks = 0;
         self.resend = false;
@@ -247,6 +261,7 @@ impl ToGuest {
         }
         self.nxt = self.nxt.max(end);
         self.max = self.max.max(end);
+        self.bulk |= len >= BULK;
         if self.timer.is_none() {
             self.timer = Some(now.after(self.rtt.timeout()));
         }
@@ -278,9 +293,15 @@ impl ToGuest {
     }
 
     /// Bytes to take out of the socket now, which then count as taken out. All of them if `finally`.
-    pub(super) fn discard(&mut self, finally: bool) -> Option<u32> {
-        let due = self.held >= DISCARD_AT || (finally && self.held > 0);
-        due.then(|| std::mem::take(&mut self.held))
+    pub(super) fn discard(&mut self, now: Timestamp, finally: bool) -> Option<u32> {
+        let is_late = self.discard_at.is_some_and(|at| at <= now);
+        let must = finally || is_late || (self.bulk && self.una == self.max);
+        if self.held < DISCARD_AT && !(must && self.held > 0) {
+            return None;
+        }
+        self.discard_at = None;
+        self.bulk &= self.una != self.max;
+        Some(std::mem::take(&mut self.held))
     }
 
     /// Starts the timer where only a larger window can help: nobody promises to tell of it.

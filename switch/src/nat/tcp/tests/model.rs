@@ -22,6 +22,8 @@ struct Far {
     /// All that the far end sends, and how much of it comes in a millisecond.
     sends: Vec<u8>,
     sends_per_ms: usize,
+    /// Bytes that the socket takes from the far end before they are taken out.
+    buffer: usize,
     /// Bytes that the socket holds for the far end, and how many that reads in a millisecond.
     room: usize,
     reads_per_ms: usize,
@@ -73,7 +75,7 @@ impl Side {
     /// One millisecond of the far end.
     fn live(&mut self, now: Timestamp) {
         let before = self.arrived;
-        self.arrived = self.far.sends.len().min(before + self.far.sends_per_ms);
+        self.arrived = self.far.sends.len().min(before + self.far.sends_per_ms).min(self.discarded + self.far.buffer);
         self.read = self.written.len().min(self.read + self.far.reads_per_ms);
         let space = self.space();
         let Some(connection) = &mut self.connection else { return };
@@ -148,6 +150,7 @@ impl World {
             assert!(segment.flags == Flags::SYN, "{segment:?}");
             let mut connection = Connection::accept(now, segment, Seq(u32::MAX - 5), &settings);
             connection.connected(now, side.far.room as u32);
+            connection.readable();
             side.connection = Some(connection);
             return;
         };
@@ -247,7 +250,16 @@ fn bytes(len: usize, salt: u8) -> Vec<u8> {
 
 fn far(len: usize, salt: u8) -> Far {
     let sends = bytes(len, salt);
-    Far { sends, sends_per_ms: 50_000, room: 100_000, reads_per_ms: 50_000, ring_full: 0, frame: 65_495, mtu: 1500 }
+    Far {
+        sends,
+        sends_per_ms: 50_000,
+        buffer: 200_000,
+        room: 100_000,
+        reads_per_ms: 50_000,
+        ring_full: 0,
+        frame: 65_495,
+        mtu: 1500,
+    }
 }
 
 /// On a link that loses very much, the last acknowledgment may be lost time and again.
@@ -308,14 +320,15 @@ proptest! {
         (len_a, len_b) in (0..200_000_usize, 0..200_000_usize),
         (rate_a, rate_b) in (100..100_000_usize, 100..100_000_usize),
         (reads_a, reads_b) in (100..100_000_usize, 100..100_000_usize),
+        (buffer_a, buffer_b) in (1_000..200_000_usize, 1_000..200_000_usize),
         (room_a, room_b) in (3_000..300_000_usize, 3_000..300_000_usize),
         (frame, ring_full) in (prop_oneof![Just(1460_u32), Just(65_495)], 0..50_u32),
         mtu in prop_oneof![Just(576_u16), Just(1500), Just(9000), Just(65_520)],
         seed in any::<u64>(),
     ) {
         let link = Link { lost, doubled, delay, jitter };
-        let a = Far { sends: bytes(len_a, 1), sends_per_ms: rate_a, room: room_a, reads_per_ms: reads_a, ring_full, frame, mtu };
-        let b = Far { sends: bytes(len_b, 2), sends_per_ms: rate_b, room: room_b, reads_per_ms: reads_b, ring_full, frame, mtu };
+        let a = Far { sends: bytes(len_a, 1), sends_per_ms: rate_a, buffer: buffer_a, room: room_a, reads_per_ms: reads_a, ring_full, frame, mtu };
+        let b = Far { sends: bytes(len_b, 2), sends_per_ms: rate_b, buffer: buffer_b, room: room_b, reads_per_ms: reads_b, ring_full, frame, mtu };
         let mut world = World::new(link, a, b, seed);
         prop_assert!(world.run(1_000_000), "not done after {} ms", world.now);
         world.expect_all_delivered();

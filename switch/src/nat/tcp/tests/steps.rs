@@ -293,8 +293,28 @@ fn what_was_acknowledged_is_taken_out_of_the_socket_in_large_pieces() {
     bench.give(&Segment { ack: ISS.plus(1 + 40_000), ..ack() });
     assert_eq!(bench.next(), Some(Action::Discard(40_000)));
     bench.connection.readable();
-    let Some(Action::SendData { offset, .. }) = bench.next() else { panic!() };
+    let Some(Action::SendData { from, offset, .. }) = bench.next() else { panic!() };
     assert_eq!(offset, 20_000);
+    bench.connection.drained(from);
+    // Nothing of a large piece stays.
+    bench.give(&Segment { ack: ISS.plus(1 + 60_000), ..ack() });
+    assert_eq!(bench.next(), Some(Action::Discard(20_000)));
+    bench.expect_rest();
+}
+
+#[test]
+fn small_answers_are_taken_out_of_the_socket_together_and_soon() {
+    let mut bench = Bench::open();
+    for nth in 1..=10 {
+        bench.deliver(100);
+        bench.give(&Segment { ack: ISS.plus(1 + 100 * nth), ..ack() });
+        bench.expect_rest();
+    }
+    let before = bench.now;
+    bench.wait();
+    assert_eq!(bench.now.since(before), Duration::from_millis(10));
+    assert_eq!(bench.next(), Some(Action::Discard(1_000)));
+    bench.expect_rest();
 }
 
 #[test]
@@ -385,16 +405,17 @@ fn one_side_may_end_while_the_other_goes_on() {
     assert_eq!(bench.sent().ack, GUEST_ISS.plus(2));
     bench.deliver(10_000);
     bench.give(&Segment { seq: GUEST_ISS.plus(2), ack: ISS.plus(10_001), ..ack() });
+    assert_eq!(bench.next(), Some(Action::Discard(10_000)));
     bench.pass(Duration::from_secs(3600));
     bench.deliver(10_000);
     bench.give(&Segment { seq: GUEST_ISS.plus(2), ack: ISS.plus(20_001), ..ack() });
+    assert_eq!(bench.next(), Some(Action::Discard(10_000)));
     // The far end ends, too.
     bench.connection.hangup();
     let Some(Action::SendData { from, .. }) = bench.next() else { panic!() };
     bench.connection.ended(from);
     assert!(bench.sent().flags.has(Flags::FIN));
     bench.give(&Segment { seq: GUEST_ISS.plus(2), ack: ISS.plus(20_002), ..ack() });
-    assert_eq!(bench.next(), Some(Action::Discard(20_000)));
     assert_eq!(bench.next(), Some(Action::Close));
     assert!(bench.connection.is_lingering());
     assert_eq!((bench.connection.reason(), bench.connection.bytes()), (Some(CloseReason::Finished), (0, 20_000)));
