@@ -17,8 +17,8 @@ use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::render::counted;
 use crate::values::{
-    AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath, WorkerCount,
-    cpu_ranges,
+    AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
+    WorkerCount, cpu_ranges,
 };
 
 /// Everything that is declared about a switch.
@@ -392,7 +392,8 @@ mod tests {
         let gateways = with_ports(&[("a", PortConfig { mac: Some(mac), ..PortConfig::default() })]);
         assert!(matches!(gateways.check(&host()), Err(Conflict::GatewayMac { .. })));
         let mut config = with_ports(&[("a", PortConfig { address: Some(Ipv4Addr::new(10, 77, 0, 9)), ..PortConfig::default() })]);
-        *config.networks.get_mut(&name("default")).unwrap() = NetworkConfig { subnet, dhcp: DhcpChoice::Off, ..NetworkConfig::default() };
+        *config.networks.get_mut(&name("default")).unwrap() =
+            NetworkConfig { subnet, dhcp: DhcpChoice::Off, ..NetworkConfig::default() };
         assert!(matches!(config.check(&host()), Err(Conflict::AddressWithoutDhcp { .. })));
     }
 

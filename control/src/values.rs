@@ -306,6 +306,9 @@ impl FromStr for SocketPath {
 }
 
 impl NetworkMode {
+    /// Every mode's name.
+    pub const NAMES: [&'static str; 2] = [Self::Nat.name(), Self::Private.name()];
+
     /// The mode's name, as in the configuration file.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -491,7 +494,7 @@ text_value!(SocketPath, "SocketPath", {
 text_value!(NetworkMode, "NetworkMode", {
     "type": "string",
     "description": "What kind of network it is.",
-    "enum": ["nat", "private"],
+    "enum": NetworkMode::NAMES,
 });
 
 text_value!(CpuList, "CpuList", {
