@@ -34,6 +34,9 @@ pub enum LeaseStoreError {
     /// Another weft has the file.
     #[error("another weft keeps its leases in {0:?}: stop it, or choose another --state-dir")]
     Taken(PathBuf),
+    /// Too many changes wait to be written.
+    #[error("the disk with {0:?}, where leases are kept, does not keep up: try again later")]
+    Busy(PathBuf),
     /// The file can't be read or written.
     #[error(
         "cannot use {path:?}, where leases are kept: {source}; choose another --state-dir, or move that file away and lose the leases"
@@ -78,6 +81,8 @@ enum Waiting {
     },
     /// A network is gone, and its leases with it.
     Forget(Name),
+    /// Somebody wants to know when everything before this is written.
+    Barrier(Sender<()>),
 }
 
 impl LeaseStore {
@@ -103,8 +108,14 @@ impl LeaseStore {
         Ok(Self { path, database, changes: Some(changes), written, thread: Some(thread) })
     }
 
-    /// What is written down about a network.
+    /// What is written down about a network. Waits until everything that was to be written is.
     pub(crate) fn book(&self, network: &Name) -> Result<LeaseBook, LeaseStoreError> {
+        let (reached, barrier) = channel();
+        if !self.send(Waiting::Barrier(reached)) {
+            return Err(LeaseStoreError::Busy(self.path.clone()));
+        }
+        // An error says that the thread is gone, and so there is nothing to wait for.
+        let _ = barrier.recv();
         self.read(network).map_err(failed(&self.path))
     }
 
@@ -176,10 +187,12 @@ fn write_all(database: &Database, inbox: &Receiver<Waiting>, report: &Sender<Wri
             error!("leases could not be written, so the clients are not told of them: {error}");
         }
         for waiting in all {
-            if let Waiting::Change { server, ticket, .. } = waiting {
-                // Whoever does not listen any more does not wait for it.
-                let _ = report.send(Written { server, ticket, done: outcome.is_ok() });
-            }
+            // Whoever does not listen any more does not wait for it.
+            let _ = match waiting {
+                Waiting::Change { server, ticket, .. } => report.send(Written { server, ticket, done: outcome.is_ok() }).is_ok(),
+                Waiting::Barrier(reached) => reached.send(()).is_ok(),
+                Waiting::Forget(_) => true,
+            };
         }
         if let Err(error) = waker.wake() {
             error!("cannot tell that leases are written: {error}");
@@ -204,6 +217,7 @@ fn write(database: &Database, changes: &[Waiting]) -> Result<(), redb::Error> {
                 Waiting::Forget(network) => {
                     table.retain_in((network.as_str(), 0)..=(network.as_str(), u32::MAX), |_, _| false)?;
                 }
+                Waiting::Barrier(_) => {}
             }
         }
     }
@@ -276,7 +290,6 @@ mod tests {
         assert_eq!(addresses(&other), [50]);
         store.forget(&lab);
         store.write(SERVER, &other, Ticket(1), LeaseChange::Put(record(51)));
-        wait_for(&store, Ticket(1));
         assert_eq!((addresses(&lab), addresses(&other)), (vec![], vec![50, 51]));
     }
 
