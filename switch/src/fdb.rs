@@ -160,14 +160,14 @@ impl Fdb {
     }
 
     /// The port behind which `mac` was last heard, unless that was too long ago.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&self, now: Timestamp, mac: impl Into<MacKey>) -> Option<PortId> {
         let (_, value) = self.find(mac.into().as_u64() | OCCUPIED)?;
         (!self.is_stale(now, value)).then_some(value.port)
     }
 
     /// Remembers that `mac` was heard behind `port`. Writes only when that says something new.
-    #[inline]
+    #[inline(always)]
     pub fn learn(&self, now: Timestamp, mac: impl Into<MacKey>, port: PortId) -> Learned {
         let key = mac.into().as_u64() | OCCUPIED;
         match self.find(key) {
