@@ -231,7 +231,7 @@ impl Switch {
         let plan = self.gateway_plan(name);
         let prepared = self.services.prepare(None, name, plan.as_ref())?;
         let gateway = plan.as_ref().map(|plan| plan.gateway);
-        let id = self.dataplane.add_network(NetworkSettings { fdb: network.fdb(), gateway })?;
+        let id = self.dataplane.add_network(NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
         self.networks.insert(name.clone(), id);
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &[]);
         Ok(())
@@ -244,7 +244,7 @@ impl Switch {
         let (plan, ports) = (self.gateway_plan(name), self.ports_on(name));
         let prepared = self.services.prepare(Some(id), name, plan.as_ref())?;
         let gateway = plan.as_ref().map(|plan| plan.gateway);
-        self.dataplane.set_network(id, NetworkSettings { fdb: network.fdb(), gateway })?;
+        self.dataplane.set_network(id, NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &ports);
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
+use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
 use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
@@ -227,9 +228,26 @@ impl Lane {
                 Passage::On(copy) => self.pass_on(snapshot, ingress, frame, copy, now),
             }
         }
+        state.finish_batch(now, ingress.network, snapshot, self);
         gateway.shared.announce_mail(&state);
+        gateway.shared.note_nat(now, &state, gateway.home == self.worker);
         // Still locked: what the gateway sends keeps its order.
         self.finish_sending(snapshot);
+    }
+
+    /// Looks after the NAT of a network: events of its sockets, and timers. True if there was anything to do.
+    pub(crate) fn serve_nat(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, gateway): &(NetworkId, GatewayLink),
+        events: &Events,
+        now: Timestamp,
+    ) -> bool {
+        let mut state = gateway.shared.lock();
+        let busy = state.serve_nat(now, *network, snapshot, self, events);
+        gateway.shared.note_nat(now, &state, true);
+        self.finish_sending(snapshot);
+        busy
     }
 
     /// A frame that the gateway leaves to the others, in the form in which it has seen it.
@@ -338,7 +356,7 @@ impl Lane {
         port.counters.to_guest_bytes.add(tally.bytes);
     }
 
-    fn remember_to_flush(&mut self, port: PortId, at: usize) {
+    pub(crate) fn remember_to_flush(&mut self, port: PortId, at: usize) {
         let rings = &mut self.unshown[port.index()];
         if *rings == 0 {
             self.waiting.push(port);

@@ -41,5 +41,6 @@ pub use dataplane::{
     SocketRole, WorkerStatus,
 };
 pub use gateway::ServiceMessage;
+pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -3,11 +3,12 @@
 //! The private headers are written and the payload copied once, straight from the sender's buffers into the receiver's. Frames that
 //! take a chain each go in runs: chains first, then copies, so that their memory is on its way when it is needed.
 
-use weft_switch::{DropReason, EthernetHeader, Offload, SegmentKind, complete_checksum, segment};
+use weft_switch::{DropReason, EthernetHeader, Offload, OffloadFeatures, SegmentKind, complete_checksum, segment};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::{Batch, Frame};
 use crate::memory::Segment;
+use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch, write_frame};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
@@ -89,6 +90,48 @@ impl ToGuest {
         };
         self.unshown += tally.frames;
         transmitted
+    }
+
+    /// What may be left undone in frames for this guest.
+    pub(crate) fn offloads(&self) -> OffloadFeatures {
+        self.writer.features.offloads_to_guest
+    }
+
+    /// Takes chains for a frame of at most `len` bytes; `pieces` gets where these are. Says how many there is room for, which may be
+    /// fewer. Followed by [`Self::commit`] or [`Self::cancel`].
+    pub(crate) fn reserve(&mut self, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, TransmitError> {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.reserve(queue, len, pieces),
+            Ring::Packed(queue) => self.writer.reserve(queue, len, pieces),
+        }
+    }
+
+    /// The chains that were taken last hold a frame of `len` bytes, but for its beginning, which is `headers`. Those that are not needed
+    /// are given back.
+    pub(crate) fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload, tally: &mut Tally) {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.commit(queue, headers, len, offload, tally),
+            Ring::Packed(queue) => self.writer.commit(queue, headers, len, offload, tally),
+        }
+        self.unshown += tally.frames;
+    }
+
+    /// Gives back the chains that were taken last.
+    pub(crate) fn cancel(&mut self) {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.cancel(queue),
+            Ring::Packed(queue) => self.writer.cancel(queue),
+        }
+    }
+
+    /// Copies a private frame, which this guest takes as it is.
+    pub(crate) fn send(&mut self, frame: &[u8], offload: &Offload, tally: &mut Tally) -> Result<(), TransmitError> {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
+            Ring::Packed(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
+        }
+        self.unshown += tally.frames;
+        Ok(())
     }
 
     /// How many frames the guest was not shown yet.
@@ -245,7 +288,7 @@ impl Writer {
     ) -> Result<(), TransmitError> {
         // No truncation: at most a frame and its header.
         let needed = (self.features.header_len() + len) as u32;
-        self.gather(queue, needed)?;
+        self.gather(queue, needed, false)?;
         // No truncation: bounded by what `gather` takes.
         self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
         let mut left = needed;
@@ -279,41 +322,94 @@ impl Writer {
                 let mut outcome = Ok(());
                 let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
                     if outcome.is_ok() {
-                        outcome = self.deliver_private(queue, part, tally).or_else(|error| count_drop(error, counters));
+                        outcome =
+                            self.deliver_private(queue, part, &Offload::NONE, tally).or_else(|error| count_drop(error, counters));
                     }
                 });
                 cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);
-                self.deliver_private(queue, &whole, tally)
+                self.deliver_private(queue, &whole, &Offload::NONE, tally)
             }
-            (None, _) => self.deliver_private(queue, &whole, tally),
+            (None, _) => self.deliver_private(queue, &whole, &Offload::NONE, tally),
         };
         (self.whole, self.part) = (whole, part);
         outcome
     }
 
-    fn deliver_private(&mut self, queue: &mut impl Virtqueue, frame: &[u8], tally: &mut Tally) -> Result<(), TransmitError> {
+    fn deliver_private(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        frame: &[u8],
+        offload: &Offload,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
         let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
         let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
-        self.deliver(queue, header, Cursor::of_one(piece), frame.len(), &Offload::NONE, tally)
+        self.deliver(queue, header, Cursor::of_one(piece), frame.len(), offload, tally)
+    }
+
+    fn reserve(&mut self, queue: &mut impl Virtqueue, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, TransmitError> {
+        let header_len = self.features.header_len();
+        // No truncation: at most a frame and its header.
+        self.gather(queue, (header_len + len) as u32, true)?;
+        let room: usize = self.pieces.iter().map(|piece| piece.len).sum();
+        part_of(&self.pieces, header_len, len, pieces);
+        Ok(room.saturating_sub(header_len).min(len))
+    }
+
+    fn commit(&mut self, queue: &mut impl Virtqueue, headers: &[u8], len: usize, offload: &Offload, tally: &mut Tally) {
+        // No truncation: at most a frame and its header.
+        let mut left = (self.features.header_len() + len) as u32;
+        let (mut room, mut needed) = (0, 0);
+        while room < left && needed < self.chains.len() {
+            room += self.chains[needed].len;
+            needed += 1;
+        }
+        // No truncation: bounded by what `gather` takes.
+        let virtio_header = long_header(offload, needed as u16);
+        let mut target = Cursor::new(&self.pieces);
+        let written =
+            if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
+        let written = written && target.write(headers);
+        debug_assert!(written, "there is the room that was counted");
+        queue.untake(self.chains[needed..].iter().map(|chain| chain.slots).sum());
+        for chain in &self.chains[..needed] {
+            let written = left.min(chain.len);
+            queue.complete(chain, written);
+            left -= written;
+        }
+        tally.frames += 1;
+        tally.bytes += len as u64;
+    }
+
+    fn cancel(&mut self, queue: &mut impl Virtqueue) {
+        queue.untake(self.chains.iter().map(|chain| chain.slots).sum());
     }
 
     /// Takes chains until they have room for `needed` bytes; all their pieces are in `self.pieces` then. Takes none when they
-    /// don't.
-    fn gather(&mut self, queue: &mut impl Virtqueue, needed: u32) -> Result<(), TransmitError> {
+    /// don't, unless `fewer` will do.
+    fn gather(&mut self, queue: &mut impl Virtqueue, needed: u32, fewer: bool) -> Result<(), TransmitError> {
         self.chains.clear();
         self.pieces.clear();
         let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
         while room < needed {
-            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 {
+            let no_more = (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32;
+            if no_more && fewer {
+                return Ok(());
+            }
+            if no_more {
                 queue.untake(slots);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
             let mut chain = Chain::NONE;
             let taken = queue.take(needed - room, &mut self.pieces, &mut chain);
-            if !taken.map_err(|fault| queue.base().explain(fault))? {
+            let taken = taken.map_err(|fault| queue.base().explain(fault))?;
+            if !taken && fewer && room > 0 {
+                return Ok(());
+            }
+            if !taken {
                 queue.untake(slots);
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             }

@@ -34,7 +34,7 @@ fn gateway() -> GatewaySettings {
 }
 
 fn network(gateway: Option<GatewaySettings>) -> NetworkSettings {
-    NetworkSettings { fdb: FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) }, gateway }
+    NetworkSettings { fdb: FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) }, gateway, nat: None }
 }
 
 /// A switch whose first network has a gateway.

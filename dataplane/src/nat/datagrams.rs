@@ -323,6 +323,14 @@ impl Datagrams {
         self.flows.deadline()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    pub(super) fn set_capacity(&mut self, capacity: u32) {
+        self.flows.set_capacity(capacity);
+    }
+
     pub(super) fn list(&self) -> impl Iterator<Item = MappingStatus> {
         self.flows.ids(None).filter_map(|id| self.flows.value(id)).map(|mapped| {
             let (from_guest, to_guest) = mapped.bytes();

@@ -29,30 +29,43 @@ const PORTS: u32 = 16;
 
 /// A way in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Forward {
+pub struct Forward {
     /// UDP; else TCP.
-    pub(crate) udp: bool,
+    pub udp: bool,
     /// The host's end; an unspecified address is all of the host's, port zero any that is free.
-    pub(crate) bind: SocketAddrV4,
+    pub bind: SocketAddrV4,
     /// The guest's end.
-    pub(crate) target: SocketAddrV4,
+    pub target: SocketAddrV4,
 }
 
 /// Why a way in can't be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ForwardError {
+pub enum ForwardError {
+    /// The network has no NAT.
+    #[error("the network has no way outside, and so none inside")]
+    NoNat,
+    /// Another program or forward has it.
     #[error("{0} is taken: another program or another forward listens there")]
     Taken(SocketAddrV4),
+    /// Two UDP forwards to one port.
     #[error("{0} is already forwarded to by UDP: a guest's port can have one forward")]
     TargetTaken(SocketAddrV4),
+    /// A port for which weft lacks the privilege.
     #[error(
         "ports below 1024 need a privilege: let weft have CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start to {0}"
     )]
     Privileged(u16),
+    /// An address of another host.
     #[error("{0} is not an address of this host")]
     NotLocal(SocketAddrV4),
+    /// Something else.
     #[error("{bind} can't be listened on: {error}")]
-    Other { bind: SocketAddrV4, error: Errno },
+    Other {
+        /// Where it should listen.
+        bind: SocketAddrV4,
+        /// Why it can't.
+        error: std::io::ErrorKind,
+    },
 }
 
 impl ForwardError {
@@ -63,7 +76,7 @@ impl ForwardError {
             Errno::EXIST => Self::TargetTaken(forward.target),
             Errno::ACCESS | Errno::PERM => Self::Privileged(bind.port()),
             Errno::ADDRNOTAVAIL => Self::NotLocal(bind),
-            error => Self::Other { bind, error },
+            error => Self::Other { bind, error: error.kind() },
         }
     }
 }
@@ -174,6 +187,10 @@ impl Forwards {
         for (id, _) in self.rules.iter().filter(|(_, rule)| rule.starved) {
             common.ready.push_back(super::Ready::Listener(id as u32));
         }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.calling.is_empty()
     }
 
     /// True if somebody waits who has to be thought of soon.

@@ -8,7 +8,7 @@
 //!    buffers. Data of connections are only noted.
 //! 2. [`Engine::flush`], while the batch still has its buffers: one `sendmsg` for all segments of a connection in a row, and then one
 //!    acknowledgment for them.
-//! 3. [`Engine::ready`] for each event of the worker's poll that is the engine's ([`Engine::owner`]), and [`Engine::poll`] in each round:
+//! 3. [`Engine::ready`] for each event of the worker's poll, and [`Engine::poll`] in each round:
 //!    what sockets have goes straight into the guests' buffers, timers run out, guests without room are tried again.
 //!
 //! Nothing here blocks, and nothing is kept of what is on its way: data wait in the guest's memory or in the kernel's buffers. A guest that
@@ -16,49 +16,100 @@
 //!
 //! The guests' rings are behind [`ToGuests`]; so the whole engine can be tested with memory of the tests' own.
 
-// The worker that is to call it is not there yet.
-#![allow(dead_code)]
-
 #[allow(unsafe_code)]
 mod calls;
 mod datagrams;
 mod forwards;
+mod rings;
 mod seam;
 mod socket;
 mod tcp;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mio::event::Event;
 use mio::{Registry, Token};
 use rustix::io::Errno;
+use weft_switch::gateway::GatewaySettings;
 use weft_switch::nat::error::{IcmpError, Subject};
 use weft_switch::nat::frame::{self, Link};
 use weft_switch::nat::tcp::{CloseReason, TcpSettings};
 use weft_switch::nat::udp::UdpSettings;
 use weft_switch::nat::{Audit, AuditLog, FlowId, PortRate, Protocol};
-use weft_switch::{DropReason, MacAddr, NetworkId, Offload, PortId, Station, Subnet, Timestamp};
+use weft_switch::{DropReason, MacAddr, Offload, PortId, Station, Subnet, Timestamp};
 
 use self::calls::Calls;
 use self::datagrams::Datagrams;
-pub(crate) use self::forwards::{Forward, ForwardError};
+pub use self::forwards::{Forward, ForwardError};
+pub(crate) use self::rings::GuestRings;
 pub(crate) use self::seam::{Disposition, GuestPacket, ToGuests};
 use self::tcp::Streams;
 use crate::memory::Segment;
 
-/// Tokens of an engine's sockets have this bit; below are the network, the kind of socket and its number.
+/// Tokens of an engine's sockets have this bit; below are the engine's number, the kind of socket and its number.
 const TOKEN: usize = 1 << 62;
-const NETWORK_SHIFT: u32 = 40;
+const ENGINE_SHIFT: u32 = 40;
 const KIND_SHIFT: u32 = 36;
+const ENGINES: usize = 1 << (62 - ENGINE_SHIFT);
 /// ICMP errors and resets for one port: in a row, and how far apart they are over a while (RFC 1812, section 4.3.2.8).
 const ERRORS: u32 = 50;
 const ERROR_INTERVAL: Duration = Duration::from_millis(20);
-/// How soon a guest without room is looked at again.
+/// How soon a guest without room is looked at again, and one that is not there.
 const ROOM_RETRY: Duration = Duration::from_millis(1);
+const ABSENT_RETRY: Duration = Duration::from_millis(250);
 /// The most timers that run out in a round.
 const TIMERS: usize = 1024;
+
+/// What the NAT of a network is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NatSettings {
+    /// The most connections, of all guests. One guest may have half of what is free.
+    pub connections: u32,
+    /// The most mappings of UDP and ICMP echo, in the same way. Each of both takes a file descriptor.
+    pub mappings: u32,
+    /// After how long an idle connection's guest is asked whether it is still there: at least 2 h 4 min (RFC 5382, REQ-5).
+    pub tcp_established: Duration,
+    /// After how long a connection that is being opened or closed is given up: at least 4 min (RFC 5382, REQ-5).
+    pub tcp_transitory: Duration,
+    /// Times and rules of UDP.
+    pub udp: UdpSettings,
+    /// How long an echo identifier is kept: at least a minute (RFC 5508, REQ-2).
+    pub echo_timeout: Duration,
+}
+
+impl Default for NatSettings {
+    fn default() -> Self {
+        let TcpSettings { established, transitory, .. } = TcpSettings::new(1500);
+        Self {
+            connections: 32_768,
+            mappings: 8_192,
+            tcp_established: established,
+            tcp_transitory: transitory,
+            udp: UdpSettings::default(),
+            echo_timeout: weft_switch::nat::echo::TIMEOUT,
+        }
+    }
+}
+
+impl EngineSettings {
+    pub(crate) fn new(gateway: &GatewaySettings, nat: &NatSettings) -> Self {
+        let (established, transitory) = (nat.tcp_established, nat.tcp_transitory);
+        Self {
+            subnet: gateway.subnet,
+            gateway: gateway.address,
+            gateway_mac: gateway.mac,
+            mtu: gateway.mtu,
+            tcp: TcpSettings { established, transitory, ..TcpSettings::new(gateway.mtu) },
+            udp: nat.udp,
+            echo_timeout: nat.echo_timeout,
+            connections: nat.connections,
+            mappings: nat.mappings,
+        }
+    }
+}
 
 /// What an engine is made of.
 #[derive(Clone, Copy, Debug)]
@@ -81,16 +132,25 @@ pub(crate) struct EngineSettings {
 
 /// A mapping, for whoever wants to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MappingStatus {
-    pub(crate) port: PortId,
-    pub(crate) protocol: Protocol,
-    pub(crate) inside: SocketAddrV4,
-    pub(crate) outside: Option<u16>,
-    pub(crate) remote: SocketAddrV4,
-    pub(crate) forwarded: bool,
-    pub(crate) since: Timestamp,
-    pub(crate) from_guest: u64,
-    pub(crate) to_guest: u64,
+pub struct MappingStatus {
+    /// Whose it is.
+    pub port: PortId,
+    /// What it carries.
+    pub protocol: Protocol,
+    /// The guest's end; for echo its port is the identifier.
+    pub inside: SocketAddrV4,
+    /// The host's port.
+    pub outside: Option<u16>,
+    /// The far end; of UDP and echo the first.
+    pub remote: SocketAddrV4,
+    /// The far end asked for it, by a forward.
+    pub forwarded: bool,
+    /// When it was opened.
+    pub since: Timestamp,
+    /// Bytes of payload from the guest.
+    pub from_guest: u64,
+    /// Bytes of payload to it.
+    pub to_guest: u64,
 }
 
 /// The NAT of one network.
@@ -106,7 +166,8 @@ pub(crate) struct Engine {
 #[derive(Debug)]
 struct Common {
     settings: EngineSettings,
-    network: NetworkId,
+    /// Different for every engine that there ever was, or nearly.
+    number: usize,
     registry: Registry,
     calls: Calls,
     audit: AuditLog,
@@ -168,10 +229,11 @@ impl From<&Event> for Readiness {
 
 impl Engine {
     /// An engine without mappings, whose sockets report to the poll behind `registry`.
-    pub(crate) fn new(network: NetworkId, settings: EngineSettings, registry: Registry) -> Self {
+    pub(crate) fn new(settings: EngineSettings, registry: Registry) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let common = Common {
             settings,
-            network,
+            number: NUMBER.fetch_add(1, Ordering::Relaxed) % ENGINES,
             registry,
             calls: Calls::new(),
             audit: AuditLog::default(),
@@ -190,10 +252,26 @@ impl Engine {
         Self { common, streams, datagrams, forwards: forwards::Forwards::default() }
     }
 
-    /// The network whose engine an event is for, if it is for one.
-    pub(crate) fn owner(token: Token) -> Option<NetworkId> {
-        // No truncation: it is what was put in.
-        (token.0 & TOKEN != 0).then_some(NetworkId((token.0 >> NETWORK_SHIFT) as u16))
+    /// True if an event is for any engine.
+    pub(crate) fn is_one(token: Token) -> bool {
+        token.0 & TOKEN != 0 && token.0 >> 63 == 0
+    }
+
+    /// True if an event is for this engine.
+    fn owns(&self, token: Token) -> bool {
+        token.0 >> ENGINE_SHIFT == (TOKEN >> ENGINE_SHIFT) | self.common.number
+    }
+
+    /// Changes the settings. What is there stays, with the times that it has begun with.
+    pub(crate) fn reconfigure(&mut self, settings: EngineSettings) {
+        self.common.settings = settings;
+        self.streams.set_capacity(settings.connections);
+        self.datagrams.set_capacity(settings.mappings);
+    }
+
+    /// True if it has any socket.
+    pub(crate) fn is_in_use(&self) -> bool {
+        !(self.streams.is_empty() && self.datagrams.is_empty() && self.forwards.is_empty())
     }
 
     /// Takes a packet of a guest's. Its buffers must stay until [`Self::flush`].
@@ -215,8 +293,11 @@ impl Engine {
         self.common.send_waiting(guests);
     }
 
-    /// Notes an event of the worker's poll.
+    /// Notes an event of the worker's poll, if it is for this engine.
     pub(crate) fn ready(&mut self, now: Timestamp, event: &Event) {
+        if !self.owns(event.token()) {
+            return;
+        }
         let token = event.token().0;
         let id = token as u32;
         match (token >> KIND_SHIFT) & 0xf {
@@ -250,8 +331,8 @@ impl Engine {
         if !self.common.ready.is_empty() {
             return Some(now);
         }
-        let retry = (self.streams.is_blocked() || self.forwards.is_calling()).then(|| now.after(ROOM_RETRY));
-        [self.streams.deadline(), self.datagrams.deadline(), retry].into_iter().flatten().min()
+        let calling = self.forwards.is_calling().then(|| now.after(ROOM_RETRY));
+        [self.streams.deadline(), self.datagrams.deadline(), calling].into_iter().flatten().min()
     }
 
     /// Ends everything that a port has, or everything there is: far ends and, where they are still there, guests are told. The next
@@ -290,7 +371,7 @@ impl Engine {
 
 impl Common {
     fn token(&self, kind: Kind, id: u32) -> Token {
-        Token(TOKEN | usize::from(self.network.0) << NETWORK_SHIFT | (kind as usize) << KIND_SHIFT | id as usize)
+        Token(TOKEN | self.number << ENGINE_SHIFT | (kind as usize) << KIND_SHIFT | id as usize)
     }
 
     fn link(&self, station: Station) -> Link {
@@ -339,7 +420,7 @@ impl Common {
 }
 
 /// The places of `len` bytes, `skip` bytes behind the first of `pieces`.
-fn part_of(pieces: &[Segment], mut skip: usize, mut len: usize, into: &mut Vec<Segment>) {
+pub(crate) fn part_of(pieces: &[Segment], mut skip: usize, mut len: usize, into: &mut Vec<Segment>) {
     for piece in pieces {
         if len == 0 {
             break;

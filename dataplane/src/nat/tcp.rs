@@ -16,7 +16,7 @@ use weft_switch::{DropReason, PortId, Station, Timestamp, complete_checksum, seg
 use super::calls::{Marks, send_space};
 use super::seam::{Disposition, GuestPacket, NoRoom, ToGuests};
 use super::socket::{self, Connect, TcpSocket, socket_error};
-use super::{Common, Kind, MappingStatus, Readiness, Ready, TIMERS, part_of};
+use super::{ABSENT_RETRY, Common, Kind, MappingStatus, ROOM_RETRY, Readiness, Ready, TIMERS, part_of};
 use crate::memory::Segment;
 
 /// The most frames with data that one connection sends in a round.
@@ -55,6 +55,8 @@ struct Stream {
     /// It has a place in the next round.
     queued: bool,
     blocked: bool,
+    /// When it was last looked for, the guest was not there.
+    absent: bool,
     /// Where its data are gathered in this batch.
     gathered: Option<usize>,
 }
@@ -83,6 +85,8 @@ pub(super) struct Streams {
     gathered: Vec<Gathered>,
     gathered_len: usize,
     blocked: VecDeque<FlowId>,
+    /// When these are tried again.
+    retry_at: Option<Timestamp>,
     /// Ends that are remembered, oldest first.
     lingering: VecDeque<(FlowId, Ends)>,
     lingering_max: usize,
@@ -98,6 +102,7 @@ impl Streams {
             gathered: Vec::new(),
             gathered_len: 0,
             blocked: VecDeque::new(),
+            retry_at: None,
             lingering: VecDeque::new(),
             lingering_max: capacity as usize / LINGERING_PART,
             can_peek_at: socket::can_peek_at(),
@@ -218,6 +223,7 @@ impl Streams {
                 touched: false,
                 queued: false,
                 blocked: false,
+                absent: false,
                 gathered: None,
             },
         )
@@ -261,6 +267,7 @@ impl Streams {
                 touched: false,
                 queued: false,
                 blocked: false,
+                absent: false,
                 gathered: None,
             },
         );
@@ -354,7 +361,9 @@ impl Streams {
             common.ready.push_back(Ready::Stream(id));
         }
         if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
+            let retry_at = now.after(if stream.absent { ABSENT_RETRY } else { ROOM_RETRY });
             self.blocked.push_back(id);
+            self.retry_at = Some(self.retry_at.map_or(retry_at, |at| at.min(retry_at)));
         }
         let (deadline, is_over) = (stream.connection.deadline(), stream.connection.is_over());
         if had_socket && stream.socket.is_none() {
@@ -420,18 +429,22 @@ impl Streams {
             }
             self.work(common, now, id, guests);
         }
+        while let Some((id, ends)) = self.lingering.front() {
+            if self.flows.key(*id) == Some(*ends) {
+                break;
+            }
+            self.lingering.pop_front();
+        }
+        if self.retry_at.is_none_or(|at| at > now) {
+            return busy;
+        }
+        self.retry_at = None;
         for _ in 0..self.blocked.len() {
             let Some(id) = self.blocked.pop_front() else { break };
             let Some(stream) = self.flows.value_mut(id).filter(|stream| stream.blocked) else { continue };
             stream.blocked = false;
             stream.connection.room();
             self.work(common, now, id, guests);
-        }
-        while let Some((id, ends)) = self.lingering.front() {
-            if self.flows.key(*id) == Some(*ends) {
-                break;
-            }
-            self.lingering.pop_front();
         }
         busy
     }
@@ -447,15 +460,20 @@ impl Streams {
             && self.outside.is_empty()
             && self.touched.is_empty()
             && self.gathered_len == 0
-            && !self.is_blocked()
-    }
-
-    pub(super) fn is_blocked(&self) -> bool {
-        !self.blocked.is_empty()
+            && self.blocked.is_empty()
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        self.flows.deadline()
+        [self.flows.deadline(), self.retry_at].into_iter().flatten().min()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    pub(super) fn set_capacity(&mut self, capacity: u32) {
+        self.flows.set_capacity(capacity);
+        self.lingering_max = capacity as usize / LINGERING_PART;
     }
 
     pub(super) fn forget(&mut self, common: &mut Common, port: Option<PortId>) {
@@ -610,7 +628,8 @@ impl Stream {
                 self.connection.blocked();
                 return;
             }
-            Err(NoRoom::Full | NoRoom::Never) => {
+            Err(why) => {
+                self.absent = why == NoRoom::Never;
                 self.connection.blocked();
                 return;
             }

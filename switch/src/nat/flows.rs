@@ -59,6 +59,11 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
         }
     }
 
+    /// Changes how many there may be. Those that are too many stay until they end.
+    pub fn set_capacity(&mut self, capacity: u32) {
+        self.capacity = capacity as usize;
+    }
+
     /// True if `port` may have one more.
     #[must_use]
     pub fn has_room(&self, port: PortId) -> bool {

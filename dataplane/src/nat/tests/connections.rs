@@ -300,7 +300,7 @@ fn a_connection_that_nobody_knows_is_reset_towards_the_guest() {
     let settings = settings(1500);
     let registry = mio::Poll::new().unwrap();
     // As after a restart.
-    world.engine = super::super::Engine::new(weft_switch::NetworkId(5), settings, registry.registry().try_clone().unwrap());
+    world.engine = super::super::Engine::new(settings, registry.registry().try_clone().unwrap());
     world.tcp(handle).send_slice(b"still there?").unwrap();
     world.until("a reset", |world| world.tcp(handle).state() == State::Closed);
 }
