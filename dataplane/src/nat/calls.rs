@@ -248,7 +248,8 @@ pub(super) fn discard(socket: BorrowedFd<'_>, len: usize) -> Result<usize, Errno
     result(read)
 }
 
-/// Bytes that a stream would take now: by the measure that the kernel itself uses.
+/// Bytes that a stream would take now: half of what is left by the measure that the kernel itself uses, which counts what it needs to
+/// keep them, too, and whatever it still has to cut.
 pub(super) fn send_space(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     const SNDBUF: usize = 3;
     const WMEM_QUEUED: usize = 5;
@@ -258,7 +259,7 @@ pub(super) fn send_space(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     // SAFETY: `info` has `len` bytes.
     let got = unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, place, &raw mut len) };
     result(got as isize)?;
-    Ok(info[SNDBUF].saturating_sub(info[WMEM_QUEUED]))
+    Ok(info[SNDBUF].saturating_sub(info[WMEM_QUEUED]) / 2)
 }
 
 /// From where on a stream is peeked at next (`SO_PEEK_OFF`): fails where the kernel knows it for other sockets only.

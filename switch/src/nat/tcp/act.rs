@@ -37,6 +37,10 @@ impl Connection {
         if std::mem::take(&mut self.due.ack) {
             return Some(Action::Send(self.outgoing(self.to_guest.number(), Flags::default(), 0)));
         }
+        if self.due.duplicates > 0 {
+            self.due.duplicates -= 1;
+            return Some(Action::Send(self.outgoing(self.to_guest.number(), Flags::default(), 0)));
+        }
         if std::mem::take(&mut self.due.watch) {
             self.watching = true;
             return Some(Action::Watch);

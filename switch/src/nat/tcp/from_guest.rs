@@ -19,6 +19,8 @@ pub(super) struct FromGuest {
     space: u32,
     /// The most that it ever would have.
     space_max: u32,
+    /// The socket did not take all that was promised, so that the guest has to send some of it again.
+    lost: bool,
     /// By how many bits the windows that the guest is told are shifted.
     shift: u8,
     /// Bytes that the socket took.
@@ -39,7 +41,9 @@ pub struct Take {
 pub(super) enum Place {
     /// Some of it is new and follows what is there.
     New(Take),
-    /// There is a gap before it, or all of it is old: the guest is to be told what is expected.
+    /// There is a gap before it: the guest is to be told what is missing.
+    Early,
+    /// All of it is old: the guest is to be told what is expected.
     Useless,
 }
 
@@ -47,7 +51,8 @@ impl FromGuest {
     /// `next` is the number behind the guest's SYN.
     pub(super) fn new(next: Seq, space: u32, shift: u8) -> Self {
         let (pending, bytes) = (0, 0);
-        Self { next, pending, fin_pending: false, ended: false, edge: next, space, space_max: space, shift, bytes }
+        let (fin_pending, ended, lost) = (false, false, false);
+        Self { next, pending, fin_pending, ended, edge: next, space, space_max: space, lost, shift, bytes }
     }
 
     /// The number that is expected next, as the guest is told.
@@ -70,8 +75,11 @@ impl FromGuest {
     pub(super) fn offer(&mut self, segment: &Segment) -> Place {
         let skip = self.expected().since(segment.seq);
         let is_fin = segment.flags.has(super::Flags::FIN);
-        if self.ended || self.fin_pending || skip < 0 {
+        if self.ended || self.fin_pending {
             return Place::Useless;
+        }
+        if skip < 0 {
+            return Place::Early;
         }
         let skip = skip as u32;
         if skip > segment.payload_len || (skip == segment.payload_len && !is_fin) {
@@ -90,6 +98,7 @@ impl FromGuest {
         let ends = self.fin_pending && len == self.pending;
         self.next = self.next.plus(len);
         self.bytes += u64::from(len);
+        self.lost |= len < self.pending;
         self.space = if len < self.pending { 0 } else { self.space.saturating_sub(len) };
         (self.pending, self.fin_pending) = (0, false);
         if ends {
@@ -125,6 +134,13 @@ impl FromGuest {
         }
         // Rounded up, lest the window should shrink by what the shift cuts off.
         window.div_ceil(1 << self.shift).min(0xffff) as u16
+    }
+
+    /// True, once, if the guest has to send something again that there is room for now.
+    pub(super) fn misses(&mut self, mss: u32) -> bool {
+        let misses = self.lost && (self.space >= mss || self.space >= self.space_max / 2);
+        self.lost &= !misses;
+        misses
     }
 
     /// True if the window should be told to the guest for its own sake.

@@ -195,6 +195,8 @@ enum Socket {
 struct Due {
     syn: bool,
     ack: bool,
+    /// So many acknowledgments that say nothing new: the guest understands that something is missing (RFC 5681, section 3.2).
+    duplicates: u8,
     probe: bool,
     reset: bool,
     shutdown: bool,
@@ -383,12 +385,24 @@ impl Connection {
                 }
                 Some(take)
             }
+            Place::Early => {
+                self.miss(segment.payload_len);
+                None
+            }
             Place::Useless => {
                 self.due.ack = true;
                 self.finish_if_done(now);
                 None
             }
         }
+    }
+
+    /// Something is missing in front of `len` bytes: the guest is told as often as it would be by a network that had cut them into segments.
+    fn miss(&mut self, len: u32) {
+        const ENOUGH: u8 = 3;
+        let segments = len.div_ceil(self.to_guest.mss).min(ENOUGH.into()) as u8;
+        self.due.ack = true;
+        self.due.duplicates = (self.due.duplicates + segments).min(ENOUGH);
     }
 
     /// RFC 5961, section 3.2: a guess into the window is not enough.
@@ -429,6 +443,10 @@ impl Connection {
         }
         let grown = self.from_guest.has_grown(self.to_guest.mss);
         self.due.ack |= grown;
+        if self.from_guest.misses(self.to_guest.mss) {
+            // It need not wait for its timer.
+            self.miss(u32::MAX);
+        }
         if std::mem::take(&mut self.watching) && !grown && self.from_guest.is_starved(self.to_guest.mss) {
             self.watch_again = Some(now.after(SPACE_RETRY));
         }
