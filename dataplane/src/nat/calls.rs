@@ -35,6 +35,8 @@ pub(super) struct Marks {
     pub(super) ttl: Option<u8>,
     /// Its type of service.
     pub(super) tos: u8,
+    /// It stands for several datagrams, of this many bytes of payload each but the last.
+    pub(super) segment: Option<u16>,
 }
 
 /// What the kernel says in a socket's error queue (`ip(7)`, `IP_RECVERR`).
@@ -55,6 +57,15 @@ pub(super) struct QueuedError {
     pub(super) quoted: usize,
 }
 
+/// Datagrams that came in one piece.
+#[derive(Clone, Copy, Debug)]
+struct Arrived {
+    from: SocketAddrV4,
+    len: usize,
+    /// Bytes of each but the last, if they are several.
+    size: Option<u16>,
+}
+
 /// A control message buffer, aligned as the kernel wants it.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
@@ -67,7 +78,7 @@ pub(super) struct Calls {
     nowhere: Vec<u8>,
     /// Datagrams that came in, with who sent them and how long they are.
     datagrams: Vec<u8>,
-    arrived: Vec<(SocketAddrV4, usize)>,
+    arrived: Vec<Arrived>,
 }
 
 // SAFETY: the pieces are addresses that are followed only within the call that sets them.
@@ -146,6 +157,7 @@ impl Calls {
         // SAFETY: as above.
         let mut messages: [libc::mmsghdr; DATAGRAMS] = unsafe { zeroed() };
         let mut pieces = [libc::iovec { iov_base: null_mut(), iov_len: DATAGRAM_LEN }; DATAGRAMS];
+        let mut controls = [Control([0; CONTROL_LEN]); DATAGRAMS];
         for (at, message) in messages.iter_mut().enumerate() {
             // SAFETY: `datagrams` has `DATAGRAMS` times `SLOT_LEN` bytes.
             pieces[at].iov_base = unsafe { buffers.add(at * SLOT_LEN + HEADROOM) }.cast();
@@ -153,40 +165,53 @@ impl Calls {
             message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_name = (&raw mut addresses[at]).cast();
             message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+            message.msg_hdr.msg_control = controls[at].0.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = CONTROL_LEN;
         }
         let (socket, count) = (socket.as_raw_fd(), DATAGRAMS as u32);
         // SAFETY: each message points to buffers of its own that live until the call returns.
         let read = unsafe { libc::recvmmsg(socket, messages.as_mut_ptr(), count, libc::MSG_DONTWAIT, null_mut()) };
         let read = result(read as isize)?;
         let arrived = addresses.iter().zip(&messages).take(read);
-        self.arrived.extend(arrived.map(|(address, message)| (socket_address(address), message.msg_len as usize)));
+        self.arrived.extend(arrived.map(|(address, message)| Arrived {
+            from: socket_address(address),
+            len: message.msg_len as usize,
+            size: segment_size(&message.msg_hdr),
+        }));
         Ok(read)
     }
 
-    /// Who sent the `at`-th datagram that [`Self::receive`] found, and what it is, with [`HEADROOM`] bytes in front.
-    pub(super) fn arrived(&mut self, at: usize) -> (SocketAddrV4, &mut [u8]) {
-        let (from, len) = self.arrived[at];
-        (from, &mut self.datagrams[at * SLOT_LEN..][..HEADROOM + len])
+    /// Who sent the `at`-th datagram that [`Self::receive`] found, and what it is, with [`HEADROOM`] bytes in front. It may be several: then
+    /// it says also how many bytes each has.
+    pub(super) fn arrived(&mut self, at: usize) -> (SocketAddrV4, &mut [u8], Option<u16>) {
+        let Arrived { from, len, size } = self.arrived[at];
+        (from, &mut self.datagrams[at * SLOT_LEN..][..HEADROOM + len], size)
     }
 }
 
 impl Marks {
     /// Adds these to a message.
     fn write(self, message: &mut libc::msghdr, control: &mut Control) {
-        let wanted = [(libc::IP_TTL, self.ttl), (libc::IP_TOS, (self.tos != 0).then_some(self.tos))];
+        let ip = |value: u8| i32::from(value).to_ne_bytes();
+        let wanted = [
+            self.ttl.map(|ttl| (libc::IPPROTO_IP, libc::IP_TTL, ip(ttl), 4)),
+            (self.tos != 0).then(|| (libc::IPPROTO_IP, libc::IP_TOS, ip(self.tos), 4)),
+            self.segment.map(|size| {
+                let [one, other] = size.to_ne_bytes();
+                (libc::SOL_UDP, libc::UDP_SEGMENT, [one, other, 0, 0], 2)
+            }),
+        ];
         let mut used = 0;
-        for (kind, value) in wanted {
-            let Some(value) = value else { continue };
-            let value = i32::from(value);
-            // SAFETY: `CMSG_SPACE` and `CMSG_LEN` only compute; two messages of this size fit into the buffer, which is aligned for
-            // their headers.
+        for (level, kind, value, len) in wanted.into_iter().flatten() {
+            // SAFETY: `CMSG_SPACE` and `CMSG_LEN` only compute; three messages of at most four bytes fit into the buffer, which is aligned
+            // for their headers.
             unsafe {
                 let header: *mut libc::cmsghdr = control.0.as_mut_ptr().add(used).cast();
-                (*header).cmsg_level = libc::IPPROTO_IP;
+                (*header).cmsg_level = level;
                 (*header).cmsg_type = kind;
-                (*header).cmsg_len = libc::CMSG_LEN(size_of::<i32>() as u32) as usize;
-                libc::CMSG_DATA(header).cast::<i32>().write_unaligned(value);
-                used += libc::CMSG_SPACE(size_of::<i32>() as u32) as usize;
+                (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
+                libc::CMSG_DATA(header).copy_from_nonoverlapping(value.as_ptr(), len as usize);
+                used += libc::CMSG_SPACE(len) as usize;
             }
         }
         if used > 0 {
@@ -194,6 +219,24 @@ impl Marks {
             message.msg_controllen = used;
         }
     }
+}
+
+/// What the kernel says about the datagrams that it has put together (`UDP_GRO`).
+fn segment_size(message: &libc::msghdr) -> Option<u16> {
+    // SAFETY: the kernel has filled the header and what it points to.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !header.is_null() {
+        // SAFETY: `header` is one that the walk over the message found.
+        let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+        if (level, kind) == (libc::SOL_UDP, libc::UDP_GRO) {
+            // SAFETY: the data of such a message are an `int`.
+            let size = unsafe { libc::CMSG_DATA(header).cast::<i32>().read_unaligned() };
+            return u16::try_from(size).ok().filter(|size| *size > 0);
+        }
+        // SAFETY: as for the first one.
+        header = unsafe { libc::CMSG_NXTHDR(message, header) };
+    }
+    None
 }
 
 /// Takes the next error that the kernel has kept for this socket, if there is one. The beginning of the packet's payload goes to `quoted`.
@@ -265,6 +308,11 @@ pub(super) fn send_space(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
 /// From where on a stream is peeked at next (`SO_PEEK_OFF`): fails where the kernel knows it for other sockets only.
 pub(super) fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> Result<(), Errno> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)
+}
+
+/// Lets the kernel put datagrams in a row together (`UDP_GRO`, Linux 5.0).
+pub(super) fn set_receive_offload(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
 /// Asks for a queue of errors (`IP_RECVERR`).

@@ -13,12 +13,14 @@ use weft_switch::nat::{Audit, FlowId, FlowTable, Protocol, echo, ports, udp};
 use weft_switch::{DropReason, Offload, PortId, Station, Timestamp, complete_checksum};
 
 use super::calls::{self, DATAGRAMS, HEADROOM, Marks, QueuedError};
+use super::runs::{self, Run};
 use super::seam::{Disposition, GuestPacket, ToGuests};
 use super::socket::{self, DatagramSocket};
 use super::{Common, EXPIRED, Kind, MappingStatus, Readiness, Ready, TIMERS, part_of};
 use crate::memory::Segment;
 
 const UDP_HEADER_LEN: usize = 8;
+const ETHERNET_LEN: usize = 14;
 /// How often a socket is asked for more in one round.
 const BATCHES: usize = 4;
 /// The most errors of a socket that are looked at in one round.
@@ -57,13 +59,15 @@ type Key = (Protocol, SocketAddrV4);
 #[derive(Debug)]
 pub(super) struct Datagrams {
     flows: FlowTable<Key, Mapped>,
+    /// Datagrams of a batch that have not left yet.
+    run: Run,
     /// It was said already that this host does not let us ping.
     told_of_ping: bool,
 }
 
 impl Datagrams {
     pub(super) fn new(capacity: u32) -> Self {
-        Self { flows: FlowTable::new(capacity), told_of_ping: false }
+        Self { flows: FlowTable::new(capacity), run: Run::default(), told_of_ping: false }
     }
 
     /// A datagram of a guest's. Its checksum is not looked at: the way from the guest to here does not damage anything, and from here on the
@@ -89,12 +93,32 @@ impl Datagrams {
         if let Carrier::Udp(mapping) = &mut mapped.carrier {
             mapping.outbound(now, *to.ip(), len - UDP_HEADER_LEN);
         }
+        let kind = runs::Kind { id, to, marks: marks_of(packet), dont_fragment: packet.ip.dont_fragment };
+        if self.run.add(kind, packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN) {
+            return Disposition::Taken;
+        }
+        self.finish_run(common);
         common.window.clear();
         part_of(packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN, &mut common.window);
-        let window = std::mem::take(&mut common.window);
-        let sent = mapped.send(common, packet, to, &window);
-        common.window = window;
+        let Some(mapped) = self.flows.value_mut(id) else { return Disposition::Taken };
+        let sent = mapped.send(common, &kind);
+        if sent.is_ok() {
+            self.run.begin(kind);
+        }
         self.sent(common, id, sent)
+    }
+
+    /// Sends the datagrams of a batch that have not left yet.
+    pub(super) fn finish_run(&mut self, common: &mut Common) {
+        let mut run = std::mem::take(&mut self.run);
+        if let Some(kind) = run.kind()
+            && run.count() > 0
+            && let Some(mapped) = self.flows.value_mut(kind.id)
+        {
+            mapped.send_run(common, &kind, &run);
+        }
+        run.clear();
+        self.run = run;
     }
 
     /// An ICMP message of a guest's: queries are passed on (RFC 5508, REQ-1), errors are not, since those that a guest has to send are about
@@ -116,8 +140,11 @@ impl Datagrams {
             mapping.outbound(now, *remote.ip(), message.len());
         }
         // The kernel puts the identifier and the checksum in.
-        let piece = Segment { ptr: message.as_ptr().cast_mut(), len: message.len() };
-        let sent = mapped.send(common, packet, common.outward(remote), &[piece]);
+        let to = common.outward(remote);
+        common.window.clear();
+        common.window.push(Segment { ptr: message.as_ptr().cast_mut(), len: message.len() });
+        let kind = runs::Kind { id, to, marks: marks_of(packet), dont_fragment: packet.ip.dont_fragment };
+        let sent = mapped.send(common, &kind);
         self.sent(common, id, sent)
     }
 
@@ -350,27 +377,53 @@ impl Datagrams {
 }
 
 impl Mapped {
-    fn send(&mut self, common: &mut Common, packet: &GuestPacket<'_>, to: SocketAddrV4, pieces: &[Segment]) -> Result<(), Errno> {
-        self.socket.set_dont_fragment(packet.ip.dont_fragment)?;
-        let ttl = packet.ip.ttl.saturating_sub(1).max(1);
-        let marks = Marks { ttl: (ttl < TTL_TRACED).then_some(ttl), tos: packet.ip.tos };
-        let sent = common.calls.send(self.socket.fd(), Some(to), pieces, marks);
+    /// Sends the datagram that `common.window` has.
+    fn send(&mut self, common: &mut Common, kind: &runs::Kind) -> Result<(), Errno> {
+        let window = std::mem::take(&mut common.window);
+        let sent = self.send_pieces(common, kind, kind.marks, &window);
+        common.window = window;
+        sent
+    }
+
+    fn send_pieces(&mut self, common: &mut Common, kind: &runs::Kind, marks: Marks, pieces: &[Segment]) -> Result<(), Errno> {
+        self.socket.set_dont_fragment(kind.dont_fragment)?;
+        let sent = common.calls.send(self.socket.fd(), Some(kind.to), pieces, marks);
         match sent {
             Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::PROTO | Errno::CONNRESET) => {
                 // That was about an earlier one: errors end nothing (RFC 4787, REQ-12).
                 self.has_errors = true;
                 self.socket.clear_error();
-                common.calls.send(self.socket.fd(), Some(to), pieces, marks)
+                common.calls.send(self.socket.fd(), Some(kind.to), pieces, marks)
             }
             other => other,
         }
         .map(drop)
     }
 
+    /// Sends several datagrams: with one call, or one by one if the kernel does not want them together.
+    fn send_run(&mut self, common: &mut Common, kind: &runs::Kind, run: &Run) {
+        let (pieces, size) = run.all();
+        let marks = Marks { segment: (run.count() > 1).then_some(size), ..kind.marks };
+        match self.send_pieces(common, kind, marks, pieces) {
+            Ok(()) => return,
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => {
+                common.drops.push((self.port, DropReason::HostBusy, run.count() as u64));
+                return;
+            }
+            Err(_) => {}
+        }
+        let failed = run.each().filter(|pieces| self.send_pieces(common, kind, kind.marks, pieces).is_err()).count();
+        if failed > 0 {
+            self.has_errors = true;
+            common.drops.push((self.port, DropReason::Unreachable, failed as u64));
+        }
+    }
+
     /// The `at`-th datagram that has just come.
     fn deliver(&mut self, common: &mut Common, now: Timestamp, at: usize, guests: &mut impl ToGuests) {
-        let (from, slot) = common.calls.arrived(at);
+        let (from, slot, size) = common.calls.arrived(at);
         let len = slot.len() - HEADROOM;
+        let size = size.map_or(len, usize::from).max(1);
         let source = if from.ip().is_loopback() { SocketAddrV4::new(common.settings.gateway, from.port()) } else { from };
         if self.station.is_none() {
             self.station = guests.station(now, *self.inside.ip());
@@ -383,23 +436,28 @@ impl Mapped {
                 if !mapping.inbound(now, *from.ip(), len) {
                     return;
                 }
-                if len + UDP_HEADERS_LEN - 14 > usize::from(mtu) {
-                    let identification = common.identification.wrapping_add(1);
-                    common.identification = identification;
-                    let frames = frame::udp_fragments(link, source, self.inside, &slot[HEADROOM..], mtu, identification);
-                    send_all(guests, station.port, &frames);
+                let fits = size + UDP_HEADERS_LEN - ETHERNET_LEN <= usize::from(mtu);
+                let offloads = guests.offloads(station.port);
+                if fits && (len <= size || (offloads.udp && offloads.checksum)) {
+                    // As it came: one datagram, or several that the guest cuts apart.
+                    let offload = frame::udp(link, source, self.inside, len, size, &mut common.frame);
+                    let start = HEADROOM - common.frame.len();
+                    slot[start..HEADROOM].copy_from_slice(&common.frame);
+                    send_udp(guests, station.port, &mut slot[start..], &offload);
                     return;
                 }
-                let mut offload = frame::udp(link, source, self.inside, len, &mut common.frame);
-                let start = HEADROOM - common.frame.len();
-                slot[start..HEADROOM].copy_from_slice(&common.frame);
-                let whole = &mut slot[start..];
-                if let Some(checksum) = offload.checksum.filter(|_| !guests.offloads(station.port).checksum) {
-                    complete_checksum(whole, checksum);
-                    offload = Offload::NONE;
+                for datagram in slot[HEADROOM..].chunks(size) {
+                    if !fits {
+                        let identification = common.identification.wrapping_add(1);
+                        common.identification = identification;
+                        let frames = frame::udp_fragments(link, source, self.inside, datagram, mtu, identification);
+                        send_all(guests, station.port, &frames);
+                        continue;
+                    }
+                    let offload = frame::udp(link, source, self.inside, datagram.len(), size, &mut common.frame);
+                    common.frame.extend_from_slice(datagram);
+                    send_udp(guests, station.port, &mut common.frame, &offload);
                 }
-                // What a guest has no room for is lost, as on any network; `send` has counted it.
-                let _ = guests.send(station.port, whole, &offload);
             }
             Carrier::Echo(mapping) => {
                 let Some(reply) = echo::reply(&slot[HEADROOM..], self.inside.port()) else { return };
@@ -471,6 +529,23 @@ impl Mapped {
             closed: closed.map(|reason| Closed { reason, from_guest, to_guest, lasted: now.since(self.since) }),
         }
     }
+}
+
+/// Sends a datagram whose checksum is only begun, unless its guest wants it finished.
+fn send_udp(guests: &mut impl ToGuests, port: PortId, frame: &mut [u8], offload: &Offload) {
+    let finished = offload.checksum.filter(|_| !guests.offloads(port).checksum);
+    let offload = finished.map_or(*offload, |checksum| {
+        complete_checksum(frame, checksum);
+        Offload::NONE
+    });
+    // What a guest has no room for is lost, as on any network; `send` has counted it.
+    let _ = guests.send(port, frame, &offload);
+}
+
+/// How a packet is to look outside. A guest that traces a route has its own TTL, one less for the router that weft is.
+fn marks_of(packet: &GuestPacket<'_>) -> Marks {
+    let ttl = packet.ip.ttl.saturating_sub(1).max(1);
+    Marks { ttl: (ttl < TTL_TRACED).then_some(ttl), tos: packet.ip.tos, segment: None }
 }
 
 fn send_all(guests: &mut impl ToGuests, port: PortId, frames: &[Vec<u8>]) {

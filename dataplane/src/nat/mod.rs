@@ -4,10 +4,10 @@
 //!
 //! An [`Engine`] belongs to one network and to the worker that is the network's home. It is called with the batch:
 //!
-//! 1. [`Engine::receive`] for each packet that the gateway found to be for the outside. Datagrams leave at once, straight from the guest's
-//!    buffers. Data of connections are only noted.
-//! 2. [`Engine::flush`], while the batch still has its buffers: one `sendmsg` for all segments of a connection in a row, and then one
-//!    acknowledgment for them.
+//! 1. [`Engine::receive`] for each packet that the gateway found to be for the outside. A datagram leaves at once, straight from the
+//!    guest's buffers; those that follow it, and data of connections, are only noted.
+//! 2. [`Engine::flush`], while the batch still has its buffers: one `sendmsg` for all datagrams in a row to the same place, or all segments
+//!    of a connection, and then one acknowledgment for them.
 //! 3. [`Engine::ready`] for each event of the worker's poll, and [`Engine::poll`] in each round:
 //!    what sockets have goes straight into the guests' buffers, timers run out, guests without room are tried again.
 //!
@@ -21,6 +21,7 @@ mod calls;
 mod datagrams;
 mod forwards;
 mod rings;
+mod runs;
 mod seam;
 mod socket;
 mod tcp;
@@ -175,6 +176,8 @@ struct Common {
     errors: PortRate,
     /// Frames that are to be sent at the next opportunity.
     outbox: Vec<(PortId, Vec<u8>)>,
+    /// Frames of guests that went no further after all.
+    drops: Vec<(PortId, DropReason, u64)>,
     /// Work for the next round.
     ready: VecDeque<Ready>,
     hasher: ahash::RandomState,
@@ -239,6 +242,7 @@ impl Engine {
             audit: AuditLog::default(),
             errors: PortRate::new(ERROR_INTERVAL, ERRORS),
             outbox: Vec::new(),
+            drops: Vec::new(),
             ready: VecDeque::new(),
             hasher: ahash::RandomState::new(),
             frame: Vec::new(),
@@ -290,6 +294,7 @@ impl Engine {
     /// Sends what was noted in [`Self::receive`], and answers. To be called at the end of each batch.
     pub(crate) fn flush(&mut self, now: Timestamp, guests: &mut impl ToGuests) {
         self.streams.flush(&mut self.common, now, guests);
+        self.datagrams.finish_run(&mut self.common);
         self.common.send_waiting(guests);
     }
 
@@ -407,6 +412,9 @@ impl Common {
     }
 
     fn send_waiting(&mut self, guests: &mut impl ToGuests) {
+        for (port, reason, frames) in self.drops.drain(..) {
+            guests.count_drop(port, reason, frames);
+        }
         for (port, frame) in self.outbox.drain(..) {
             // What a guest has no room for is lost, as on any network; `send` has counted it.
             let _ = guests.send(port, &frame, &Offload::NONE);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::MutexGuard;
 
 use weft_switch::gateway::Gateway;
-use weft_switch::{NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp};
+use weft_switch::{DropReason, NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp};
 
 use super::seam::{NoRoom, ToGuests};
 use crate::lane::Lane;
@@ -43,7 +43,7 @@ impl<'a> GuestRings<'a> {
 
     fn failed(&self, port: &PortLink, ring: &RingLink<ToGuest>, error: TransmitError) -> NoRoom {
         match error {
-            TransmitError::Dropped(weft_switch::DropReason::ReceiverFull) => NoRoom::Full,
+            TransmitError::Dropped(DropReason::ReceiverFull) => NoRoom::Full,
             TransmitError::Dropped(reason) => {
                 port.counters.drop_frames(reason, 1);
                 NoRoom::Never
@@ -107,6 +107,12 @@ impl ToGuests for GuestRings<'_> {
         self.gateway.resolve(now, address, self.answers)
     }
 
+    fn count_drop(&mut self, port: PortId, reason: DropReason, frames: u64) {
+        if let Some(port) = self.snapshot.port(port).filter(|port| port.network == self.network) {
+            port.counters.drop_frames(reason, frames);
+        }
+    }
+
     fn send(&mut self, port: PortId, frame: &[u8], offload: &Offload) -> Result<(), NoRoom> {
         let (port, ring, at) = self.ring(port).ok_or(NoRoom::Never)?;
         let mut guard = ring.lock();
@@ -120,7 +126,7 @@ impl ToGuests for GuestRings<'_> {
                 drop(guard);
                 let why = self.failed(port, ring, error);
                 if why == NoRoom::Full {
-                    port.counters.drop_frames(weft_switch::DropReason::ReceiverFull, 1);
+                    port.counters.drop_frames(DropReason::ReceiverFull, 1);
                 }
                 Err(why)
             }

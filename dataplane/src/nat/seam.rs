@@ -67,6 +67,9 @@ pub(crate) trait ToGuests {
     /// Who has this address of the network's. If nobody knows, it is found out, and a later call may know.
     fn station(&mut self, now: Timestamp, address: Ipv4Addr) -> Option<Station>;
 
+    /// Counts frames of `port` that went no further after all.
+    fn count_drop(&mut self, port: PortId, reason: DropReason, frames: u64);
+
     /// Copies a frame to `port`. What does not fit is lost, and counted.
     fn send(&mut self, port: PortId, frame: &[u8], offload: &Offload) -> Result<(), NoRoom>;
 }

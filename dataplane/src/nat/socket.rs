@@ -162,6 +162,10 @@ impl DatagramSocket {
     fn new(protocol: Option<Protocol>, addresses: impl Iterator<Item = SocketAddrV4>) -> Result<Self, Errno> {
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, protocol)?;
         calls::set_error_queue(fd.as_fd())?;
+        if protocol.is_none() {
+            // Without it they come one by one.
+            let _ = calls::set_receive_offload(fd.as_fd());
+        }
         let mut last = Err(Errno::ADDRINUSE);
         for address in addresses {
             last = rustix::net::bind(&fd, &address);

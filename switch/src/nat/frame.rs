@@ -63,8 +63,9 @@ pub fn tcp(
     Offload { checksum, segmentation }
 }
 
-/// The same for a UDP datagram of `len` bytes of payload.
-pub fn udp(link: Link, source: SocketAddrV4, destination: SocketAddrV4, len: usize, into: &mut Vec<u8>) -> Offload {
+/// The same for a UDP datagram of `len` bytes of payload; if it has more than `size`, it stands for several, of `size` bytes each but the
+/// last.
+pub fn udp(link: Link, source: SocketAddrV4, destination: SocketAddrV4, len: usize, size: usize, into: &mut Vec<u8>) -> Offload {
     into.clear();
     link.write(into);
     ipv4(source, destination, UDP, IPV4_LEN + UDP_LEN + len, into);
@@ -74,7 +75,9 @@ pub fn udp(link: Link, source: SocketAddrV4, destination: SocketAddrV4, len: usi
     for word in [source.port(), destination.port(), (UDP_LEN + len) as u16, sum] {
         into.extend_from_slice(&word.to_be_bytes());
     }
-    Offload { checksum: Some(PartialChecksum { start: TRANSPORT_AT as u16, offset: UDP_CHECKSUM_AT }), segmentation: None }
+    // No truncation: a datagram is no larger.
+    let segmentation = (len > size).then_some(Segmentation { kind: SegmentKind::Udp, size: size as u16, ecn: false });
+    Offload { checksum: Some(PartialChecksum { start: TRANSPORT_AT as u16, offset: UDP_CHECKSUM_AT }), segmentation }
 }
 
 /// A datagram that is larger than the network's MTU, in fragments, its checksum complete.
@@ -179,7 +182,7 @@ mod tests {
     #[test]
     fn a_datagram_is_complete_once_its_checksum_is() {
         let mut frame = Vec::new();
-        let offload = udp(LINK, PEER, GUEST, 5, &mut frame);
+        let offload = udp(LINK, PEER, GUEST, 5, 5, &mut frame);
         assert_eq!((frame.len(), offload.segmentation), (UDP_HEADERS_LEN, None));
         frame.extend_from_slice(b"hello");
         crate::complete_checksum(&mut frame, offload.checksum.unwrap());

@@ -135,6 +135,49 @@ fn a_datagram_larger_than_the_mtu_reaches_the_guest_in_fragments_rfc_4787_req_13
 }
 
 #[test]
+fn datagrams_in_a_row_leave_together_and_arrive_apart() {
+    let mut world = World::new();
+    let guest = world.udp_socket(5000);
+    let (far, port) = far_udp("127.0.0.1");
+    let (other, other_port) = far_udp("127.0.0.1");
+    let lengths = [100, 100, 100, 40, 100, 1472, 1472, 1, 0, 0, 7, 1472];
+    for len in lengths {
+        world.udp(guest).send_slice(&pattern(len), to(port)).unwrap();
+    }
+    world.udp(guest).send_slice(b"other", to(other_port)).unwrap();
+    world.udp(guest).send_slice(b"again", to(port)).unwrap();
+    for len in lengths {
+        assert_eq!(arrived(&mut world, &far).1, pattern(len));
+    }
+    assert_eq!(arrived(&mut world, &far).1, b"again");
+    assert_eq!(arrived(&mut world, &other).1, b"other");
+    assert_eq!((world.refused.len(), world.ring.late.len()), (0, 0));
+}
+
+#[test]
+fn datagrams_that_the_kernel_has_put_together_reach_the_guest_one_by_one_or_as_it_agreed_to() {
+    let uso = OffloadFeatures { udp: true, ..GuestKind::default().offloads };
+    for offloads in [OffloadFeatures::default(), GuestKind::default().offloads, uso] {
+        let mut world = World::with(GuestKind { offloads, ..GuestKind::default() }, settings(1500));
+        let guest = world.udp_socket(5000);
+        let (far, port) = far_udp("127.0.0.1");
+        world.udp(guest).send_slice(b"x", to(port)).unwrap();
+        let (from, _) = arrived(&mut world, &far);
+        // A sender that cuts late: the kernel keeps such datagrams together as long as it can.
+        let socket = rustix::fd::AsFd::as_fd(&far);
+        let data = pattern(10 * 1000 + 300);
+        let piece = crate::memory::Segment { ptr: data.as_ptr().cast_mut(), len: data.len() };
+        let std::net::SocketAddr::V4(from) = from else { panic!() };
+        let marks = super::super::calls::Marks { segment: Some(1000), ..Default::default() };
+        super::super::calls::Calls::new().send(socket, Some(from), &[piece], marks).unwrap();
+        for chunk in data.chunks(1000) {
+            assert_eq!(world.receive(guest).1, chunk);
+        }
+        assert_eq!(world.ring.large > 0, offloads.udp, "{offloads:?}");
+    }
+}
+
+#[test]
 fn a_mapping_ends_when_the_guest_is_silent_rfc_4787_req_5() {
     let udp = weft_switch::nat::udp::UdpSettings { timeout: std::time::Duration::from_millis(300), ..Default::default() };
     let mut world = World::with(GuestKind::default(), super::super::EngineSettings { udp, ..settings(1500) });

@@ -56,6 +56,8 @@ pub(super) struct Ring {
     pub(super) count: usize,
     pub(super) large: usize,
     pub(super) dropped: usize,
+    /// Frames of the guest's own that were dropped after all.
+    pub(super) late: Vec<(DropReason, u64)>,
     pub(super) present: bool,
 }
 
@@ -111,6 +113,11 @@ impl ToGuests for Ring {
 
     fn cancel(&mut self) {
         assert!(self.reserved.take().is_some());
+    }
+
+    fn count_drop(&mut self, port: PortId, reason: DropReason, frames: u64) {
+        assert_eq!(port, PORT);
+        self.late.push((reason, frames));
     }
 
     fn station(&mut self, _now: Timestamp, address: Ipv4Addr) -> Option<Station> {
@@ -231,7 +238,16 @@ impl World {
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
         Self {
             engine,
-            ring: Ring { kind, reserved: None, frames: VecDeque::new(), count: 0, large: 0, dropped: 0, present: true },
+            ring: Ring {
+                kind,
+                reserved: None,
+                frames: VecDeque::new(),
+                count: 0,
+                large: 0,
+                dropped: 0,
+                late: Vec::new(),
+                present: true,
+            },
             sockets: SocketSet::new(Vec::new()),
             gateway: gateway.unwrap(),
             poll,
