@@ -16,7 +16,8 @@ use weft_switch::Timestamp;
 use super::datagrams::Datagrams;
 use super::seam::ToGuests;
 use super::socket::{self, Listener};
-use super::tcp::{Ends, Streams};
+use super::stream::Ends;
+use super::streams::Streams;
 use super::{Common, Kind};
 
 /// The most connections that a listener gives in one round.

@@ -24,7 +24,8 @@ mod rings;
 mod runs;
 mod seam;
 mod socket;
-mod tcp;
+mod stream;
+mod streams;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -47,7 +48,7 @@ use self::datagrams::Datagrams;
 pub use self::forwards::{Forward, ForwardError};
 pub(crate) use self::rings::GuestRings;
 pub(crate) use self::seam::{Disposition, GuestPacket, ToGuests};
-use self::tcp::Streams;
+use self::streams::Streams;
 use crate::memory::Segment;
 
 /// Tokens of an engine's sockets have this bit; below are the engine's number, the kind of socket and its number.
