@@ -243,6 +243,7 @@ impl Lane {
         events: &Events,
         now: Timestamp,
     ) -> bool {
+        self.fit(snapshot);
         let mut state = gateway.shared.lock();
         let busy = state.serve_nat(now, *network, snapshot, self, events);
         gateway.shared.note_nat(now, &state, true);
