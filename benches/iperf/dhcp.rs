@@ -130,6 +130,23 @@ fn dhcpcd_gets_renews_and_releases_a_lease() {
 
 #[test]
 #[ignore = "needs root"]
+fn systemd_networkd_gets_and_releases_a_lease() {
+    let bench = Bench::small();
+    // All that it knows of the machine is in this namespace; a read-only /sys tells it not to wait for udev.
+    let line = format!(
+        "mount -t tmpfs none /run; mount -t tmpfs none /etc/systemd/network; mount -t sysfs -o ro none /sys; \
+         mkdir -p /run/systemd/netif/leases /run/systemd/netif/links /run/systemd/netif/lldp; \
+         chown -R systemd-network:systemd-network /run/systemd/netif; \
+         printf \"[Match]\\nName=eth0\\n[Network]\\nDHCP=ipv4\\n\" >/etc/systemd/network/eth0.network; \
+         /lib/systemd/systemd-networkd & pid=$!; \
+         for _ in $(seq 100); do ip route show default | grep -q 10.78.9.1 && break; sleep 0.1; done; {CHECK}; kill $pid; wait $pid"
+    );
+    bench.run(&[], &format!("unshare --mount sh -exc '{line}'"));
+    assert_eq!((bench.count("releases"), bench.leases().len()), (1, 0));
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_thousand_clients_keep_their_leases_over_a_crash() {
     // A port has as many addresses as are left for others.
     let mut bench = Bench::start("subnet = \"10.78.0.0/16\"\ndhcp = \"10.78.1.0-10.78.16.255\"");

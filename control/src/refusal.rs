@@ -57,6 +57,16 @@ pub enum Refusal {
         /// The address.
         address: Ipv4Addr,
     },
+    /// An address that a port has by its own declaration.
+    #[error("network {network:?} keeps {address} for port {port:?}: remove that port, and add it without --address")]
+    PortLease {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+        /// The port.
+        port: Name,
+    },
     /// A static lease where nobody would give it out.
     #[error("network {network:?} has no DHCP, which would give out the address")]
     NoDhcp {
@@ -108,7 +118,7 @@ impl Refusal {
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
-            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } => "conflict",
+            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::PortLease { .. } => "conflict",
             Self::Step(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }

@@ -27,7 +27,7 @@ use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId,
 use crate::from_guest::{Batch, Frame};
 
 /// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
-const INBOX_BYTES: usize = 1 << 20;
+const INBOX_BYTES: usize = 256 << 10;
 /// What a message costs beside its payload, in bytes, about.
 const MESSAGE_COST: usize = 256;
 /// How long after an ARP probe claims of its address are reported.

@@ -114,6 +114,7 @@ fn an_address_can_be_kept_for_a_client_and_for_a_port() {
     );
     assert!(weft.refused(&["lease", "add", "default", "10.79.0.5", "--mac", "02:00:00:00:00:09"]).contains("10.78.9.0/24"));
     assert!(weft.refused(&["lease", "remove", "default", "10.78.9.99"]).contains("no lease of 10.78.9.99"));
+    assert!(weft.refused(&["lease", "remove", "default", "10.78.9.7"]).contains("keeps 10.78.9.7 for port \"db\""));
     weft.json(&["lease", "remove", "default", "10.78.9.5"]);
     wait_for_leases(&weft, |leases| leases.iter().all(|lease| lease["address"] != "10.78.9.5"));
     weft.json(&["port", "remove", "db"]);
