@@ -100,6 +100,8 @@ pub(crate) struct GatewayState {
     inbox: Inbox,
     /// The addresses that were probed, and until when claims of them are reported.
     probed: BTreeMap<Ipv4Addr, Timestamp>,
+    /// Kept for their memory: the private copy of the frame at hand, and what answers it.
+    scratch: Vec<u8>,
     answers: Vec<Outgoing>,
 }
 
@@ -131,7 +133,8 @@ impl Mail {
 
 impl SharedGateway {
     pub(crate) fn new(gateway: Gateway, mail: Arc<Mail>) -> Arc<Self> {
-        let state = GatewayState { gateway, inbox: Inbox::default(), probed: BTreeMap::new(), answers: Vec::new() };
+        let state =
+            GatewayState { gateway, inbox: Inbox::default(), probed: BTreeMap::new(), scratch: Vec::new(), answers: Vec::new() };
         Arc::new(Self { state: Mutex::new(state), mail, has_mail: AtomicBool::new(false) })
     }
 
@@ -179,7 +182,8 @@ impl GatewayState {
         frame: &Frame,
         out: &mut Vec<Dispatch>,
     ) -> Passage {
-        let bytes = private_copy(batch, frame);
+        let mut bytes = mem::take(&mut self.scratch);
+        private_copy(batch, frame, &mut bytes);
         let checksum_pending = frame.offload.checksum.is_some();
         let mut answers = mem::take(&mut self.answers);
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
@@ -208,7 +212,11 @@ impl GatewayState {
         };
         out.extend(answers.drain(..).map(Dispatch::from));
         self.answers = answers;
-        passage.unwrap_or(Passage::On(bytes))
+        if let Some(passage) = passage {
+            self.scratch = bytes;
+            return passage;
+        }
+        Passage::On(bytes)
     }
 
     /// TCP or UDP for the gateway's own address that none of its services takes.
@@ -290,12 +298,11 @@ impl From<Outgoing> for Dispatch {
     }
 }
 
-/// The whole frame in private memory, at most [`weft_switch::MAX_FRAME_LEN`] bytes.
-fn private_copy(batch: &Batch, frame: &Frame) -> Vec<u8> {
-    let mut bytes = vec![0; frame.len];
+/// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.
+fn private_copy(batch: &Batch, frame: &Frame, bytes: &mut Vec<u8>) {
+    bytes.resize(frame.len, 0);
     let (header, payload) = bytes.split_at_mut(EthernetHeader::LEN);
     header.copy_from_slice(&frame.header);
     let copied = batch.payload(frame).read(payload);
     debug_assert!(copied, "a frame has the length that was counted");
-    bytes
 }
