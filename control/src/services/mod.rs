@@ -1,10 +1,10 @@
 //! What networks with a gateway offer their guests, driven by the owner's loop: DHCP and DNS.
 //!
 //! The servers themselves are state machines of `weft_switch`; here they get messages from the gateways, time, random bits, sockets and
-//! a disk. Nothing in here waits: leases are written by a thread of their own ([`lease_store`]), and upstream sockets ([`upstreams`]) don't block.
+//! a disk. Nothing in here waits: leases are written by a thread of their own (`lease_store`), and upstream sockets (`upstreams`) don't block.
 //!
-//! Order of events: [`Services::serve`] after every turn of the loop, [`Services::handle`] for events of ours, [`Services::tick`] when the time that
-//! [`Services::due`] named has come.
+//! Order of events: `Services::serve` after every turn of the loop, `Services::handle` for events of ours, `Services::tick` when the time that
+//! `Services::due` named has come.
 
 mod dhcp;
 mod dns;
@@ -60,7 +60,7 @@ struct NetworkServices {
     dns: Option<DnsService>,
 }
 
-/// What [`Services::install`] needs and may not be had.
+/// What `Services::install` needs and may not be had.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     /// The leases that a new DHCP server begins with.
@@ -88,7 +88,7 @@ impl Services {
         })
     }
 
-    /// True if an event with this token is for [`Self::handle`].
+    /// True if an event with this token is for the services.
     #[must_use]
     pub fn owns(token: Token) -> bool {
         (Self::FIRST_TOKEN..Dataplane::FIRST_TOKEN).contains(&token.0)
