@@ -1,4 +1,4 @@
-//! The DHCP clients of real systems, each in a namespace that is a guest of a running weft.
+//! The DHCP clients of real systems, each in a namespace that is a guest of a running weft; and a real TCP that asks its DNS.
 //!
 //! They need root. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test dhcp_clients -- --ignored
 //! --test-threads=1`, after `tests/e2e/setup`.
@@ -149,6 +149,21 @@ fn systemd_networkd_gets_and_releases_a_lease() {
     );
     bench.run(&[], &format!("unshare --mount sh -exc '{line}'"));
     assert_eq!((bench.count("releases"), bench.leases().len()), (1, 0));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn names_are_resolved_over_tcp_as_well() {
+    let bench = Bench::small();
+    // RFC 1035, section 4: length, header, and the question for the address of gateway.weft.internal.
+    let query = r"\000\047\000\001\001\000\000\001\000\000\000\000\000\000\007gateway\004weft\010internal\000\000\001\000\001";
+    for options in [&["--address", "10.78.9.5/24"][..], &["--address", "10.78.9.5/24", "--no-csum"]] {
+        let text =
+            bench.run(options, &format!("printf '{query}' | busybox nc -w 5 10.78.9.1 53 | od -An -v -tu1 | tr -s ' \\n' ' '"));
+        assert!(text.contains(" 0 4 10 78 9 1"), "{text}");
+    }
+    let dns = &bench.weft.json(&["network", "show", "default"])["dns"]["counters"];
+    assert_eq!((dns["queries"].as_u64(), dns["local"].as_u64()), (Some(2), Some(2)));
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId, Timestamp, UdpDatagram};
+use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
 
 use crate::from_guest::{Batch, Frame};
 
@@ -40,6 +40,13 @@ pub enum ServiceMessage {
     Dhcp(UdpDatagram<'static>),
     /// A query for the DNS forwarder.
     Dns(UdpDatagram<'static>),
+    /// A TCP segment for the DNS forwarder.
+    DnsTcp {
+        /// Who sent it.
+        station: Station,
+        /// The whole IPv4 packet. Its transport checksum was verified, or was left to us.
+        packet: Vec<u8>,
+    },
     /// Somebody has an address that was probed.
     Heard(Heard),
 }
@@ -200,6 +207,11 @@ impl GatewayState {
             }
             Outcome::Dhcp(datagram) => Some(self.deliver(datagram, ServiceMessage::Dhcp)),
             Outcome::Dns(datagram) => Some(self.deliver(datagram, ServiceMessage::Dns)),
+            Outcome::DnsTcp(packet) => {
+                let (station, packet) = (packet.station, packet.ip.bytes().to_vec());
+                let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
+                Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
+            }
             Outcome::Local(packet) => Some(self.receive_local(now, &packet, &mut answers)),
             Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, &mut answers)),
             Outcome::Neighbour { to, headers, packet } => {
@@ -283,6 +295,7 @@ impl ServiceMessage {
     pub fn port(&self) -> PortId {
         match self {
             Self::Dhcp(datagram) | Self::Dns(datagram) => datagram.station.port,
+            Self::DnsTcp { station, .. } => station.port,
             Self::Heard(heard) => heard.station.port,
         }
     }

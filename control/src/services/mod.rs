@@ -8,6 +8,7 @@
 
 mod dhcp;
 mod dns;
+mod dns_tcp;
 mod host_resolver;
 mod lease_store;
 mod upstreams;
@@ -29,7 +30,7 @@ use weft_switch::{NetworkId, PortId};
 
 use self::dhcp::DhcpService;
 pub(crate) use self::dhcp::wall_clock;
-use self::dns::DnsService;
+use self::dns::{DnsService, World};
 use self::host_resolver::HostResolver;
 pub use self::lease_store::LeaseStoreError;
 use self::lease_store::{LeaseStore, ServerId};
@@ -182,7 +183,7 @@ impl Services {
             dhcp.server.detach(port);
         }
         if let Some(dns) = &mut network.dns {
-            dns.forwarder.forget_port(port);
+            dns.forget_port(port);
         }
     }
 
@@ -215,15 +216,20 @@ impl Services {
     fn take(&mut self, dataplane: &mut Dataplane, id: NetworkId, message: ServiceMessage) {
         let Some(network) = self.networks.get_mut(&id) else { return };
         let port = message.port();
-        let taken = match (message, &mut network.dhcp, &mut network.dns, &self.leases) {
+        let NetworkServices { dhcp, dns } = network;
+        let taken = match (message, dhcp, dns, &self.leases) {
             (ServiceMessage::Dhcp(datagram), Some(dhcp), _, Some(leases)) => dhcp.take(&datagram, dataplane, leases),
             (ServiceMessage::Heard(heard), Some(dhcp), _, Some(leases)) => {
                 dhcp.heard(heard, dataplane, leases);
                 Ok(())
             }
             (ServiceMessage::Dns(datagram), dhcp, Some(dns), _) => {
-                let names: &dyn LocalNames = dhcp.as_ref().map_or(&() as &dyn LocalNames, |dhcp| &dhcp.server);
-                dns.take(&datagram, names, dataplane, &mut self.sockets, &mut self.resolver)
+                let (sockets, resolver) = (&mut self.sockets, &mut self.resolver);
+                dns.take(&datagram, &mut World { names: names_of(dhcp.as_ref()), dataplane, sockets, resolver })
+            }
+            (ServiceMessage::DnsTcp { station, packet }, dhcp, Some(dns), _) => {
+                let (sockets, resolver) = (&mut self.sockets, &mut self.resolver);
+                dns.take_segment(station, packet, &mut World { names: names_of(dhcp.as_ref()), dataplane, sockets, resolver })
             }
             // The service was switched off since.
             _ => Ok(()),
@@ -238,9 +244,9 @@ impl Services {
     pub(crate) fn handle(&mut self, dataplane: &mut Dataplane, event: &Event) {
         if event.token() != Self::WRITTEN {
             let Some((id, attempt, outcomes)) = self.sockets.handle(event) else { return };
-            if let Some(dns) = self.networks.get_mut(&id).and_then(|network| network.dns.as_mut()) {
-                dns.take_outcomes(attempt, outcomes, dataplane, &mut self.sockets);
-            }
+            let Some(NetworkServices { dhcp, dns: Some(dns) }) = self.networks.get_mut(&id) else { return };
+            let (names, sockets, resolver) = (names_of(dhcp.as_ref()), &mut self.sockets, &mut self.resolver);
+            dns.take_outcomes(attempt, outcomes, &mut World { names, dataplane, sockets, resolver });
             return;
         }
         let Some(leases) = &self.leases else { return };
@@ -262,9 +268,10 @@ impl Services {
                 dhcp.tick(dataplane, leases);
             }
             if let Some(dns) = &mut network.dns
-                && dns.forwarder.next_tick().is_some_and(|due| due <= now)
+                && dns.next_tick().is_some_and(|due| due <= now)
             {
-                dns.tick(dataplane, &mut self.sockets);
+                let (names, sockets, resolver) = (names_of(network.dhcp.as_ref()), &mut self.sockets, &mut self.resolver);
+                dns.tick(&mut World { names, dataplane, sockets, resolver });
             }
         }
     }
@@ -274,9 +281,14 @@ impl Services {
         let now = dataplane.now();
         let of = |network: &NetworkServices| {
             let dhcp = network.dhcp.as_ref().and_then(|dhcp| dhcp.server.next_tick());
-            let dns = network.dns.as_ref().and_then(|dns| dns.forwarder.next_tick());
+            let dns = network.dns.as_ref().and_then(DnsService::next_tick);
             dhcp.into_iter().chain(dns).min()
         };
         self.networks.values().filter_map(of).min().map_or(Duration::MAX, |due| due.since(now))
     }
+}
+
+/// Who knows the names of a network's hosts.
+fn names_of(dhcp: Option<&DhcpService>) -> &dyn LocalNames {
+    dhcp.map_or(&(), |dhcp| &dhcp.server)
 }

@@ -64,7 +64,7 @@ pub struct GatewaySettings {
     pub mtu: u16,
     /// DHCP is served: messages for a server come out as [`Outcome::Dhcp`].
     pub dhcp: bool,
-    /// DNS is served: queries come out as [`Outcome::Dns`], and TCP to port 53 as [`Outcome::Local`].
+    /// DNS is served: queries come out as [`Outcome::Dns`], and TCP to port 53 as [`Outcome::DnsTcp`].
     pub dns: bool,
     /// All of TCP and UDP that is for the gateway and for no service comes out as [`Outcome::Local`]; else it is refused.
     pub host_access: bool,
@@ -137,6 +137,8 @@ pub enum Outcome<'f> {
     Dhcp(UdpDatagram<'f>),
     /// A query for the DNS forwarder.
     Dns(UdpDatagram<'f>),
+    /// A TCP segment for the DNS forwarder.
+    DnsTcp(Packet<'f>),
     /// TCP or UDP for the gateway's own address.
     Local(Packet<'f>),
     /// For another guest of the same network: the caller sends it on with these new headers in front of what follows the first 34
@@ -484,7 +486,7 @@ impl Gateway {
             TCP => {
                 let tcp = TcpHeader::parse(&packet.ip, packet.checksum_pending)?;
                 if tcp.destination_port == DNS && self.settings.dns {
-                    return Ok(Outcome::Local(packet));
+                    return Ok(Outcome::DnsTcp(packet));
                 }
                 Refusal::PortUnreachable
             }
