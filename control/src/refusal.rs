@@ -41,6 +41,9 @@ pub enum Refusal {
     /// The declarations don't go together.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// What was kept of networks can't be read.
+    #[error(transparent)]
+    Leases(#[from] LeaseStoreError),
     /// Nothing is known about an address.
     #[error("network {network:?} has no lease of {address}: weft lease list shows those that there are")]
     NoLease {
@@ -119,7 +122,7 @@ impl Refusal {
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
             Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::PortLease { .. } => "conflict",
-            Self::Step(_) => "failed",
+            Self::Step(_) | Self::Leases(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }
     }

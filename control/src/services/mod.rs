@@ -26,7 +26,7 @@ use tracing::debug;
 use weft_dataplane::{Dataplane, ServiceMessage};
 use weft_switch::dhcp::{DhcpServer, LeaseBook};
 use weft_switch::dns::{DnsForwarder, LocalNames};
-use weft_switch::{NetworkId, PortId};
+use weft_switch::{NetworkId, PortId, Subnet};
 
 use self::dhcp::DhcpService;
 pub(crate) use self::dhcp::wall_clock;
@@ -106,11 +106,26 @@ impl Services {
         if has_server || plan.is_none_or(|plan| plan.dhcp.is_none()) {
             return Ok(Prepared::default());
         }
-        let leases = match &mut self.leases {
-            Some(leases) => leases,
-            none => none.insert(LeaseStore::open(&self.state_dir, Arc::clone(&self.waker))?),
-        };
-        Ok(Prepared { book: Some(leases.book(name)?) })
+        Ok(Prepared { book: Some(self.open_store()?.book(name)?) })
+    }
+
+    fn open_store(&mut self) -> Result<&LeaseStore, LeaseStoreError> {
+        match &mut self.leases {
+            Some(leases) => Ok(leases),
+            none => Ok(none.insert(LeaseStore::open(&self.state_dir, Arc::clone(&self.waker))?)),
+        }
+    }
+
+    /// The subnet that was chosen for a network of this name.
+    pub(crate) fn remembered_subnet(&mut self, name: &Name) -> Result<Option<Subnet>, LeaseStoreError> {
+        self.open_store()?.subnet(name)
+    }
+
+    /// Remembers the subnet that was chosen for a network, where its leases are kept.
+    pub(crate) fn remember_subnet(&mut self, name: &Name, subnet: Subnet) {
+        if let Some(leases) = &self.leases {
+            leases.remember(name, subnet);
+        }
     }
 
     /// Brings a network's services to what the plan says. Its gateway is there already.
