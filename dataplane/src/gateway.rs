@@ -216,7 +216,6 @@ impl GatewayState {
             Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, &mut answers)),
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
-                // What had come in fragments is whole, and nothing of it is undone.
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
                 out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload });
                 Some(Passage::Taken)

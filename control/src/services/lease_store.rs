@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 
 use mio::Waker;
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
-use tracing::error;
+use tracing::{error, info};
 use weft_switch::Subnet;
 use weft_switch::dhcp::{LeaseBook, LeaseChange, LeaseRecord, Ticket};
 
@@ -207,12 +207,17 @@ fn failed(path: &Path) -> impl Fn(redb::Error) -> LeaseStoreError {
 
 /// The thread: as long as somebody may send changes, one commit after the other.
 fn write_all(database: &Database, inbox: &Receiver<Waiting>, report: &Sender<Written>, waker: &Waker) {
+    let mut works = true;
     while let Ok(first) = inbox.recv() {
         let all: Vec<_> = std::iter::once(first).chain(inbox.try_iter()).collect();
         let outcome = write(database, &all);
-        if let Err(error) = &outcome {
-            error!("leases could not be written, so the clients are not told of them: {error}");
+        // Said when it begins and when it ends: guests ask again and again meanwhile.
+        match &outcome {
+            Err(error) if works => error!("leases can't be written, so clients get none: {error}"),
+            Ok(()) if !works => info!("leases can be written again"),
+            _ => {}
         }
+        works = outcome.is_ok();
         for waiting in all {
             // Whoever does not listen any more does not wait for it.
             let _ = match waiting {

@@ -142,7 +142,7 @@ pub enum Outcome<'f> {
     /// TCP or UDP for the gateway's own address.
     Local(Packet<'f>),
     /// For another guest of the same network: the caller sends it on with these new headers in front of what follows the first 34
-    /// bytes of the frame (or the first 20 of the packet, if it had come in fragments).
+    /// bytes of the frame, or the first 20 of the packet. A fragment passes as it is.
     Neighbour {
         /// Where to.
         to: Station,
@@ -417,15 +417,18 @@ impl Gateway {
         out: &mut Vec<Outgoing>,
     ) -> Result<Outcome<'f>, DropReason> {
         self.check_source(now, packet.station, packet.ip.header().source)?;
-        let packet = match packet.ip.is_fragment() {
+        let destination = packet.ip.header().destination;
+        let is_local = destination == self.settings.address;
+        // What only passes is left as it is (RFC 1812, section 4.2.2.7): its receiver puts it together.
+        let passes = !is_local && self.settings.subnet.is_host(destination);
+        let packet = match packet.ip.is_fragment() && !passes {
             true => match self.reassemble(now, &packet)? {
                 Some(ip) => Packet { station: packet.station, ip, checksum_pending: false },
                 None => return Ok(Outcome::Done),
             },
             false => packet,
         };
-        let destination = packet.ip.header().destination;
-        if destination == self.settings.address {
+        if is_local {
             return self.receive_local(now, packet, out);
         }
         if destination == self.settings.subnet.broadcast() || destination == self.settings.subnet.network() {
