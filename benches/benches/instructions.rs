@@ -39,6 +39,7 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::packed_in_order_64(args = (loaded(Load { features: PACKED | feature::IN_ORDER, ..Load::PLAIN })), config = at_most(483))]
 #[bench::stations_1000(args = (loaded(Load { stations: 1000, ..Load::PLAIN })), config = at_most(451))]
 #[bench::guests_16(args = (loaded(Load { guests: 16, ..Load::PLAIN })), config = at_most(538))]
+#[bench::gateway_64(args = (loaded(Load { gateway: true, ..Load::PLAIN })), config = at_most(446))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(535))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(574))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

@@ -1,4 +1,4 @@
-//! The DHCP clients of real systems, each in a namespace that is a guest of a running weft.
+//! The DHCP clients of real systems, each in a namespace that is a guest of a running weft; and a real TCP that asks its DNS.
 //!
 //! They need root. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test dhcp_clients -- --ignored
 //! --test-threads=1`, after `tests/e2e/setup`.
@@ -17,7 +17,7 @@ use weft_tests::wait::wait_until;
 
 /// The longest that a client takes, with all its probing and waiting.
 const CLIENT_LIMIT: Duration = Duration::from_secs(60);
-/// What a client calls when something has changed: it sets the address up as a distribution would.
+/// What a client calls when something has changed: it sets the address up as a distribution would, and says what has happened.
 const SCRIPT: &str = "#!/bin/sh
 case $1$reason in
 bound | renew | BOUND | RENEW | REBIND | REBOOT)
@@ -26,8 +26,12 @@ bound | renew | BOUND | RENEW | REBIND | REBOOT)
     ip route replace default via ${router:-$new_routers}
     ;;
 esac
-exit 0
+echo $1$reason >>${0%/*}/events
 ";
+/// The same for a client that sets the address up by itself.
+const WITNESS: &str = "#!/bin/sh\necho $reason >>${0%/*}/events\n";
+/// Waits until something has happened.
+const AWAIT: &str = "await() { until grep -qiE \"$1\" $DIR/events; do sleep 0.1; done; }";
 /// `dhclient` renews after two seconds, whatever the server says.
 const DHCLIENT_CONF: &str = "supersede dhcp-renewal-time 2;\nsupersede dhcp-rebinding-time 30;\n";
 /// The gateway answers, and is where the default route leads.
@@ -49,6 +53,8 @@ impl Bench {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode can be set");
         };
         write("script", SCRIPT, 0o755);
+        write("witness", WITNESS, 0o755);
+        write("events", "", 0o666);
         write("dhclient.conf", DHCLIENT_CONF, 0o644);
         write("weft.toml", &format!("[networks.default]\n{network}\n[ports.vm1]\n"), 0o644);
         let config = dir.path().join("weft.toml").display().to_string();
@@ -62,7 +68,7 @@ impl Bench {
     /// Runs a shell line in a guest, with `$DIR` for the folder, and returns what it printed; it must succeed.
     fn run(&self, options: &[&str], line: &str) -> String {
         let socket = self.weft.socket("vm1");
-        let line = format!("set -ex; DIR={}; {line}", self.dir.path().display());
+        let line = format!("set -ex; export DIR={}; {AWAIT}; {line}", self.dir.path().display());
         let args = [&[socket.to_str().expect("a path of ours")][..], options, &["--", "sh", "-c", &line]].concat();
         let log = PathBuf::from(self.dir.path()).join("guest.log");
         let _ = fs::remove_file(&log);
@@ -97,8 +103,8 @@ fn udhcpc_gets_renews_and_releases_a_lease() {
     bench.run(
         &[],
         &format!(
-            "busybox udhcpc -i eth0 -s $DIR/script -p $DIR/pid -n; {CHECK}; \
-             kill -USR1 $(cat $DIR/pid); sleep 2; {CHECK}; kill -USR2 $(cat $DIR/pid); sleep 1; kill $(cat $DIR/pid)"
+            "busybox udhcpc -f -i eth0 -s $DIR/script & pid=$!; await bound; {CHECK}; kill -USR1 $pid; await renew; {CHECK}; \
+             : >$DIR/events; kill -USR2 $pid; await deconfig; kill $pid"
         ),
     );
     assert_eq!((bench.count("leases"), bench.count("releases"), bench.leases().len()), (2, 1, 0));
@@ -109,7 +115,7 @@ fn udhcpc_gets_renews_and_releases_a_lease() {
 fn dhclient_gets_renews_and_releases_a_lease() {
     let bench = Bench::small();
     let client = "dhclient -4 -v -cf $DIR/dhclient.conf -sf $DIR/script -lf $DIR/leases -pf $DIR/pid";
-    bench.run(&[], &format!("{client} eth0; {CHECK}; sleep 4; {CHECK}; {client} -r eth0"));
+    bench.run(&[], &format!("{client} eth0; {CHECK}; await renew; {CHECK}; {client} -r eth0"));
     assert!(bench.count("leases") >= 2, "it was renewed");
     assert_eq!((bench.count("releases"), bench.leases().len()), (1, 0));
 }
@@ -120,12 +126,44 @@ fn dhcpcd_gets_renews_and_releases_a_lease() {
     let bench = Bench::small();
     // What it keeps stays in this namespace; the state of the machine's own is not touched.
     let line = format!(
-        "mount -t tmpfs none /run; mount -t tmpfs none /var/lib/dhcpcd; dhcpcd -4 -t 30 -c /bin/true eth0; {CHECK}; \
-         dhcpcd -4 -n eth0; sleep 2; dhcpcd -4 -k eth0; sleep 1"
+        "mount -t tmpfs none /run; mount -t tmpfs none /var/lib/dhcpcd; {AWAIT}; dhcpcd -4 -t 30 -c $DIR/witness eth0; \
+         await bound; {CHECK}; dhcpcd -4 -n eth0; await \"renew|rebind\"; dhcpcd -4 -k eth0"
     );
     bench.run(&[], &format!("unshare --mount sh -exc '{line}'"));
     assert!(bench.count("leases") >= 2, "it was renewed");
     assert_eq!((bench.count("releases"), bench.leases().len()), (1, 0));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn systemd_networkd_gets_and_releases_a_lease() {
+    let bench = Bench::small();
+    // All that it knows of the machine is in this namespace; a read-only /sys tells it not to wait for udev.
+    let line = format!(
+        "mount -t tmpfs none /run; mount -t tmpfs none /etc/systemd/network; mount -t sysfs -o ro none /sys; \
+         mkdir -p /run/systemd/netif/leases /run/systemd/netif/links /run/systemd/netif/lldp; \
+         chown -R systemd-network:systemd-network /run/systemd/netif; \
+         printf \"[Match]\\nName=eth0\\n[Network]\\nDHCP=ipv4\\n\" >/etc/systemd/network/eth0.network; \
+         /lib/systemd/systemd-networkd & pid=$!; \
+         for _ in $(seq 100); do ip route show default | grep -q 10.78.9.1 && break; sleep 0.1; done; {CHECK}; kill $pid; wait $pid"
+    );
+    bench.run(&[], &format!("unshare --mount sh -exc '{line}'"));
+    assert_eq!((bench.count("releases"), bench.leases().len()), (1, 0));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn names_are_resolved_over_tcp_as_well() {
+    let bench = Bench::small();
+    // RFC 1035, section 4: length, header, and the question for the address of gateway.weft.internal.
+    let query = r"\000\047\000\001\001\000\000\001\000\000\000\000\000\000\007gateway\004weft\010internal\000\000\001\000\001";
+    for options in [&["--address", "10.78.9.5/24"][..], &["--address", "10.78.9.5/24", "--no-csum"]] {
+        let text =
+            bench.run(options, &format!("printf '{query}' | busybox nc -w 5 10.78.9.1 53 | od -An -v -tu1 | tr -s ' \\n' ' '"));
+        assert!(text.contains(" 0 4 10 78 9 1"), "{text}");
+    }
+    let dns = &bench.weft.json(&["network", "show", "default"])["dns"]["counters"];
+    assert_eq!((dns["queries"].as_u64(), dns["local"].as_u64()), (Some(2), Some(2)));
 }
 
 #[test]

@@ -47,6 +47,10 @@ impl Switch {
         if !self.leases_of(name).contains_key(address) {
             return Err(Refusal::NoLease { network: name.clone(), address: *address }.into());
         }
+        let mut on_network = self.config.ports.iter().filter(|(_, port)| port.network == *name);
+        if let Some((port, _)) = on_network.find(|(_, port)| port.address == Some(*address)) {
+            return Err(Refusal::PortLease { network: name.clone(), address: *address, port: port.clone() }.into());
+        }
         let mut wanted = self.config.clone();
         if let Some(network) = wanted.networks.get_mut(name) {
             network.leases.retain(|lease| lease.address != *address);

@@ -41,6 +41,9 @@ pub enum Refusal {
     /// The declarations don't go together.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// What was kept of networks can't be read.
+    #[error(transparent)]
+    Leases(#[from] LeaseStoreError),
     /// Nothing is known about an address.
     #[error("network {network:?} has no lease of {address}: weft lease list shows those that there are")]
     NoLease {
@@ -56,6 +59,16 @@ pub enum Refusal {
         network: Name,
         /// The address.
         address: Ipv4Addr,
+    },
+    /// An address that a port has by its own declaration.
+    #[error("network {network:?} keeps {address} for port {port:?}: remove that port, and add it without --address")]
+    PortLease {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+        /// The port.
+        port: Name,
     },
     /// A static lease where nobody would give it out.
     #[error("network {network:?} has no DHCP, which would give out the address")]
@@ -108,8 +121,8 @@ impl Refusal {
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
-            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } => "conflict",
-            Self::Step(_) => "failed",
+            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::PortLease { .. } => "conflict",
+            Self::Step(_) | Self::Leases(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }
     }

@@ -41,12 +41,16 @@ pub fn overlapping(subnet: Subnet, routes: &[Route]) -> Option<&Route> {
 /// A subnet that overlaps with none of these routes and subnets, if there is one among those that weft would choose.
 #[must_use]
 pub fn free_subnet(routes: &[Route], taken: &[Subnet]) -> Option<Subnet> {
-    let is_free =
-        |subnet: &Subnet| overlapping(*subnet, routes).is_none() && !taken.iter().any(|other| overlap(net(*subnet), net(*other)));
     let third = |first, second| (0..=255).map(move |third| Ipv4Addr::new(first, second, third, 0));
     // Rarely used parts of the private addresses (RFC 1918).
     let candidates = third(10, 77).chain(third(172, 30)).chain(third(192, 168).skip(77)).chain(third(10, 212));
-    candidates.filter_map(|network| Subnet::new(network, 24).ok()).find(is_free)
+    candidates.filter_map(|network| Subnet::new(network, 24).ok()).find(|subnet| is_free(*subnet, routes, taken))
+}
+
+/// True if a subnet overlaps with none of these routes and subnets.
+#[must_use]
+pub fn is_free(subnet: Subnet, routes: &[Route], taken: &[Subnet]) -> bool {
+    overlapping(subnet, routes).is_none() && !taken.iter().any(|other| overlap(net(subnet), net(*other)))
 }
 
 fn net(subnet: Subnet) -> Ipv4Net {

@@ -13,6 +13,7 @@ use weft_dataplane::{Dataplane, NetworkSettings, PortSettings, SocketRole};
 use weft_switch::dhcp::DhcpServer;
 use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
+use crate::addressing::DhcpChoice;
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
@@ -92,6 +93,7 @@ impl Switch {
             }
         }
         self.sync_services();
+        self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));
         Ok(count)
@@ -118,7 +120,7 @@ impl Switch {
     ///
     /// # Errors
     /// When the host reaches something else by the addresses of a network that is new or has another subnet now.
-    fn choose_subnets(&self, wanted: &Config) -> Result<BTreeMap<Name, Subnet>, Conflict> {
+    fn choose_subnets(&mut self, wanted: &Config) -> Result<BTreeMap<Name, Subnet>, Refusal> {
         let mut subnets = BTreeMap::new();
         let mut chosen_later = Vec::new();
         let mut routes = None;
@@ -131,7 +133,8 @@ impl Switch {
                     if let Some(route) = routes::overlapping(subnet, routes) {
                         let (to, device) = (route.to, route.device.clone());
                         let suggestion = routes::free_subnet(routes, &declared_subnets(wanted));
-                        return Err(Conflict::SubnetTaken { network: name.clone(), subnet, route: to, device, suggestion });
+                        let network = name.clone();
+                        return Err(Conflict::SubnetTaken { network, subnet, route: to, device, suggestion }.into());
                     }
                     subnets.insert(name.clone(), subnet);
                 }
@@ -144,10 +147,24 @@ impl Switch {
         }
         for name in chosen_later {
             let taken: Vec<_> = subnets.values().copied().collect();
-            let free = routes::free_subnet(routes.get_or_insert_with(routes::of_this_host), &taken);
-            subnets.insert(name.clone(), free.ok_or_else(|| Conflict::NoFreeSubnet { network: name.clone() })?);
+            let routes = routes.get_or_insert_with(routes::of_this_host);
+            // Where leases are kept, so is the subnet that they are of.
+            let has_leases = wanted.networks[name].dhcp != DhcpChoice::Off;
+            let remembered = if has_leases { self.services.remembered_subnet(name)? } else { None };
+            let chosen = remembered.filter(|subnet| routes::is_free(*subnet, routes, &taken));
+            let chosen = chosen.or_else(|| routes::free_subnet(routes, &taken));
+            subnets.insert(name.clone(), chosen.ok_or_else(|| Conflict::NoFreeSubnet { network: name.clone() })?);
         }
         Ok(subnets)
+    }
+
+    /// Has the subnets written down that were chosen.
+    fn remember_subnets(&mut self, config: &Config, before: &BTreeMap<Name, Subnet>) {
+        for (name, subnet) in &self.subnets {
+            if was_chosen(config.networks.get(name)) && before.get(name) != Some(subnet) {
+                self.services.remember_subnet(name, *subnet);
+            }
+        }
     }
 
     /// What is to be of a network's gateway, as things are declared now.

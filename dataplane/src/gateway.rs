@@ -23,7 +23,7 @@ use std::time::Duration;
 use mio::{Events, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::{DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, Timestamp, UdpDatagram};
+use weft_switch::{DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
 
 use crate::from_guest::{Batch, Frame};
 use crate::lane::Lane;
@@ -32,10 +32,9 @@ use crate::nat::{Disposition, Engine, GuestPacket, GuestRings};
 use crate::snapshot::Snapshot;
 
 /// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
-const INBOX_BYTES: usize = 1 << 20;
+const INBOX_BYTES: usize = 256 << 10;
 /// As much of a frame as the gateway has to see of one for the outside: Ethernet, and the longest headers of IPv4 and TCP.
 const HEAD_LEN: usize = EthernetHeader::LEN + 60 + GuestPacket::HEADER_LEN;
-const DNS: u16 = 53;
 /// What a message costs beside its payload, in bytes, about.
 const MESSAGE_COST: usize = 256;
 /// How long after an ARP probe claims of its address are reported.
@@ -48,6 +47,13 @@ pub enum ServiceMessage {
     Dhcp(UdpDatagram<'static>),
     /// A query for the DNS forwarder.
     Dns(UdpDatagram<'static>),
+    /// A TCP segment for the DNS forwarder.
+    DnsTcp {
+        /// Who sent it.
+        station: Station,
+        /// The whole IPv4 packet. Its transport checksum was verified, or was left to us.
+        packet: Vec<u8>,
+    },
     /// Somebody has an address that was probed.
     Heard(Heard),
 }
@@ -114,6 +120,8 @@ pub(crate) struct GatewayState {
     inbox: Inbox,
     /// The addresses that were probed, and until when claims of them are reported.
     probed: BTreeMap<Ipv4Addr, Timestamp>,
+    /// Kept for their memory: the private copy of the frame at hand, and what answers it.
+    scratch: Vec<u8>,
     answers: Vec<Outgoing>,
     /// The way outside, if there is one.
     pub(crate) nat: Option<Box<Engine>>,
@@ -155,6 +163,7 @@ impl SharedGateway {
             gateway,
             inbox: Inbox::default(),
             probed: BTreeMap::new(),
+            scratch: Vec::new(),
             answers: Vec::new(),
             nat: None,
             kept: Vec::new(),
@@ -260,7 +269,8 @@ impl GatewayState {
             self.answers = answers;
             return passage;
         }
-        let bytes = private_copy(batch, frame);
+        let mut bytes = mem::take(&mut self.scratch);
+        private_copy(batch, frame, &mut bytes);
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
         let passage = match outcome {
             Outcome::Done => Some(Passage::Taken),
@@ -275,6 +285,11 @@ impl GatewayState {
             }
             Outcome::Dhcp(datagram) => Some(self.deliver(datagram, ServiceMessage::Dhcp)),
             Outcome::Dns(datagram) => Some(self.deliver(datagram, ServiceMessage::Dns)),
+            Outcome::DnsTcp(packet) => {
+                let (station, packet) = (packet.station, packet.ip.bytes().to_vec());
+                let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
+                Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
+            }
             Outcome::Local(packet) => {
                 let place = Some((batch, frame)).filter(|_| is_whole(&packet, &bytes));
                 Some(self.receive_local(now, &packet, place, &mut answers))
@@ -285,7 +300,6 @@ impl GatewayState {
             }
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
-                // What had come in fragments is whole, and nothing of it is undone.
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
                 out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload });
                 Some(Passage::Taken)
@@ -293,7 +307,11 @@ impl GatewayState {
         };
         out.extend(answers.drain(..).map(Dispatch::from));
         self.answers = answers;
-        passage.unwrap_or(Passage::On(bytes))
+        if let Some(passage) = passage {
+            self.scratch = bytes;
+            return passage;
+        }
+        Passage::On(bytes)
     }
 
     /// TCP or UDP for the gateway's own address that none of its services takes.
@@ -304,8 +322,7 @@ impl GatewayState {
         place: Option<(&Batch, &Frame)>,
         answers: &mut Vec<Outgoing>,
     ) -> Passage {
-        let is_dns = packet.ip.payload().get(2..4) == Some(&DNS.to_be_bytes()) && self.gateway.settings().dns;
-        if self.nat.is_some() && !is_dns {
+        if self.nat.is_some() {
             return self.receive_outside(now, packet, place, answers);
         }
         self.gateway.refuse(now, packet, Refusal::PortUnreachable, answers);
@@ -461,6 +478,7 @@ impl ServiceMessage {
     pub fn port(&self) -> PortId {
         match self {
             Self::Dhcp(datagram) | Self::Dns(datagram) => datagram.station.port,
+            Self::DnsTcp { station, .. } => station.port,
             Self::Heard(heard) => heard.station.port,
         }
     }
@@ -481,12 +499,11 @@ fn is_whole(packet: &Packet<'_>, bytes: &[u8]) -> bool {
     bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr())
 }
 
-/// The whole frame in private memory, at most [`weft_switch::MAX_FRAME_LEN`] bytes.
-fn private_copy(batch: &Batch, frame: &Frame) -> Vec<u8> {
-    let mut bytes = vec![0; frame.len];
+/// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.
+fn private_copy(batch: &Batch, frame: &Frame, bytes: &mut Vec<u8>) {
+    bytes.resize(frame.len, 0);
     let (header, payload) = bytes.split_at_mut(EthernetHeader::LEN);
     header.copy_from_slice(&frame.header);
     let copied = batch.payload(frame).read(payload);
     debug_assert!(copied, "a frame has the length that was counted");
-    bytes
 }

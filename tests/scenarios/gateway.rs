@@ -258,7 +258,7 @@ fn a_guest_that_floods_the_services_leaves_room_for_others() {
     let switch = start(1);
     let ((port_a, mut a), (port_b, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
     let query = udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 53), &[7; 1400]);
-    // Nobody takes them, so they pile up: a megabyte holds far fewer than these.
+    // Nobody takes them, so they pile up: there is room for far fewer than these.
     for _ in 0..1_000 {
         a.send(&query).unwrap();
     }
@@ -271,6 +271,54 @@ fn a_guest_that_floods_the_services_leaves_room_for_others() {
     assert!(came.iter().any(|(_, message)| message.port() == port_b.id));
     a.send(&query).unwrap();
     assert!(eventually(|| messages(&switch).len() == 1), "there is room again");
+}
+
+#[test]
+fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
+    for workers in [1, 2] {
+        let switch = start(workers);
+        let ((port_a, mut a), (port_b, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
+        let good = [
+            who_has(mac(1), address(1), GATEWAY),
+            arp(GATEWAY_MAC, ArpOperation::REPLY, mac(1), address(1), GATEWAY),
+            ping(mac(1), address(1), GATEWAY, 64, &[7; 40]),
+            ping(mac(1), address(1), REMOTE, 64, &[7; 40]),
+            ping(mac(1), address(1), address(2), 64, &[7; 40]),
+            discover(mac(1)),
+            udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 53), &[7; 40]),
+            udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 4), &[7; 40]),
+        ];
+        let mut state = 0x9e37_79b9_u32;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as usize
+        };
+        for round in 0..4_000 {
+            let mut bad = good[random() % good.len()].clone();
+            for _ in 0..random() % 4 {
+                let at = random() % bad.len();
+                bad[at] = random() as u8;
+            }
+            bad.truncate(14.max(if random() % 4 == 0 { random() % bad.len() } else { bad.len() }));
+            a.send(&bad).unwrap();
+            // What it gets does not matter, but its buffers are to be free.
+            while a.receive(Duration::ZERO).unwrap().is_some() {}
+            if round % 500 == 0 {
+                while b.receive(Duration::ZERO).unwrap().is_some() {}
+                b.send(&ping(mac(2), address(2), GATEWAY, 64, b"still there?")).unwrap();
+                let answered = (0..100).any(|_| {
+                    let frame = next(&mut b);
+                    frame[12..14] == [8, 0] && frame.ends_with(b"still there?")
+                });
+                assert!(answered, "in round {round}");
+            }
+            messages(&switch);
+        }
+        assert!(switch.all_drops(&port_a).len() > 5, "{:?}", switch.all_drops(&port_a));
+        assert_eq!(switch.status(&port_b).connections, 1);
+    }
 }
 
 #[test]

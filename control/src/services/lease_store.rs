@@ -1,4 +1,4 @@
-//! The leases of all networks on disk, so that they are there after a restart, however weft ended.
+//! The leases of all networks on disk, and the subnets that weft chose, so that they are there after a restart, however weft ended.
 //!
 //! A thread of its own writes: a disk may take its time, and neither frames nor other requests wait for it. What has come by the time
 //! that it gets to it is written with one commit, which is durable (fsync) when it is reported as done.
@@ -13,7 +13,8 @@ use std::thread::JoinHandle;
 
 use mio::Waker;
 use redb::{Database, DatabaseError, ReadableDatabase, TableDefinition};
-use tracing::error;
+use tracing::{error, info};
+use weft_switch::Subnet;
 use weft_switch::dhcp::{LeaseBook, LeaseChange, LeaseRecord, Ticket};
 
 use crate::values::Name;
@@ -22,6 +23,8 @@ use crate::values::Name;
 const LEASES_FILE: &str = "leases.redb";
 /// By network and address (as a number): a [`LeaseRecord`] as JSON.
 const LEASES: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("leases");
+/// By network: the subnet that weft chose for it, so that it is the same after a restart.
+const SUBNETS: TableDefinition<'_, &str, &str> = TableDefinition::new("subnets");
 /// The most changes that wait to be written.
 const WAITING_MAX: usize = 8192;
 
@@ -79,7 +82,9 @@ enum Waiting {
         ticket: Ticket,
         change: LeaseChange,
     },
-    /// A network is gone, and its leases with it.
+    /// A network has this subnet from now on.
+    Subnet(Name, Subnet),
+    /// A network is gone, and all that is known of it.
     Forget(Name),
     /// Somebody wants to know when everything before this is written.
     Barrier(Sender<()>),
@@ -108,15 +113,30 @@ impl LeaseStore {
         Ok(Self { path, database, changes: Some(changes), written, thread: Some(thread) })
     }
 
-    /// What is written down about a network. Waits until everything that was to be written is.
+    /// The leases that are written down of a network. Waits until everything that was to be written is.
     pub(crate) fn book(&self, network: &Name) -> Result<LeaseBook, LeaseStoreError> {
+        self.settle()?;
+        self.read(network).map_err(failed(&self.path))
+    }
+
+    /// The subnet that weft chose for a network. Waits as [`Self::book`] does.
+    pub(crate) fn subnet(&self, network: &Name) -> Result<Option<Subnet>, LeaseStoreError> {
+        self.settle()?;
+        let read = || -> Result<Option<Subnet>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(SUBNETS)?;
+            Ok(table.get(network.as_str())?.and_then(|text| text.value().parse().ok()))
+        };
+        read().map_err(failed(&self.path))
+    }
+
+    fn settle(&self) -> Result<(), LeaseStoreError> {
         let (reached, barrier) = channel();
         if !self.send(Waiting::Barrier(reached)) {
             return Err(LeaseStoreError::Busy(self.path.clone()));
         }
         // An error says that the thread is gone, and so there is nothing to wait for.
         let _ = barrier.recv();
-        self.read(network).map_err(failed(&self.path))
+        Ok(())
     }
 
     fn read(&self, network: &Name) -> Result<LeaseBook, redb::Error> {
@@ -139,7 +159,14 @@ impl LeaseStore {
         self.send(Waiting::Change { server, network: network.clone(), ticket, change })
     }
 
-    /// Forgets a network's leases.
+    /// Remembers the subnet of a network.
+    pub(crate) fn remember(&self, network: &Name, subnet: Subnet) {
+        if !self.send(Waiting::Subnet(network.clone(), subnet)) {
+            error!("network {network} may have another subnet after a restart: the disk does not keep up");
+        }
+    }
+
+    /// Forgets all that is known of a network.
     pub(crate) fn forget(&self, network: &Name) {
         if !self.send(Waiting::Forget(network.clone())) {
             error!("the leases of network {network} stay in {}: the disk does not keep up", self.path.display());
@@ -180,18 +207,23 @@ fn failed(path: &Path) -> impl Fn(redb::Error) -> LeaseStoreError {
 
 /// The thread: as long as somebody may send changes, one commit after the other.
 fn write_all(database: &Database, inbox: &Receiver<Waiting>, report: &Sender<Written>, waker: &Waker) {
+    let mut works = true;
     while let Ok(first) = inbox.recv() {
         let all: Vec<_> = std::iter::once(first).chain(inbox.try_iter()).collect();
         let outcome = write(database, &all);
-        if let Err(error) = &outcome {
-            error!("leases could not be written, so the clients are not told of them: {error}");
+        // Said when it begins and when it ends: guests ask again and again meanwhile.
+        match &outcome {
+            Err(error) if works => error!("leases can't be written, so clients get none: {error}"),
+            Ok(()) if !works => info!("leases can be written again"),
+            _ => {}
         }
+        works = outcome.is_ok();
         for waiting in all {
             // Whoever does not listen any more does not wait for it.
             let _ = match waiting {
                 Waiting::Change { server, ticket, .. } => report.send(Written { server, ticket, done: outcome.is_ok() }).is_ok(),
                 Waiting::Barrier(reached) => reached.send(()).is_ok(),
-                Waiting::Forget(_) => true,
+                Waiting::Subnet(..) | Waiting::Forget(_) => true,
             };
         }
         if let Err(error) = waker.wake() {
@@ -203,7 +235,7 @@ fn write_all(database: &Database, inbox: &Receiver<Waiting>, report: &Sender<Wri
 fn write(database: &Database, changes: &[Waiting]) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
-        let mut table = transaction.open_table(LEASES)?;
+        let (mut table, mut subnets) = (transaction.open_table(LEASES)?, transaction.open_table(SUBNETS)?);
         for waiting in changes {
             match waiting {
                 Waiting::Change { network, change: LeaseChange::Put(record), .. } => {
@@ -214,7 +246,11 @@ fn write(database: &Database, changes: &[Waiting]) -> Result<(), redb::Error> {
                 Waiting::Change { network, change: LeaseChange::Remove(address), .. } => {
                     table.remove((network.as_str(), address.to_bits()))?;
                 }
+                Waiting::Subnet(network, subnet) => {
+                    subnets.insert(network.as_str(), subnet.to_string().as_str())?;
+                }
                 Waiting::Forget(network) => {
+                    subnets.remove(network.as_str())?;
                     table.retain_in((network.as_str(), 0)..=(network.as_str(), u32::MAX), |_, _| false)?;
                 }
                 Waiting::Barrier(_) => {}
@@ -291,6 +327,11 @@ mod tests {
         store.forget(&lab);
         store.write(SERVER, &other, Ticket(1), LeaseChange::Put(record(51)));
         assert_eq!((addresses(&lab), addresses(&other)), (vec![], vec![50, 51]));
+        let subnet = "10.77.3.0/24".parse().unwrap();
+        store.remember(&lab, subnet);
+        assert_eq!((store.subnet(&lab).unwrap(), store.subnet(&other).unwrap()), (Some(subnet), None));
+        store.forget(&lab);
+        assert_eq!(store.subnet(&lab).unwrap(), None);
     }
 
     #[test]

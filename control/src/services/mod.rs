@@ -1,13 +1,14 @@
 //! What networks with a gateway offer their guests, driven by the owner's loop: DHCP and DNS.
 //!
 //! The servers themselves are state machines of `weft_switch`; here they get messages from the gateways, time, random bits, sockets and
-//! a disk. Nothing in here waits: leases are written by a thread of their own ([`lease_store`]), and upstream sockets ([`upstreams`]) don't block.
+//! a disk. Nothing in here waits: leases are written by a thread of their own (`lease_store`), and upstream sockets (`upstreams`) don't block.
 //!
-//! Order of events: [`Services::serve`] after every turn of the loop, [`Services::handle`] for events of ours, [`Services::tick`] when the time that
-//! [`Services::due`] named has come.
+//! Order of events: `Services::serve` after every turn of the loop, `Services::handle` for events of ours, `Services::tick` when the time that
+//! `Services::due` named has come.
 
 mod dhcp;
 mod dns;
+mod dns_tcp;
 mod host_resolver;
 mod lease_store;
 mod upstreams;
@@ -25,11 +26,11 @@ use tracing::debug;
 use weft_dataplane::{Dataplane, ServiceMessage};
 use weft_switch::dhcp::{DhcpServer, LeaseBook};
 use weft_switch::dns::{DnsForwarder, LocalNames};
-use weft_switch::{NetworkId, PortId};
+use weft_switch::{NetworkId, PortId, Subnet};
 
 use self::dhcp::DhcpService;
 pub(crate) use self::dhcp::wall_clock;
-use self::dns::DnsService;
+use self::dns::{DnsService, World};
 use self::host_resolver::HostResolver;
 pub use self::lease_store::LeaseStoreError;
 use self::lease_store::{LeaseStore, ServerId};
@@ -60,7 +61,7 @@ struct NetworkServices {
     dns: Option<DnsService>,
 }
 
-/// What [`Services::install`] needs and may not be had.
+/// What `Services::install` needs and may not be had.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     /// The leases that a new DHCP server begins with.
@@ -88,7 +89,7 @@ impl Services {
         })
     }
 
-    /// True if an event with this token is for [`Self::handle`].
+    /// True if an event with this token is for the services.
     #[must_use]
     pub fn owns(token: Token) -> bool {
         (Self::FIRST_TOKEN..Dataplane::FIRST_TOKEN).contains(&token.0)
@@ -105,11 +106,26 @@ impl Services {
         if has_server || plan.is_none_or(|plan| plan.dhcp.is_none()) {
             return Ok(Prepared::default());
         }
-        let leases = match &mut self.leases {
-            Some(leases) => leases,
-            none => none.insert(LeaseStore::open(&self.state_dir, Arc::clone(&self.waker))?),
-        };
-        Ok(Prepared { book: Some(leases.book(name)?) })
+        Ok(Prepared { book: Some(self.open_store()?.book(name)?) })
+    }
+
+    fn open_store(&mut self) -> Result<&LeaseStore, LeaseStoreError> {
+        match &mut self.leases {
+            Some(leases) => Ok(leases),
+            none => Ok(none.insert(LeaseStore::open(&self.state_dir, Arc::clone(&self.waker))?)),
+        }
+    }
+
+    /// The subnet that was chosen for a network of this name.
+    pub(crate) fn remembered_subnet(&mut self, name: &Name) -> Result<Option<Subnet>, LeaseStoreError> {
+        self.open_store()?.subnet(name)
+    }
+
+    /// Remembers the subnet that was chosen for a network, where its leases are kept.
+    pub(crate) fn remember_subnet(&mut self, name: &Name, subnet: Subnet) {
+        if let Some(leases) = &self.leases {
+            leases.remember(name, subnet);
+        }
     }
 
     /// Brings a network's services to what the plan says. Its gateway is there already.
@@ -182,7 +198,7 @@ impl Services {
             dhcp.server.detach(port);
         }
         if let Some(dns) = &mut network.dns {
-            dns.forwarder.forget_port(port);
+            dns.forget_port(port);
         }
     }
 
@@ -215,15 +231,20 @@ impl Services {
     fn take(&mut self, dataplane: &mut Dataplane, id: NetworkId, message: ServiceMessage) {
         let Some(network) = self.networks.get_mut(&id) else { return };
         let port = message.port();
-        let taken = match (message, &mut network.dhcp, &mut network.dns, &self.leases) {
+        let NetworkServices { dhcp, dns } = network;
+        let taken = match (message, dhcp, dns, &self.leases) {
             (ServiceMessage::Dhcp(datagram), Some(dhcp), _, Some(leases)) => dhcp.take(&datagram, dataplane, leases),
             (ServiceMessage::Heard(heard), Some(dhcp), _, Some(leases)) => {
                 dhcp.heard(heard, dataplane, leases);
                 Ok(())
             }
             (ServiceMessage::Dns(datagram), dhcp, Some(dns), _) => {
-                let names: &dyn LocalNames = dhcp.as_ref().map_or(&() as &dyn LocalNames, |dhcp| &dhcp.server);
-                dns.take(&datagram, names, dataplane, &mut self.sockets, &mut self.resolver)
+                let (sockets, resolver) = (&mut self.sockets, &mut self.resolver);
+                dns.take(&datagram, &mut World { names: names_of(dhcp.as_ref()), dataplane, sockets, resolver })
+            }
+            (ServiceMessage::DnsTcp { station, packet }, dhcp, Some(dns), _) => {
+                let (sockets, resolver) = (&mut self.sockets, &mut self.resolver);
+                dns.take_segment(station, packet, &mut World { names: names_of(dhcp.as_ref()), dataplane, sockets, resolver })
             }
             // The service was switched off since.
             _ => Ok(()),
@@ -238,9 +259,9 @@ impl Services {
     pub(crate) fn handle(&mut self, dataplane: &mut Dataplane, event: &Event) {
         if event.token() != Self::WRITTEN {
             let Some((id, attempt, outcomes)) = self.sockets.handle(event) else { return };
-            if let Some(dns) = self.networks.get_mut(&id).and_then(|network| network.dns.as_mut()) {
-                dns.take_outcomes(attempt, outcomes, dataplane, &mut self.sockets);
-            }
+            let Some(NetworkServices { dhcp, dns: Some(dns) }) = self.networks.get_mut(&id) else { return };
+            let (names, sockets, resolver) = (names_of(dhcp.as_ref()), &mut self.sockets, &mut self.resolver);
+            dns.take_outcomes(attempt, outcomes, &mut World { names, dataplane, sockets, resolver });
             return;
         }
         let Some(leases) = &self.leases else { return };
@@ -262,9 +283,10 @@ impl Services {
                 dhcp.tick(dataplane, leases);
             }
             if let Some(dns) = &mut network.dns
-                && dns.forwarder.next_tick().is_some_and(|due| due <= now)
+                && dns.next_tick().is_some_and(|due| due <= now)
             {
-                dns.tick(dataplane, &mut self.sockets);
+                let (names, sockets, resolver) = (names_of(network.dhcp.as_ref()), &mut self.sockets, &mut self.resolver);
+                dns.tick(&mut World { names, dataplane, sockets, resolver });
             }
         }
     }
@@ -274,9 +296,14 @@ impl Services {
         let now = dataplane.now();
         let of = |network: &NetworkServices| {
             let dhcp = network.dhcp.as_ref().and_then(|dhcp| dhcp.server.next_tick());
-            let dns = network.dns.as_ref().and_then(|dns| dns.forwarder.next_tick());
+            let dns = network.dns.as_ref().and_then(DnsService::next_tick);
             dhcp.into_iter().chain(dns).min()
         };
         self.networks.values().filter_map(of).min().map_or(Duration::MAX, |due| due.since(now))
     }
+}
+
+/// Who knows the names of a network's hosts.
+fn names_of(dhcp: Option<&DhcpService>) -> &dyn LocalNames {
+    dhcp.map_or(&(), |dhcp| &dhcp.server)
 }

@@ -114,6 +114,7 @@ fn an_address_can_be_kept_for_a_client_and_for_a_port() {
     );
     assert!(weft.refused(&["lease", "add", "default", "10.79.0.5", "--mac", "02:00:00:00:00:09"]).contains("10.78.9.0/24"));
     assert!(weft.refused(&["lease", "remove", "default", "10.78.9.99"]).contains("no lease of 10.78.9.99"));
+    assert!(weft.refused(&["lease", "remove", "default", "10.78.9.7"]).contains("keeps 10.78.9.7 for port \"db\""));
     weft.json(&["lease", "remove", "default", "10.78.9.5"]);
     wait_for_leases(&weft, |leases| leases.iter().all(|lease| lease["address"] != "10.78.9.5"));
     weft.json(&["port", "remove", "db"]);
@@ -190,12 +191,26 @@ fn subnets_that_can_not_be_are_refused_with_a_way_out() {
 }
 
 #[test]
+fn a_subnet_that_weft_chose_is_the_same_after_a_restart() {
+    let subnet = |weft: &Weft, name: &str| weft.json(&["network", "show", name])["subnet"].as_str().unwrap().to_owned();
+    let weft = Weft::start_with_config("[networks.a]\n[networks.b]\n");
+    let (a, b) = (subnet(&weft, "a"), subnet(&weft, "b"));
+    assert_ne!(a, b);
+    let (_, dir) = weft.stop(Signal::KILL);
+    // What the other one had is free now, and would be chosen first.
+    std::fs::write(dir.path().join("weft.toml"), "[networks.b]\n").unwrap();
+    let config = dir.path().join("weft.toml").to_str().unwrap().to_owned();
+    let weft = Weft::start_in(dir, &["--config", &config]);
+    assert_eq!(subnet(&weft, "b"), b);
+}
+
+#[test]
 fn a_state_directory_that_can_not_be_is_named() {
     let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n");
     assert!(!weft.at("state").exists(), "nothing is kept where there is nothing to keep");
     std::fs::write(weft.at("state"), "in the way").unwrap();
     let message = weft.refused(&["network", "add", "lab"]);
-    assert!(message.contains("cannot add network") && message.contains("--state-dir"), "{message}");
+    assert!(message.contains("cannot make the state directory") && message.contains("--state-dir"), "{message}");
     std::fs::remove_file(weft.at("state")).unwrap();
     weft.json(&["network", "add", "lab"]);
     assert!(weft.at("state/leases.redb").exists());

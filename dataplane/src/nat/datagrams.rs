@@ -94,6 +94,10 @@ impl Datagrams {
             mapping.outbound(now, *to.ip(), len - UDP_HEADER_LEN);
         }
         let kind = runs::Kind { id, to, marks: marks_of(packet), dont_fragment: packet.ip.dont_fragment };
+        if let Some(size) = packet.segment.map(usize::from) {
+            self.add_all(common, kind, packet.pieces, len - UDP_HEADER_LEN, size);
+            return Disposition::Taken;
+        }
         if self.run.add(kind, packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN) {
             return Disposition::Taken;
         }
@@ -106,6 +110,18 @@ impl Datagrams {
             self.run.begin(kind);
         }
         self.sent(common, id, sent)
+    }
+
+    /// Datagrams that the guest has left to be cut apart, of `size` bytes each.
+    fn add_all(&mut self, common: &mut Common, kind: runs::Kind, pieces: &[Segment], len: usize, size: usize) {
+        for at in (0..len).step_by(size) {
+            let here = size.min(len - at);
+            if !self.run.add(kind, pieces, UDP_HEADER_LEN + at, here) {
+                self.finish_run(common);
+                self.run.begin(kind);
+                self.run.add(kind, pieces, UDP_HEADER_LEN + at, here);
+            }
+        }
     }
 
     /// Sends the datagrams of a batch that have not left yet.

@@ -20,6 +20,8 @@ pub(crate) struct GuestPacket<'a> {
     pub(crate) pieces: &'a [Segment],
     /// Bytes behind the IP header.
     pub(crate) len: usize,
+    /// It stands for several datagrams, of this many bytes of payload each but the last; never zero.
+    pub(crate) segment: Option<u16>,
 }
 
 impl GuestPacket<'_> {

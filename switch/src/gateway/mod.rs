@@ -64,7 +64,7 @@ pub struct GatewaySettings {
     pub mtu: u16,
     /// DHCP is served: messages for a server come out as [`Outcome::Dhcp`].
     pub dhcp: bool,
-    /// DNS is served: queries come out as [`Outcome::Dns`], and TCP to port 53 as [`Outcome::Local`].
+    /// DNS is served: queries come out as [`Outcome::Dns`], and TCP to port 53 as [`Outcome::DnsTcp`].
     pub dns: bool,
     /// All of TCP and UDP that is for the gateway and for no service comes out as [`Outcome::Local`]; else it is refused.
     pub host_access: bool,
@@ -137,10 +137,12 @@ pub enum Outcome<'f> {
     Dhcp(UdpDatagram<'f>),
     /// A query for the DNS forwarder.
     Dns(UdpDatagram<'f>),
+    /// A TCP segment for the DNS forwarder.
+    DnsTcp(Packet<'f>),
     /// TCP or UDP for the gateway's own address.
     Local(Packet<'f>),
     /// For another guest of the same network: the caller sends it on with these new headers in front of what follows the first 34
-    /// bytes of the frame (or the first 20 of the packet, if it had come in fragments).
+    /// bytes of the frame, or the first 20 of the packet. A fragment passes as it is.
     Neighbour {
         /// Where to.
         to: Station,
@@ -433,7 +435,11 @@ impl Gateway {
         out: &mut Vec<Outgoing>,
     ) -> Result<Outcome<'f>, DropReason> {
         self.check_source(now, packet.station, packet.ip.header().source)?;
-        let packet = match packet.ip.is_fragment() {
+        let destination = packet.ip.header().destination;
+        let is_local = destination == self.settings.address;
+        // What only passes is left as it is (RFC 1812, section 4.2.2.7): its receiver puts it together.
+        let passes = !is_local && self.settings.subnet.is_host(destination);
+        let packet = match packet.ip.is_fragment() && !passes {
             true if !packet.ip.is_whole() => return Err(DropReason::BadFragment),
             true => match self.reassemble(now, &packet)? {
                 Some(ip) => Packet { station: packet.station, ip, checksum_pending: false },
@@ -441,8 +447,7 @@ impl Gateway {
             },
             false => packet,
         };
-        let destination = packet.ip.header().destination;
-        if destination == self.settings.address {
+        if is_local {
             return self.receive_local(now, packet, out);
         }
         if destination == self.settings.subnet.broadcast() || destination == self.settings.subnet.network() {
@@ -506,7 +511,7 @@ impl Gateway {
             TCP => {
                 let tcp = TcpHeader::parse(&packet.ip, packet.checksum_pending)?;
                 if tcp.destination_port == DNS && self.settings.dns {
-                    return Ok(Outcome::Local(packet));
+                    return Ok(Outcome::DnsTcp(packet));
                 }
                 Refusal::PortUnreachable
             }

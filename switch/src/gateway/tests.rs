@@ -497,7 +497,7 @@ fn services_get_what_is_theirs_and_nothing_when_they_are_off() {
     let ntp = udp(SocketAddrV4::new(GATEWAY, 123), b"");
     let mut bench = Bench::new();
     assert!(matches!(bench.take(&dns), Outcome::Dns(query) if *query.payload == *b"query" && query.source.port() == 4000));
-    assert!(matches!(bench.take(&dns_tcp), Outcome::Local(_)));
+    assert!(matches!(bench.take(&dns_tcp), Outcome::DnsTcp(_)));
     let mut off = Bench::with(GatewaySettings { dns: false, ..settings() });
     assert_eq!(off.take(&dns), Outcome::Drop(DropReason::NoListener));
     let mut open = Bench::with(GatewaySettings { host_access: true, ..settings() });

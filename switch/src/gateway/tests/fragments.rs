@@ -27,6 +27,23 @@ fn a_ping_larger_than_the_mtu_comes_and_goes_in_fragments_in_any_order() {
 }
 
 #[test]
+fn fragments_for_a_neighbour_pass_as_they_are() {
+    let mut bench = Bench::new();
+    bench.at(NOW, OTHER_PORT, &arp(EtherArp::REPLY, OTHER_MAC, OTHER, GATEWAY));
+    bench.out.clear();
+    for offset in [0, 185] {
+        let mut part = header(GUEST, OTHER, UDP);
+        part.more_fragments = offset == 0;
+        part.fragment_offset = IpFragOffset::try_new(offset).unwrap();
+        let frame = ipv4_to(GATEWAY_MAC, &part, &[7; 1480]);
+        let Outcome::Neighbour { to, headers, packet } = bench.take(&frame) else { panic!("{offset}") };
+        assert_eq!((to.port, packet.ip.header().fragment_offset), (OTHER_PORT, offset * 8));
+        assert_eq!((headers[22], &headers[20..22]), (63, &frame[20..22]), "its offset is still there");
+    }
+    bench.expect_silence();
+}
+
+#[test]
 fn fragments_that_overlap_take_their_datagram_with_them() {
     let mut bench = Bench::new();
     let frames = fragments(1, &echo(&[7; 4000]), 1480);
