@@ -160,7 +160,7 @@ impl Owner {
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
             let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
-            let network = dataplane.add_network(NetworkSettings { fdb, gateway: load.gateway.then(gateway) })?;
+            let network = dataplane.add_network(NetworkSettings { fdb, gateway: load.gateway.then(gateway), nat: None })?;
             for number in 0..load.guests {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),

@@ -23,7 +23,9 @@ use std::time::Duration;
 use mio::{Events, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::{DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
+use weft_switch::{
+    DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, SegmentKind, Station, Timestamp, UdpDatagram,
+};
 
 use crate::from_guest::{Batch, Frame};
 use crate::lane::Lane;
@@ -353,7 +355,8 @@ impl GatewayState {
             self.pieces.push(Segment { ptr: kept.as_ptr().cast_mut(), len: kept.len() });
         }
         let (station, head) = (packet.station, packet.ip.payload());
-        match nat.receive(now, &GuestPacket { station, ip, head, pieces: &self.pieces, len }) {
+        let segment = place.and_then(|(_, frame)| datagram_size(&frame.offload));
+        match nat.receive(now, &GuestPacket { station, ip, head, pieces: &self.pieces, len, segment }) {
             Disposition::Taken => Passage::Taken,
             Disposition::Drop(reason) => Passage::Dropped(reason),
             Disposition::Refuse(reason, refusal) => {
@@ -492,6 +495,11 @@ impl From<Outgoing> for Dispatch {
         };
         Self { to, frame, offload: Offload::NONE }
     }
+}
+
+/// Bytes of each datagram, if a frame stands for several.
+fn datagram_size(offload: &Offload) -> Option<u16> {
+    offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp).map(|segmentation| segmentation.size)
 }
 
 /// True if a packet is all in its frame, of which `bytes` is a copy: not put together from fragments.

@@ -155,6 +155,22 @@ fn datagrams_in_a_row_leave_together_and_arrive_apart() {
 }
 
 #[test]
+fn datagrams_that_the_guest_has_put_together_arrive_apart() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    for (size, count) in [(1000_u16, 3_usize), (100, 150), (1, 1), (1472, 44)] {
+        let data = pattern(usize::from(size) * count - usize::from(size) / 3);
+        let header = [5000, port, 8 + data.len() as u16, 0].map(u16::to_be_bytes).concat();
+        world.segment = Some(size);
+        world.give_ip(17, GATEWAY, &[&header, &data[..]].concat());
+        for chunk in data.chunks(size.into()) {
+            assert_eq!(arrived(&mut world, &far).1, chunk);
+        }
+    }
+    assert_eq!((world.refused.len(), world.ring.late.len()), (0, 0));
+}
+
+#[test]
 fn datagrams_that_the_kernel_has_put_together_reach_the_guest_one_by_one_or_as_it_agreed_to() {
     let uso = OffloadFeatures { udp: true, ..GuestKind::default().offloads };
     for offloads in [OffloadFeatures::default(), GuestKind::default().offloads, uso] {

@@ -193,6 +193,8 @@ pub(super) struct World {
     start: Instant,
     card: Card,
     interface: Interface,
+    /// The next packet stands for several datagrams of this size.
+    pub(super) segment: Option<u16>,
     /// The guest does not look at its ring.
     pub(super) paused: bool,
     /// What became of packets that the engine did not take.
@@ -255,6 +257,7 @@ impl World {
             start: Instant::now(),
             card,
             interface,
+            segment: None,
             paused: false,
             refused: Vec::new(),
             next_port: 40_000,
@@ -330,7 +333,9 @@ impl World {
         let (one, other) = bytes.split_at(bytes.len() / 3);
         let pieces = [one, other].map(|piece| Segment { ptr: piece.as_ptr().cast_mut(), len: piece.len() });
         let (station, ip, len) = (packet.station, *packet.ip.header(), bytes.len());
-        let disposition = self.engine.receive(now, &GuestPacket { station, ip, head: bytes, pieces: &pieces, len });
+        let disposition = self
+            .engine
+            .receive(now, &GuestPacket { station, ip, head: bytes, pieces: &pieces, len, segment: self.segment.take() });
         if let Disposition::Refuse(_, refusal) = disposition {
             self.gateway.refuse(now, packet, refusal, out);
         }
