@@ -61,6 +61,8 @@ const ERRORS: u32 = 50;
 const ERROR_INTERVAL: Duration = Duration::from_millis(20);
 /// How soon a guest without room is looked at again, and one that is not there.
 const ROOM_RETRY: Duration = Duration::from_millis(1);
+/// For how long it is looked at in each round before that.
+const ROOM_SOON: Duration = Duration::from_millis(2);
 const ABSENT_RETRY: Duration = Duration::from_millis(250);
 /// The most timers that run out in a round.
 const TIMERS: usize = 1024;

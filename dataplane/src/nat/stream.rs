@@ -6,7 +6,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use weft_switch::nat::error::{IcmpError, Subject};
 use weft_switch::nat::frame::{self, TCP_HEADERS_LEN};
-use weft_switch::nat::tcp::{Action, Connection, Seq};
+use weft_switch::nat::tcp::{Action, Connection, Flags, Seq};
 use weft_switch::{Offload, PortId, Station, Timestamp, complete_checksum, segment};
 
 use super::calls::{Marks, send_space};
@@ -51,6 +51,8 @@ pub(super) struct Stream {
     pub(super) blocked: bool,
     /// When it was last looked for, the guest was not there.
     pub(super) absent: bool,
+    /// The guest has got data since this was last looked at.
+    pub(super) progressed: bool,
     /// Where its data are gathered in this batch.
     pub(super) gathered: Option<usize>,
 }
@@ -111,8 +113,11 @@ impl Stream {
                 Action::Send(segment) => {
                     let (link, Ends { inside, remote }) = (common.link(self.station), self.ends);
                     let offload = frame::tcp(link, remote, inside, &segment, u32::MAX, &mut common.frame);
-                    // What a guest has no room for is lost, and sent again if it matters; `send` has counted it.
-                    let _ = guests.send(self.station.port, &common.frame, &offload);
+                    if !send_whole(common, guests, self.station.port, &offload) && segment.flags == Flags::ACK {
+                        // Nobody would send it again, and the guest may wait for it.
+                        self.connection.unsent();
+                        return true;
+                    }
                 }
                 Action::SendData { from, offset, limit, mss } => {
                     self.send_data(common, now, guests, (from, offset, limit, mss));
@@ -215,6 +220,7 @@ impl Stream {
         };
         // No truncation: at most a packet.
         let segment = self.connection.sent(now, from, len as u32, len < wanted && !self.urgent);
+        self.progressed = true;
         let (link, Ends { inside, remote }) = (common.link(self.station), self.ends);
         let offload = frame::tcp(link, remote, inside, &segment, mss, &mut common.frame);
         if offloads.checksum {
@@ -233,6 +239,19 @@ impl Stream {
         socket.peeked(read);
         Ok(read)
     }
+}
+
+/// Sends the frame in `common.frame`. False if the guest has no room for it; whatever matters is sent again.
+fn send_whole(common: &mut Common, guests: &mut impl ToGuests, port: PortId, offload: &Offload) -> bool {
+    let len = common.frame.len();
+    common.pieces.clear();
+    match guests.reserve(port, len, &mut common.pieces) {
+        Ok(room) if room == len => guests.commit(&common.frame, len, offload),
+        Ok(_) => guests.cancel(),
+        Err(NoRoom::Never) => {}
+        Err(NoRoom::Full) => return false,
+    }
+    true
 }
 
 /// Sends the frame in `common.whole`, whose guest takes it finished only.

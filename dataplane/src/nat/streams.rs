@@ -16,7 +16,7 @@ use super::calls::send_space;
 use super::seam::{Disposition, GuestPacket, ToGuests};
 use super::socket::{self, Connect, TcpSocket, socket_error};
 use super::stream::{Ends, Stream};
-use super::{ABSENT_RETRY, Common, Kind, MappingStatus, ROOM_RETRY, Readiness, Ready, TIMERS, part_of};
+use super::{ABSENT_RETRY, Common, Kind, MappingStatus, ROOM_RETRY, ROOM_SOON, Readiness, Ready, TIMERS, part_of};
 use crate::memory::Segment;
 
 /// The most ends of connections that are remembered in case the guest missed them: a part of the table.
@@ -48,6 +48,8 @@ pub(super) struct Streams {
     blocked: VecDeque<FlowId>,
     /// When these are tried again.
     retry_at: Option<Timestamp>,
+    /// Since when no guest has taken anything, as far as any was asked.
+    full_since: Option<Timestamp>,
     /// Ends that are remembered, oldest first.
     lingering: VecDeque<(FlowId, Ends)>,
     lingering_max: usize,
@@ -64,6 +66,7 @@ impl Streams {
             gathered_len: 0,
             blocked: VecDeque::new(),
             retry_at: None,
+            full_since: None,
             lingering: VecDeque::new(),
             lingering_max: capacity as usize / LINGERING_PART,
             can_peek_at: socket::can_peek_at(),
@@ -185,6 +188,7 @@ impl Streams {
                 queued: false,
                 blocked: false,
                 absent: false,
+                progressed: false,
                 gathered: None,
             },
         )
@@ -229,6 +233,7 @@ impl Streams {
                 queued: false,
                 blocked: false,
                 absent: false,
+                progressed: false,
                 gathered: None,
             },
         );
@@ -265,9 +270,14 @@ impl Streams {
     fn connect(&mut self, common: &Common, ends: Ends) -> Result<(TcpSocket, Option<u16>, bool, Result<Connect, Errno>), Errno> {
         let to = common.outward(ends.remote);
         let known = self.outside.get(&ends.inside).map(|outside| outside.port);
+        // A socket that is bound to a port of this host, and connects to that, would be connected with itself.
+        let is_other = |port: &u16| *port != to.port();
         let (socket, bound) = match known {
-            Some(port) => TcpSocket::bound([port].into_iter(), true, self.can_peek_at)?,
-            None => TcpSocket::bound(ports::candidates(ends.inside, &common.hasher), false, self.can_peek_at)?,
+            Some(port) => TcpSocket::bound([port].into_iter().filter(is_other), true, self.can_peek_at)?,
+            None => {
+                let ports = ports::candidates(ends.inside, &common.hasher).filter(is_other);
+                TcpSocket::bound(ports, false, self.can_peek_at)?
+            }
         };
         let begun = socket.connect(to);
         if let (Err(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE), Some(_)) = (begun, bound) {
@@ -321,8 +331,17 @@ impl Streams {
             stream.queued = true;
             common.ready.push_back(Ready::Stream(id));
         }
+        if std::mem::take(&mut stream.progressed) {
+            self.full_since = None;
+        }
         if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
-            let retry_at = now.after(if stream.absent { ABSENT_RETRY } else { ROOM_RETRY });
+            // A guest that is at work makes room within microseconds; one that is not need not keep anybody awake.
+            let is_patient = now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON;
+            let retry_at = match (stream.absent, is_patient) {
+                (true, _) => now.after(ABSENT_RETRY),
+                (false, true) => now.after(ROOM_RETRY),
+                (false, false) => now,
+            };
             self.blocked.push_back(id);
             self.retry_at = Some(self.retry_at.map_or(retry_at, |at| at.min(retry_at)));
         }

@@ -280,6 +280,16 @@ fn no_two_inside_endpoints_have_one_outside_port_rfc_5382_req_7() {
 }
 
 #[test]
+fn a_connection_to_the_port_that_it_comes_from_does_not_meet_itself() {
+    let mut world = World::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let handle = world.connect_from(free, free);
+    world.until("a refusal", |world| world.tcp(handle).state() == State::Closed);
+    let (events, _) = world.engine.audit();
+    assert_eq!(events[1].closed.unwrap().reason, CloseReason::Refused);
+}
+
+#[test]
 fn a_port_that_is_gone_takes_its_connections_along() {
     let mut world = World::new();
     let (handle, mut far) = world.connected();

@@ -140,6 +140,12 @@ impl Connection {
         self.to_guest.ended_at(from);
     }
 
+    /// The guest has no room for the acknowledgment that [`Action::Send`] was about.
+    pub fn unsent(&mut self) {
+        self.due.ack = true;
+        self.to_guest.blocked = true;
+    }
+
     /// The guest has no room for what was to be sent.
     pub fn blocked(&mut self) {
         self.to_guest.blocked = true;
