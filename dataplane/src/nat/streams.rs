@@ -336,7 +336,7 @@ impl Streams {
         }
         if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
             // A guest that is at work makes room within microseconds; one that is not need not keep anybody awake.
-            let is_patient = now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON;
+            let is_patient = stream.absent || now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON;
             let retry_at = match (stream.absent, is_patient) {
                 (true, _) => now.after(ABSENT_RETRY),
                 (false, true) => now.after(ROOM_RETRY),
