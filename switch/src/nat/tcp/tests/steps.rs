@@ -409,6 +409,18 @@ fn a_guest_without_room_stops_the_flow_until_it_has_some() {
 }
 
 #[test]
+fn an_acknowledgment_for_which_the_guest_has_no_room_is_said_later() {
+    let mut bench = Bench::open();
+    bench.give_data(&data(0, 100));
+    let first = bench.sent();
+    bench.connection.unsent();
+    assert!(bench.connection.is_blocked());
+    bench.connection.room();
+    assert_eq!(bench.sent(), first);
+    bench.expect_rest();
+}
+
+#[test]
 fn one_side_may_end_while_the_other_goes_on() {
     let mut bench = Bench::open();
     bench.give(&fin(0));
