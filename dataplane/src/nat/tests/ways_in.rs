@@ -57,6 +57,22 @@ fn a_port_on_which_the_guest_does_not_listen_resets_the_client() {
 }
 
 #[test]
+fn a_guest_reaches_a_guest_by_the_forwarded_address_rfc_5382_req_8() {
+    let mut world = World::new();
+    let listening = world.listen(80);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(false, anywhere(), 80)).unwrap();
+    let caller = world.connect(address.port());
+    world.until("a connection", |world| {
+        [caller, listening].into_iter().all(|handle| world.tcp(handle).state() == State::Established)
+    });
+    // It comes from outside, and not from the caller's own address (RFC 4787, REQ-9).
+    assert_eq!(world.tcp(listening).remote_endpoint().map(|end| *endpoint(end).ip()), Some(GATEWAY));
+    world.tcp(caller).send_slice(b"hello").unwrap();
+    world.until("data", |world| world.tcp(listening).can_recv());
+}
+
+#[test]
 fn a_forward_that_is_taken_back_leaves_connections_alone() {
     let mut world = World::new();
     let guest = world.listen(80);
