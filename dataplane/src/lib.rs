@@ -22,6 +22,7 @@ mod ring;
 mod ring_copy;
 #[allow(unsafe_code)]
 mod ring_packed;
+mod ring_resume;
 #[allow(unsafe_code)]
 mod ring_split;
 mod snapshot;

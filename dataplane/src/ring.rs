@@ -17,7 +17,7 @@
 //!
 //! Chains are completed in the order in which they were offered, and whoever takes a ring over finds all that was taken
 //! completed. So one position is all the state that there is: a split ring keeps it in the used index of guest memory, a packed
-//! one is told it by the front-end.
+//! one is told it by the front-end, if that knows (`ring_resume`).
 //!
 //! Nearly every chain is a single buffer in the region that held the one before. [`Base::single`] is for those, and costs a
 //! few comparisons; everything else takes the long way with [`Walk`].
@@ -243,7 +243,7 @@ impl Ring {
 #[derive(Debug)]
 pub(crate) struct Base {
     pub(crate) features: RingFeatures,
-    direction: Direction,
+    pub(crate) direction: Direction,
     /// The flags of a descriptor that is a whole chain.
     plain_flags: u16,
     /// All ones where a buffer may be larger than what is asked for.

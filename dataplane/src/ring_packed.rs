@@ -16,29 +16,41 @@ use weft_switch::DropReason;
 
 use crate::memory::Segment;
 use crate::ring::{
-    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step,
-    Virtqueue, WRITE, Walk,
+    Base, Chain, DESCRIPTOR_LEN, Descriptor, Direction, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout,
+    SetupError, Step, Virtqueue, WRITE, Walk,
 };
 use crate::ring_copy::{LINE_LEN, prefetch};
+use crate::ring_resume::{Slot, Standing, correct};
 use crate::vhost_port::BATCH;
 
-const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+pub(crate) const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+pub(crate) const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 /// In a position: the wrap counter.
 const WRAP: u16 = 1 << 15;
+/// How often a ring is looked at to find out where it stands: its driver may be adding to it.
+const LOOKS: usize = 3;
 
 /// A place in the table, and how the wrap counter stood there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    index: u16,
+pub(crate) struct Place {
+    pub(crate) index: u16,
     /// Which of the two bits an available descriptor has in this lap: `AVAIL` if the wrap counter is one, `USED` if it is zero.
-    lap: u16,
+    pub(crate) lap: u16,
 }
 
 impl Place {
+    pub(crate) fn new(index: u16, wrap: bool) -> Self {
+        Self { index, lap: if wrap { AVAIL } else { USED } }
+    }
+
+    /// How the wrap counter stands there.
+    pub(crate) fn wrap(self) -> bool {
+        self.lap == AVAIL
+    }
+
     /// `slots` is at most the size of the table.
     #[inline(always)]
-    fn advance(self, slots: u16, size: u16) -> Self {
+    pub(crate) fn advance(self, slots: u16, size: u16) -> Self {
         // No overflow: less than twice a size of at most 32,768.
         let index = self.index + slots;
         if index < size { Self { index, ..self } } else { Self { index: index - size, lap: self.lap ^ (AVAIL | USED) } }
@@ -60,17 +72,17 @@ impl Place {
     }
 
     /// As a number that counts two laps.
-    fn linear(self, size: u16) -> u32 {
-        u32::from(self.index) + if self.lap == AVAIL { 0 } else { size.into() }
+    pub(crate) fn linear(self, size: u16) -> u32 {
+        u32::from(self.index) + if self.wrap() { 0 } else { size.into() }
     }
 
     /// As section 2.8.10 and `GET_VRING_BASE` have it.
     fn pack(self) -> u16 {
-        self.index | if self.lap == AVAIL { WRAP } else { 0 }
+        self.index | if self.wrap() { WRAP } else { 0 }
     }
 
     fn unpack(word: u16) -> Self {
-        Self { index: word & !WRAP, lap: if word & WRAP != 0 { AVAIL } else { USED } }
+        Self::new(word & !WRAP, word & WRAP != 0)
     }
 }
 
@@ -102,7 +114,8 @@ unsafe impl Send for PackedRing {}
 
 impl PackedRing {
     /// Sets a ring up. It goes on at `position`: index and wrap counter in the low 16 bits. The high ones, which say what was
-    /// used, are not believed: front-ends differ in them, and whoever completes in order and at once has used what it took.
+    /// used, are not believed: front-ends differ in them, and whoever completes in order and at once has used what it took. Nor
+    /// are the low ones where the ring shows that they can't be right.
     pub(crate) fn new(layout: RingLayout, position: u32, base: Base) -> Result<Self, SetupError> {
         let size = layout.size;
         if size == 0 || size > MAX_RING_SIZE {
@@ -128,8 +141,33 @@ impl PackedRing {
             held: None,
             base,
         };
+        if let Some(standing) = (0..LOOKS).find_map(|_| ring.corrected(start)) {
+            ring.go_on_at(standing);
+        }
         ring.disable_kicks();
         Ok(ring)
+    }
+
+    /// Where the ring stands, if that can't be where the front-end says.
+    fn corrected(&self, told: Place) -> Option<Standing> {
+        let skips = self.base.features.in_order && self.base.direction == Direction::FromGuest;
+        let slots: Vec<Slot> =
+            (0..self.size).map(|index| self.load(index)).map(|seen| Slot { flags: seen.flags, id: seen.link }).collect();
+        correct(&slots, told, skips)
+    }
+
+    fn go_on_at(&mut self, Standing { place, gap }: Standing) {
+        if let Some(index) = gap {
+            // Nothing was written there, as far as anybody knows.
+            let Descriptor { link, flags, .. } = self.load(index);
+            let used = if flags & AVAIL != 0 { AVAIL | USED } else { 0 };
+            self.state(index).store((u64::from(link) << 32 | u64::from(used) << 48).to_le(), Ordering::Release);
+        }
+        (self.next_available, self.next_used, self.published) = (place, place, place);
+    }
+
+    fn load(&self, index: u16) -> Descriptor {
+        self.descriptor(index, u64::from_le(self.state(index).load(Ordering::Acquire)))
     }
 
     /// The second half of a descriptor: length, id and flags.

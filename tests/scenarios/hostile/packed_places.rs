@@ -25,8 +25,8 @@ fn a_position_beyond_the_ring_ends_the_connection() {
     }
     // The ring shrinks under its position.
     let mut guest = siege.attacker(|builder| builder.features(PACKED[0]));
-    restart(&mut guest, FROM_GUEST, Place { at: 200, wrap: true }.base());
     guest.session().vring_base(1).unwrap();
+    guest.session().set_vring_base(1, Place { at: 200, wrap: true }.base()).unwrap();
     guest.session().set_vring_num(1, 200).unwrap();
     start(&mut guest, FROM_GUEST);
     siege.expect_repelled_because(guest, "a smaller ring", "the position 200 is beyond the ring's 200 entries");
