@@ -6,6 +6,7 @@
 //! Unsafe code lives in `memory`, `ring` and `sys` only.
 #![deny(unsafe_code)]
 
+mod boundary;
 mod counters;
 mod dataplane;
 mod disposal;
@@ -25,6 +26,7 @@ mod ring_packed;
 #[allow(unsafe_code)]
 mod ring_split;
 mod snapshot;
+mod sync;
 #[allow(unsafe_code)]
 mod sys;
 mod to_guest;
