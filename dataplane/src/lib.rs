@@ -6,6 +6,7 @@
 //! Unsafe code lives in `memory`, `ring` and `sys` only.
 #![deny(unsafe_code)]
 
+mod boundary;
 mod counters;
 mod dataplane;
 mod disposal;
@@ -26,6 +27,7 @@ mod ring_resume;
 #[allow(unsafe_code)]
 mod ring_split;
 mod snapshot;
+mod sync;
 #[allow(unsafe_code)]
 mod sys;
 mod to_guest;

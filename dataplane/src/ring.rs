@@ -414,6 +414,10 @@ impl Walk<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[path = "ring_tests.rs"]
 mod tests;
+
+#[cfg(all(test, loom))]
+#[path = "ring_models.rs"]
+mod models;

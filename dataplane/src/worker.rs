@@ -215,7 +215,7 @@ impl Worker {
             self.lane.inject(snapshot, port, frame, now);
             busy = true;
         }
-        let new_snapshot = self.shared.note_generation(snapshot.generation);
+        let new_snapshot = self.shared.boundary.pass(snapshot.generation);
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }

@@ -14,6 +14,7 @@ mod forward;
 mod id;
 mod mac;
 mod offload;
+mod sync;
 mod time;
 
 pub use drop_reason::DropReason;
