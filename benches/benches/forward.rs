@@ -4,12 +4,12 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use weft_switch::{EthernetHeader, Fdb, FdbSettings, MacAddr, PortId, Timestamp, forward};
+use weft_switch::{EthernetHeader, Fdb, FdbSettings, MacAddr, MacKey, PortId, Timestamp, forward};
 
 const BATCH: u64 = 32;
 
-fn station(number: u64) -> MacAddr {
-    MacAddr::from_u64(0x0200_0000_0000 | number)
+fn station(number: u64) -> MacKey {
+    MacAddr::from_u64(0x0200_0000_0000 | number).into()
 }
 
 /// `stations` behind each of two ports, all of them known.

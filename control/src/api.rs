@@ -12,7 +12,7 @@ use weft_switch::MacAddr;
 
 use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::rpc::RpcError;
-use crate::values::{Name, NetworkMode};
+use crate::values::{Name, NetworkMode, PollingMode};
 
 /// The version of what is said on the control socket. It changes when an old client would misunderstand.
 pub const PROTOCOL: u32 = 1;
@@ -132,15 +132,31 @@ pub struct Status {
     pub workers: Vec<WorkerInfo>,
 }
 
-/// What a worker did since it started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// A worker, and what it did since it started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerInfo {
+    /// Its number, from 0 on; its thread is `weft-worker-NUMBER`.
+    #[serde(default)]
+    pub number: usize,
+    /// The processor that it is pinned to; none: wherever the operating system puts it.
+    pub cpu: Option<usize>,
+    /// What it does when it finds no frames.
+    #[serde(default)]
+    pub polling: PollingMode,
+    /// With `adaptive` polling: how long it goes on looking before it sleeps, in microseconds.
+    pub spin_us: Option<u64>,
+    /// Rings from guests that it polls.
+    #[serde(default)]
+    pub rings: usize,
     /// Rounds over its rings.
     pub rounds: u64,
     /// Rounds in which at least one frame moved.
     pub busy_rounds: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// It sleeps right now.
+    #[serde(default)]
+    pub asleep: bool,
 }
 
 /// A port, as declared and as it is.
@@ -260,13 +276,16 @@ pub struct Flushed {
     pub entries: usize,
 }
 
-/// The counters of all ports at one moment.
+/// The counters of all ports and workers at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// The moment, in milliseconds since the switch started.
     pub uptime_ms: u64,
     /// One entry a port.
     pub ports: Vec<PortStats>,
+    /// One entry a worker.
+    #[serde(default)]
+    pub workers: Vec<WorkerInfo>,
 }
 
 /// A port's counters.
@@ -372,7 +391,7 @@ methods! {
     "fdb.list" => ListFdb, fdb_list(MaybeNetwork) -> Vec<FdbLine>;
     /// Forgets the MAC addresses that were learned.
     "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
-    /// The counters of all ports.
+    /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
     /// The declared value that runs; as TOML it is a configuration file.
     "config.show" => ShowConfig, config_show(Nothing) -> Config;
@@ -403,6 +422,15 @@ mod tests {
             let name = reference.split('"').next().unwrap();
             assert!(schema["$defs"].get(name).is_some(), "{name} is not defined");
         }
+    }
+
+    #[test]
+    fn the_answers_of_an_older_weft_are_understood() {
+        let worker = r#"{"rounds":3,"busy_rounds":2,"sleeps":1}"#;
+        let worker: WorkerInfo = serde_json::from_str(worker).unwrap();
+        assert_eq!(worker, WorkerInfo { rounds: 3, busy_rounds: 2, sleeps: 1, ..WorkerInfo::default() });
+        assert!(serde_json::from_str::<Stats>(r#"{"uptime_ms":1,"ports":[]}"#).unwrap().workers.is_empty());
+        assert_eq!(serde_json::from_str::<Config>(r#"{"networks":{},"ports":{}}"#).unwrap(), Config::default());
     }
 
     #[test]

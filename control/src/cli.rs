@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
 use crate::api::{self, MaybeNetwork, Named, NetworkAdd, Nothing, PortAdd, PortInfo, Stats};
 use crate::client::{Client, ClientError};
-use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::config::{Config, NetworkConfig, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
@@ -19,7 +20,9 @@ use crate::host::Host;
 use crate::logging::{self, LogError};
 use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
-use crate::values::{AgeingSeconds, FdbCapacity, Mtu, Name, NetworkMode, PortMac, Queues, SocketPath};
+use crate::values::{
+    AgeingSeconds, CpuList, FdbCapacity, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath, WorkerCount,
+};
 
 /// How often `weft stats --watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,7 +51,8 @@ enum Command {
     /// Run the switch, until SIGTERM or Ctrl-C.
     ///
     /// Without --config there is one network, `default`, with the ports `vm1` and `vm2`. SIGHUP makes weft read its
-    /// configuration file again and apply the difference.
+    /// configuration file again and apply the difference. --workers, --cpus and --polling come before what the file says,
+    /// then too; workers stay as they are until weft is started again.
     Run(RunArgs),
     /// Ports: the plugs for guests.
     #[command(subcommand)]
@@ -61,9 +65,9 @@ enum Command {
     Fdb(FdbCommand),
     /// Show how the switch is.
     Status,
-    /// Show what passed through the ports.
+    /// Show what passed through the ports, and how busy the workers were.
     Stats {
-        /// Show what passes per second, every second.
+        /// Show what passes per second, and how busy the workers are, every second.
         #[arg(long)]
         watch: bool,
     },
@@ -114,6 +118,17 @@ struct RunArgs {
     /// What is logged: error, warn, info, debug, trace or off, or a list of MODULE=LEVEL.
     #[arg(long, value_name = "LEVEL", env = "WEFT_LOG")]
     log: Option<String>,
+    /// How many workers move frames, 1 to 64 [default: what the file says, or 1].
+    #[arg(long, value_name = "N")]
+    workers: Option<WorkerCount>,
+    /// The processors that workers are pinned to, in turn, as in 2,3 or 2-5,8; `any` for wherever the operating system
+    /// puts them [default: what the file says, or any].
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuList>,
+    /// What a worker does that finds no frames: `adaptive` looks for a moment and sleeps, `always` looks for ever,
+    /// `never` sleeps at once [default: what the file says, or adaptive].
+    #[arg(long, value_name = "MODE", value_parser = polling_mode())]
+    polling: Option<PollingMode>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -296,7 +311,8 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
 
 fn run(args: RunArgs, run_dir: &Path, output: &Output) -> Result<(), CliError> {
     logging::start(args.log.as_deref())?;
-    let mut daemon = Daemon::start(run_dir, args.config)?;
+    let overrides = WorkerOverrides { count: args.workers, cpus: args.cpus, polling: args.polling };
+    let mut daemon = Daemon::start(run_dir, args.config, overrides)?;
     let told = if output.json {
         daemon.status().map_or(Ok(()), |status| print_line(&status))
     } else {
@@ -404,7 +420,8 @@ fn check(file: &Path, run_dir: Option<&Path>, output: &Output) -> Result<(), Cli
     let config = config_file::read(file, &Host::this(&run_dir))?;
     output.show(&config, |_, config| {
         let (networks, ports) = (counted(config.networks.len(), "network"), counted(config.ports.len(), "port"));
-        format!("{} is good: {networks}, {ports}\n", file.display())
+        let workers = counted(config.workers.count.value(), "worker");
+        format!("{} is good: {networks}, {ports}, {workers}\n", file.display())
     })
 }
 
@@ -430,6 +447,11 @@ fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
             print(&page)
         }
     }
+}
+
+/// The possible values are for the help and the shell's completion.
+fn polling_mode() -> impl TypedValueParser<Value = PollingMode> {
+    PossibleValuesParser::new(PollingMode::NAMES).try_map(|name| name.parse::<PollingMode>())
 }
 
 /// A relative path is meant from here, not from where the switch runs.

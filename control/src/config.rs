@@ -2,25 +2,56 @@
 //! all produce this value; `plan` compares two of them, and nothing else changes a running switch.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use weft_dataplane::{Polling, WorkerSettings};
 use weft_switch::{FdbSettings, MacAddr};
 
 use crate::host::Host;
 use crate::refusal::list;
-use crate::values::{AgeingSeconds, FdbCapacity, Mtu, Name, NetworkMode, PortMac, Queues, SocketPath};
+use crate::render::counted;
+use crate::values::{
+    AgeingSeconds, CpuList, FdbCapacity, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath, WorkerCount,
+    cpu_ranges,
+};
 
 /// Everything that is declared about a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// The workers. A change takes a restart.
+    pub workers: WorkersConfig,
     /// The networks, by name.
     pub networks: BTreeMap<Name, NetworkConfig>,
     /// The ports, by name.
     pub ports: BTreeMap<Name, PortConfig>,
+}
+
+/// What is declared about the workers, which move the frames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkersConfig {
+    /// How many there are.
+    pub count: WorkerCount,
+    /// The processors that they are pinned to, in turn; `any`: wherever the operating system puts them.
+    pub cpus: CpuList,
+    /// What a worker does that finds no frames: `adaptive`, `always` or `never`.
+    pub polling: PollingMode,
+}
+
+/// What the command line says about the workers, instead of the configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerOverrides {
+    /// How many there are.
+    pub count: Option<WorkerCount>,
+    /// The processors that they are pinned to.
+    pub cpus: Option<CpuList>,
+    /// What a worker does that finds no frames.
+    pub polling: Option<PollingMode>,
 }
 
 /// What is declared about a network.
@@ -108,7 +139,7 @@ impl Config {
     #[must_use]
     pub fn built_in() -> Self {
         let ports = ["vm1", "vm2"].map(|port| (plain_name(port), PortConfig::default()));
-        Self { networks: default_networks(), ports: ports.into() }
+        Self { networks: default_networks(), ports: ports.into(), ..Self::default() }
     }
 
     /// The same value, with network `default` if no network at all is declared.
@@ -117,6 +148,13 @@ impl Config {
         if self.networks.is_empty() {
             self.networks = default_networks();
         }
+        self
+    }
+
+    /// The same value, with what the command line says about the workers.
+    #[must_use]
+    pub fn with_overrides(mut self, overrides: &WorkerOverrides) -> Self {
+        self.workers = overrides.over(self.workers);
         self
     }
 
@@ -152,6 +190,66 @@ impl Config {
     }
 }
 
+impl WorkersConfig {
+    /// The workers that are declared.
+    #[must_use]
+    pub fn settings(&self) -> WorkerSettings {
+        WorkerSettings {
+            count: self.count.value() as usize,
+            cpus: self.cpus.cpus().iter().copied().map(usize::from).collect(),
+            polling: match self.polling {
+                PollingMode::Adaptive => Polling::Adaptive,
+                PollingMode::Always => Polling::Always,
+                PollingMode::Never => Polling::Never,
+            },
+        }
+    }
+
+    /// What is possible but hardly meant, where weft may use `available` processors: a sentence for a person.
+    #[must_use]
+    pub fn doubt(&self, available: usize) -> Option<String> {
+        let (count, cpus) = (self.count.value() as usize, self.cpus.cpus());
+        let processors = if cpus.is_empty() { available } else { cpus.len() };
+        if let Some(idle @ [_, ..]) = cpus.get(count..) {
+            return Some(format!(
+                "there are fewer workers than processors for them, and {} stays without one: workers.count or --workers gives more",
+                cpu_ranges(idle)
+            ));
+        }
+        (count > processors).then(|| {
+            format!(
+                "{count} workers share {}, and hold one another up: give each a processor of its own, or have fewer",
+                counted(processors, "processor")
+            )
+        })
+    }
+
+    /// Where `wanted` differs, for a sentence.
+    #[must_use]
+    pub fn difference(&self, wanted: &Self) -> String {
+        let differs = |key: &str, here: &dyn fmt::Display, there: &dyn fmt::Display| {
+            let (here, there) = (here.to_string(), there.to_string());
+            (here != there).then(|| format!("workers.{key} from {here} to {there}"))
+        };
+        let Self { count, cpus, polling } = wanted;
+        let all =
+            [differs("count", &self.count, count), differs("cpus", &self.cpus, cpus), differs("polling", &self.polling, polling)];
+        all.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl WorkerOverrides {
+    /// What holds, when the file says `declared`.
+    #[must_use]
+    pub fn over(&self, declared: WorkersConfig) -> WorkersConfig {
+        WorkersConfig {
+            count: self.count.unwrap_or(declared.count),
+            cpus: self.cpus.clone().unwrap_or(declared.cpus),
+            polling: self.polling.unwrap_or(declared.polling),
+        }
+    }
+}
+
 impl NetworkConfig {
     /// The forwarding database that is declared.
     #[must_use]
@@ -160,6 +258,13 @@ impl NetworkConfig {
             capacity: self.fdb_capacity.value() as usize,
             ageing: Duration::from_secs(u64::from(self.ageing_seconds.value())),
         }
+    }
+}
+
+impl fmt::Display for WorkersConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, cpus, polling } = self;
+        write!(formatter, "{} (cpus {cpus}, polling {polling})", counted(count.value(), "worker"))
     }
 }
 
@@ -172,6 +277,12 @@ impl Conflict {
             Self::SameMac { port, .. } => ["ports", port.as_str(), "mac"],
             Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
         }
+    }
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        Self { count: WorkerCount::of::<1>(), cpus: CpuList::default(), polling: PollingMode::default() }
     }
 }
 
@@ -206,6 +317,8 @@ fn plain_name(text: &'static str) -> Name {
 mod tests {
     use std::path::Path;
 
+    use schemars::schema_for;
+
     use super::*;
 
     fn host() -> Host {
@@ -218,7 +331,7 @@ mod tests {
 
     fn with_ports(ports: &[(&str, PortConfig)]) -> Config {
         let ports = ports.iter().map(|(text, port)| (name(text), port.clone())).collect();
-        Config { networks: default_networks(), ports }
+        Config { networks: default_networks(), ports, ..Config::default() }
     }
 
     #[test]
@@ -267,5 +380,64 @@ mod tests {
     fn a_port_can_not_take_the_control_socket() {
         let config = with_ports(&[("control", PortConfig::default())]);
         assert!(matches!(config.check(&host()), Err(Conflict::ControlSocket { .. })));
+    }
+
+    #[test]
+    fn every_key_is_documented() {
+        let docs = include_str!("../../docs/configuration.md");
+        let schemas = [schema_for!(WorkersConfig), schema_for!(NetworkConfig), schema_for!(PortConfig)];
+        let keys: Vec<_> =
+            schemas.iter().flat_map(|schema| schema.get("properties").unwrap().as_object().unwrap().keys()).collect();
+        for key in &keys {
+            assert!(docs.contains(&format!("\n| `{key}` | ")), "docs/configuration.md lacks {key}");
+        }
+        let documented = docs.lines().filter(|line| line.starts_with("| `")).count();
+        assert_eq!(documented, keys.len(), "docs/configuration.md has a key that is not there");
+    }
+
+    #[test]
+    fn the_examples_of_the_documentation_are_good_ones() {
+        let docs = include_str!("../../docs/configuration.md");
+        let examples: Vec<_> = docs.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert_eq!(examples.len(), 2);
+        for example in examples {
+            crate::config_file::parse(example, Path::new("example.toml"), &host()).unwrap();
+        }
+    }
+
+    fn workers(count: i128, cpus: &str) -> WorkersConfig {
+        let count = WorkerCount::try_from(count).unwrap();
+        WorkersConfig { count, cpus: cpus.parse().unwrap(), ..WorkersConfig::default() }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_dataplane() {
+        assert_eq!(WorkersConfig::default().settings(), WorkerSettings::default());
+    }
+
+    #[test]
+    fn what_the_command_line_says_about_workers_wins_and_the_rest_stays() {
+        let file = workers(4, "2-5");
+        assert_eq!(WorkerOverrides::default().over(file.clone()), file);
+        let count = WorkerOverrides { count: Some(WorkerCount::of::<2>()), ..WorkerOverrides::default() };
+        assert_eq!(count.over(file.clone()), workers(2, "2-5"));
+        let cpus = WorkerOverrides { cpus: Some(CpuList::default()), ..WorkerOverrides::default() };
+        assert_eq!(cpus.over(file), workers(4, "any"));
+    }
+
+    #[test]
+    fn workers_and_processors_that_hardly_go_together_are_remarked_on() {
+        for fine in [workers(1, "any"), workers(4, "any"), workers(4, "2-5")] {
+            assert_eq!(fine.doubt(4), None, "{fine:?}");
+        }
+        assert!(workers(1, "2-5").doubt(8).unwrap().contains("3-5 stays without one"));
+        assert_eq!(
+            workers(4, "2,3").doubt(8).unwrap(),
+            "4 workers share 2 processors, and hold one another up: give each a processor of its own, or have fewer"
+        );
+        assert_eq!(
+            workers(2, "any").doubt(1).unwrap(),
+            "2 workers share 1 processor, and hold one another up: give each a processor of its own, or have fewer"
+        );
     }
 }

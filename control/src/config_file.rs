@@ -117,6 +117,11 @@ mod tests {
     #[test]
     fn everything_can_be_said() {
         let text = r#"
+            [workers]
+            count = 4
+            cpus = "2-5"
+            polling = "always"
+
             [networks.lab]
             mode = "private"
             ageing_seconds = 60
@@ -135,6 +140,7 @@ mod tests {
         assert_eq!(config, again, "what is shown can be read back");
         assert_eq!(config.networks.len(), 1);
         assert_eq!(config.ports.len(), 1);
+        assert_eq!(config.workers.settings().cpus, [2, 3, 4, 5]);
     }
 
     #[test]
@@ -148,7 +154,10 @@ mod tests {
     fn errors_say_where_what_and_what_to_do() {
         let cases = [
             ("[ports.a]\nspeed = 1\n", "weft.toml:2:1: ports.a.speed: unknown field `speed`, expected one of"),
-            ("nonsense = 1\n", "weft.toml:1:1: nonsense: unknown field `nonsense`, expected `networks` or `ports`"),
+            (
+                "nonsense = 1\n",
+                "weft.toml:1:1: nonsense: unknown field `nonsense`, expected one of `workers`, `networks`, `ports`",
+            ),
             (
                 "[ports.a]\n  queues = 17\n",
                 "weft.toml:2:12: ports.a.queues: 17 is out of range: give a whole number from 1 to 16",
@@ -177,6 +186,17 @@ mod tests {
             (
                 "[ports.b]\nsocket = \"a.sock\"\n[ports.a]\n",
                 "weft.toml:2:10: ports.b.socket: ports \"a\" and \"b\" have the same socket",
+            ),
+            ("[workers]\ncount = 65\n", "weft.toml:2:9: workers.count: 65 is out of range: give a whole number from 1 to 64"),
+            ("[workers]\ncpus = \"5-2\"\n", "weft.toml:2:8: workers.cpus: the range 5-2 is the wrong way round: write 2-5"),
+            (
+                "[workers]\ncpus = 2\n",
+                "weft.toml:2:8: workers.cpus: invalid type: integer `2`, expected processors in quotes, as in \"2,3\"",
+            ),
+            ("[workers]\ncpus = [2, 3]\n", "weft.toml:2:8: workers.cpus: invalid type: sequence, expected processors in quotes"),
+            (
+                "[workers]\npolling = \"on\"\n",
+                "weft.toml:2:11: workers.polling: \"on\" is no polling mode; there are: adaptive, always, never",
             ),
             ("[ports.control]\n", "weft.toml:1:8: ports.control.socket: the socket of port \"control\" would be"),
         ];

@@ -1,6 +1,7 @@
 //! `weft run`: one thread that owns the dataplane and the control socket, and waits for events of both.
 
 use std::io::{self, Read};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,9 +15,10 @@ use tracing::{error, info, warn};
 use weft_dataplane::{Dataplane, DataplaneError};
 
 use crate::api::{Handler, Nothing, PortInfo, Status, VERSION};
-use crate::config::Config;
+use crate::config::{Config, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::host::Host;
+use crate::processors::{self, ProcessorError};
 use crate::refusal::Refusal;
 use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
@@ -42,6 +44,9 @@ pub enum DaemonError {
     /// The configuration file.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The processors for the workers.
+    #[error(transparent)]
+    Processors(#[from] ProcessorError),
     /// The dataplane does not start.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -71,6 +76,8 @@ pub struct Daemon {
     /// Nothing is read from it: its event says everything.
     _stop: UnixStream,
     reload: UnixStream,
+    /// They hold at every reload.
+    overrides: WorkerOverrides,
     /// Set when a signal to stop has come: the next one ends the process at once.
     stopping: Arc<AtomicBool>,
     watchdog: Option<Watchdog>,
@@ -86,17 +93,21 @@ struct Watchdog {
 }
 
 impl Daemon {
-    /// Takes the run directory and starts everything; when this returns, guests and clients can connect.
+    /// Takes the run directory and starts everything; when this returns, guests and clients can connect. About the workers,
+    /// `overrides` come before the file.
     ///
     /// # Errors
     /// When anything of that fails. Nothing is left behind then.
-    pub fn start(run_dir: &Path, config_file: Option<PathBuf>) -> Result<Self, DaemonError> {
+    pub fn start(run_dir: &Path, config_file: Option<PathBuf>, overrides: WorkerOverrides) -> Result<Self, DaemonError> {
         let host = Host::this(run_dir);
         let config_file = config_file.map(absolute).transpose()?;
-        let config = match &config_file {
+        let declared = match &config_file {
             Some(file) => config_file::read(file, &host)?,
             None => Config::built_in(),
         };
+        let config = declared.with_overrides(&overrides);
+        let workers = &config.workers;
+        processors::check(&workers.cpus)?;
         let run_dir = RunDir::take(run_dir)?;
         run_dir.remove_stale_sockets(&guests_sockets(&config, &host))?;
         let poll = Poll::new().map_err(|source| DaemonError::Io { what: "make an epoll instance", source })?;
@@ -108,12 +119,27 @@ impl Daemon {
         let stop = signal_pipe(&poll, STOP, &[SIGTERM, SIGINT])?;
         let reload = signal_pipe(&poll, RELOAD, &[SIGHUP])?;
         let control_socket = host.control_socket();
-        let mut switch = Switch::new(Dataplane::start(poll.registry())?, host, config_file);
+        let dataplane = Dataplane::start(poll.registry(), &workers.settings())?;
+        let mut switch = Switch::new(dataplane, workers.clone(), host, config_file);
         switch.apply(&config)?;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
-        info!("weft {VERSION} runs on {}", run_dir.path().display());
-        Ok(Self { poll, server, switch, _stop: stop, reload, stopping, watchdog, was_healthy: true, _run_dir: run_dir })
+        info!("weft {VERSION} runs on {}, with {workers}", run_dir.path().display());
+        if let Some(doubt) = workers.doubt(std::thread::available_parallelism().map_or(1, NonZero::get)) {
+            warn!("{doubt}");
+        }
+        Ok(Self {
+            poll,
+            server,
+            switch,
+            _stop: stop,
+            reload,
+            overrides,
+            stopping,
+            watchdog,
+            was_healthy: true,
+            _run_dir: run_dir,
+        })
     }
 
     /// The ports, to tell the operator how to plug guests in.
@@ -208,7 +234,7 @@ impl Daemon {
         }
         match config_file::read(&file, &self.switch.host) {
             Err(error) => error!("the configuration stays as it is: {error}"),
-            Ok(config) => match self.switch.apply(&config) {
+            Ok(declared) => match self.switch.apply(&declared.with_overrides(&self.overrides)) {
                 Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
                 Ok(0) => info!("{} says what runs already", file.display()),
                 Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(count, "step")),

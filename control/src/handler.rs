@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tracing::debug;
+use weft_dataplane::{Polling, WorkerStatus};
 
 use crate::api::{
     Counters, FdbCounts, FdbLine, Flushed, Handler, HelloAnswer, HelloParams, MaybeNetwork, Named, NetworkAdd, NetworkInfo,
@@ -12,7 +13,7 @@ use crate::config::Config;
 use crate::refusal::Refusal;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
-use crate::values::Name;
+use crate::values::{Name, PollingMode};
 
 impl Handler for Switch {
     fn hello(&mut self, params: HelloParams) -> Result<HelloAnswer, RpcError> {
@@ -24,11 +25,6 @@ impl Handler for Switch {
     }
 
     fn status(&mut self, _: Nothing) -> Result<Status, RpcError> {
-        let workers = self.dataplane.worker_status().into_iter().map(|worker| WorkerInfo {
-            rounds: worker.rounds,
-            busy_rounds: worker.busy_rounds,
-            sleeps: worker.sleeps,
-        });
         let infos = self.port_list(Nothing {})?;
         Ok(Status {
             version: VERSION.to_owned(),
@@ -40,7 +36,7 @@ impl Handler for Switch {
             ports: infos.len(),
             ports_up: infos.iter().filter(|port| port.state == "up").count(),
             networks: self.network_list(Nothing {})?,
-            workers: workers.collect(),
+            workers: self.worker_infos(),
         })
     }
 
@@ -128,6 +124,7 @@ impl Handler for Switch {
         Ok(Stats {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             ports: ports.into_iter().map(stats).collect(),
+            workers: self.worker_infos(),
         })
     }
 
@@ -161,6 +158,23 @@ impl Switch {
             rings: rings.collect(),
             counters: counters(&status.counters),
         })
+    }
+
+    fn worker_infos(&self) -> Vec<WorkerInfo> {
+        let polling = self.config.workers.polling;
+        let spin_us = (polling == PollingMode::Adaptive).then_some(Polling::SPIN.as_micros() as u64);
+        let info = |(number, worker): (usize, WorkerStatus)| WorkerInfo {
+            number,
+            cpu: worker.cpu,
+            polling,
+            spin_us,
+            rings: worker.rings,
+            rounds: worker.rounds,
+            busy_rounds: worker.busy_rounds,
+            sleeps: worker.sleeps,
+            asleep: worker.asleep,
+        };
+        self.dataplane.worker_status().into_iter().enumerate().map(info).collect()
     }
 
     fn network_info(&self, name: &Name) -> Result<NetworkInfo, RpcError> {

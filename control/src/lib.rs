@@ -15,6 +15,7 @@ mod handler;
 pub mod host;
 mod logging;
 pub mod plan;
+pub mod processors;
 pub mod refusal;
 mod render;
 pub mod rpc;

@@ -1,5 +1,6 @@
 //! The steps between two configurations. A pure function: what runs is a value, what is wanted is a value, and the
-//! difference is a list. A port or network that is the same in both is never named.
+//! difference is a list. A port or network that is the same in both is never named. There are no steps for workers, which
+//! stay as they are while weft runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -94,7 +95,7 @@ mod tests {
                 ..PortConfig::default()
             };
             let ports = ports.into_iter().map(|(name, values)| (name.parse().unwrap(), port(values))).collect();
-            Config { networks, ports }
+            Config { networks, ports, ..Config::default() }
         })
     }
 

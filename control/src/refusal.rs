@@ -38,6 +38,9 @@ pub enum Refusal {
     /// The declarations don't go together.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// The workers differ from those that run.
+    #[error("it takes a restart to change {0}: restart weft, or take this change back to have the rest applied")]
+    Workers(String),
     /// The dataplane refused a step; those before it were taken back.
     #[error("cannot {}: {}", .0.step, .0.source)]
     Step(Box<FailedStep>),
@@ -68,7 +71,8 @@ impl Refusal {
             Self::NotThere { .. } => "not_there",
             Self::Exists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
-            Self::Conflict(_) => "conflict",
+            // No request can ask for other workers.
+            Self::Conflict(_) | Self::Workers(_) => "conflict",
             Self::Step(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
-use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status};
+use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status, WorkerInfo};
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -124,11 +124,7 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         .networks
         .iter()
         .map(|network| format!("{} ({}, {})", network.name, network.mode, counted(network.ports.len(), "port")));
-    let workers = status.workers.iter().map(|worker| {
-        let (rounds, sleeps) = (counted(worker.rounds, "round"), counted(worker.sleeps, "time"));
-        format!("{rounds}, {} of them with frames, {sleeps} asleep", worker.busy_rounds)
-    });
-    pairs(
+    let whole = pairs(
         style,
         vec![
             ("weft", format!("{} (process {})", status.version, status.pid)),
@@ -138,25 +134,33 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
             ("Configuration", config),
             ("Ports", format!("{}, {} of them up", status.ports, status.ports_up)),
             ("Networks", or_none(networks.collect::<Vec<_>>().join("\n"))),
-            ("Workers", or_none(workers.collect::<Vec<_>>().join("\n"))),
         ],
-    )
+    );
+    format!("{whole}\n{}", workers(style, &status.workers, None))
 }
 
-/// Totals since the ports were added; with `before`, what passed per second since then.
+/// Totals since the ports were added and the workers started; with `before`, what passed per second since then.
 pub(crate) fn stats(style: Style, now: &Stats, before: Option<&Stats>) -> String {
+    let elapsed_ms = before.map_or(1000, |before| now.uptime_ms.saturating_sub(before.uptime_ms).max(1));
+    let ports = port_stats(style, now, before, elapsed_ms);
+    // Before there were workers to be told of, there was one.
+    if now.workers.is_empty() {
+        return ports;
+    }
+    format!("{ports}\n{}", workers(style, &now.workers, before.map(|before| (before.workers.as_slice(), elapsed_ms))))
+}
+
+fn port_stats(style: Style, now: &Stats, before: Option<&Stats>, elapsed_ms: u64) -> String {
     let unit = if before.is_some() { "/s" } else { "" };
     let header = ["PORT", "NETWORK", "FROM GUEST frames", "bytes", "TO GUEST frames", "bytes", "DROPS"];
     let header =
         header.map(|title| if title.ends_with("s") || title == "DROPS" { format!("{title}{unit}") } else { title.to_owned() });
     let mut table = table(style, &header);
-    let elapsed_ms = before.map_or(1000, |before| now.uptime_ms.saturating_sub(before.uptime_ms).max(1));
     for port in &now.ports {
         let old = before.and_then(|before| before.ports.iter().find(|old| old.name == port.name));
         // A port that was removed and added began at zero again.
         let rate = |of: fn(&Counters) -> u64| {
-            let passed = of(&port.counters).saturating_sub(old.map_or(0, |old| of(&old.counters)));
-            u64::try_from(u128::from(passed) * 1000 / u128::from(elapsed_ms)).unwrap_or(u64::MAX)
+            per_second(of(&port.counters).saturating_sub(old.map_or(0, |old| of(&old.counters))), elapsed_ms)
         };
         table.add_row([
             Cell::new(&port.name),
@@ -169,6 +173,44 @@ pub(crate) fn stats(style: Style, now: &Stats, before: Option<&Stats>) -> String
         ]);
     }
     finish(&table)
+}
+
+/// Totals since the workers started; with `before` and how long ago that was, what they did since then.
+fn workers(style: Style, now: &[WorkerInfo], before: Option<(&[WorkerInfo], u64)>) -> String {
+    let [rounds, sleeps] = if before.is_some() { ["ROUNDS/s", "SLEEPS/s"] } else { ["ROUNDS", "SLEEPS"] };
+    let mut table = table(style, &["WORKER", "PROCESSOR", "POLLING", "RINGS", rounds, "BUSY", sleeps, "STATE"]);
+    let (before, elapsed_ms) = before.unwrap_or((&[], 1000));
+    for worker in now {
+        let old = before.iter().find(|old| old.number == worker.number);
+        let since = |of: fn(&WorkerInfo) -> u64| of(worker).saturating_sub(old.map_or(0, of));
+        let rounds = since(|worker| worker.rounds);
+        table.add_row([
+            number(worker.number),
+            number(worker.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string())),
+            Cell::new(polling(worker)),
+            number(worker.rings),
+            number(per_second(rounds, elapsed_ms)),
+            number(percent(since(|worker| worker.busy_rounds), rounds)),
+            number(per_second(since(|worker| worker.sleeps), elapsed_ms)),
+            Cell::new(if worker.asleep { "asleep" } else { "awake" }),
+        ]);
+    }
+    finish(&table)
+}
+
+/// What a worker does that finds no frames: `adaptive, 50 µs`.
+fn polling(worker: &WorkerInfo) -> String {
+    let spin = worker.spin_us.map(|spin_us| format!(", {spin_us} µs"));
+    format!("{}{}", worker.polling, spin.unwrap_or_default())
+}
+
+fn per_second(passed: u64, elapsed_ms: u64) -> u64 {
+    u64::try_from(u128::from(passed) * 1000 / u128::from(elapsed_ms)).unwrap_or(u64::MAX)
+}
+
+/// A part of a whole; of nothing there is no part.
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", part as f64 * 100.0 / whole.max(1) as f64)
 }
 
 fn counter_rows(counters: &Counters) -> Vec<(&'static str, String)> {
@@ -247,12 +289,23 @@ fn finish(table: &Table) -> String {
 mod tests {
     use super::*;
     use crate::api::PortStats;
+    use crate::values::PollingMode;
 
     const PLAIN: Style = Style { colours: false, wrapped: false };
 
     fn stats_at(uptime_ms: u64, frames: u64) -> Stats {
         let counters = Counters { from_guest_frames: frames, ..Counters::default() };
-        Stats { uptime_ms, ports: vec![PortStats { name: "vm1".parse().unwrap(), network: "n".parse().unwrap(), counters }] }
+        let port = PortStats { name: "vm1".parse().unwrap(), network: "n".parse().unwrap(), counters };
+        Stats { uptime_ms, ports: vec![port], workers: Vec::new() }
+    }
+
+    fn worker_at(rounds: u64, busy_rounds: u64, sleeps: u64) -> WorkerInfo {
+        WorkerInfo { number: 1, rings: 3, rounds, busy_rounds, sleeps, spin_us: Some(50), ..WorkerInfo::default() }
+    }
+
+    /// The columns of the last line.
+    fn last_row(text: &str) -> Vec<&str> {
+        text.lines().last().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty()).collect()
     }
 
     #[test]
@@ -267,6 +320,48 @@ mod tests {
     fn a_port_that_began_at_zero_again_has_no_negative_rate() {
         let text = stats(PLAIN, &stats_at(2000, 5), Some(&stats_at(1000, 100)));
         assert!(text.contains(" 0 "), "{text}");
+    }
+
+    #[test]
+    fn a_worker_is_shown_with_what_it_is_and_what_it_did() {
+        let worker = WorkerInfo { cpu: Some(17), ..worker_at(1000, 123, 7) };
+        let text = workers(PLAIN, std::slice::from_ref(&worker), None);
+        assert_eq!(last_row(&text), ["1", "17", "adaptive, 50 µs", "3", "1000", "12.3 %", "7", "awake"]);
+        let other = WorkerInfo { cpu: None, polling: PollingMode::Never, spin_us: None, asleep: true, ..worker };
+        let text = workers(PLAIN, &[other], None);
+        assert_eq!(last_row(&text), ["1", "any", "never", "3", "1000", "12.3 %", "7", "asleep"]);
+    }
+
+    #[test]
+    fn a_watched_worker_is_as_busy_as_it_was_in_the_interval() {
+        let at = |uptime_ms, worker| Stats { workers: vec![worker], ..stats_at(uptime_ms, 0) };
+        let before = at(1000, worker_at(1_000_000, 0, 500));
+        let text = stats(PLAIN, &at(3000, worker_at(1_000_400, 300, 520)), Some(&before));
+        assert!(text.contains("ROUNDS/s") && text.contains("SLEEPS/s"), "{text}");
+        assert_eq!(last_row(&text)[4..], ["200", "75.0 %", "10", "awake"], "{text}");
+        let text = stats(PLAIN, &before, Some(&before));
+        assert_eq!(last_row(&text)[4..], ["0", "0.0 %", "0", "awake"], "{text}");
+    }
+
+    #[test]
+    fn a_year_of_work_fits_into_a_hundred_columns() {
+        let year = 365 * 86_400;
+        let worker = WorkerInfo { cpu: Some(1023), ..worker_at(year * 10_000_000, year * 10_000_000, year * 20_000) };
+        let counters = Counters {
+            from_guest_frames: year * 1_000_000,
+            from_guest_bytes: year * 1_000_000_000,
+            to_guest_frames: year * 1_000_000,
+            to_guest_bytes: year * 1_000_000_000,
+            ..Counters::default()
+        };
+        let mut after = Stats { workers: vec![WorkerInfo { number: 63, ..worker }], ..stats_at(year * 1000, 0) };
+        after.ports[0].counters = counters;
+        for before in [None, Some(&stats_at(0, 0))] {
+            let text = stats(PLAIN, &after, before);
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{} columns:\n{text}", line.chars().count());
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tracing::{error, info};
 use weft_dataplane::{Dataplane, DataplaneError, PortSettings, SocketRole};
 use weft_switch::{MacAddr, NetworkId, PortId};
 
-use crate::config::{Config, PortConfig};
+use crate::config::{Config, PortConfig, WorkersConfig};
 use crate::host::Host;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal};
@@ -39,12 +39,12 @@ pub(crate) struct Plugged {
 }
 
 impl Switch {
-    /// A switch without networks and ports.
+    /// A switch without networks and ports, whose dataplane was started with `workers`.
     #[must_use]
-    pub fn new(dataplane: Dataplane, host: Host, config_file: Option<PathBuf>) -> Self {
+    pub fn new(dataplane: Dataplane, workers: WorkersConfig, host: Host, config_file: Option<PathBuf>) -> Self {
         Self {
             dataplane,
-            config: Config::default(),
+            config: Config { workers, ..Config::default() },
             host,
             config_file,
             started: Instant::now(),
@@ -56,8 +56,11 @@ impl Switch {
     /// Brings the switch to `wanted`, disturbing nothing that is the same in both. Returns how many steps it took.
     ///
     /// # Errors
-    /// When the value contradicts itself or the dataplane refuses a step; what was done is taken back then.
+    /// When the value contradicts itself, has other workers, or the dataplane refuses a step; what was done is taken back then.
     pub fn apply(&mut self, wanted: &Config) -> Result<usize, Refusal> {
+        if wanted.workers != self.config.workers {
+            return Err(Refusal::Workers(self.config.workers.difference(&wanted.workers)));
+        }
         wanted.check(&self.host)?;
         let before = self.config.clone();
         let plan = steps(&before, wanted);

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
+use weft_dataplane::WorkerSettings;
 use weft_switch::{MacAddr, ParseMacError};
 
 /// The name of a port or a network. It is part of a file name, a QEMU option and a log line, so it is plain.
@@ -25,6 +26,10 @@ pub type AgeingSeconds = Bounded<10, 86_400>;
 
 /// How many MAC addresses a network keeps.
 pub type FdbCapacity = Bounded<16, 262_144>;
+
+/// How many workers there are.
+pub type WorkerCount = Bounded<1, 64>;
+const _: () = assert!(WorkerCount::MAX as usize == WorkerSettings::MAX_COUNT, "the dataplane takes another number of workers");
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -48,6 +53,24 @@ pub enum NetworkMode {
     /// Guests see the other guests of this network and nothing else.
     #[default]
     Private,
+}
+
+/// The processors that workers are pinned to, in turn, as taskset(1) writes them; `any`: not pinned.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub struct CpuList(Vec<u16>);
+
+/// What a worker does that finds no frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, DeriveDeserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum PollingMode {
+    /// It goes on looking for a moment, then sleeps until a guest kicks.
+    #[default]
+    Adaptive,
+    /// It goes on looking for ever.
+    Always,
+    /// It sleeps at once.
+    Never,
 }
 
 /// A text or a number is not what it is meant to be.
@@ -92,6 +115,29 @@ pub enum ValueError {
     /// Not a mode.
     #[error("{0:?} is no network mode; there is: private")]
     Mode(String),
+    /// Not a list of processors.
+    #[error("{0:?} is no list of processors: write numbers and ranges, as in 2,3 or 2-5,8, or any")]
+    CpuList(String),
+    /// A number that no processor has.
+    #[error("there is no processor {0}: they have numbers from 0 to {max}", max = CpuList::CPU_MAX)]
+    Cpu(String),
+    /// A range of processors that ends before it begins.
+    #[error("the range {first}-{last} is the wrong way round: write {last}-{first}")]
+    CpuRange {
+        /// The number before the hyphen.
+        first: u16,
+        /// The number after it.
+        last: u16,
+    },
+    /// A processor that is named twice.
+    #[error("processor {0} is there twice: name each processor once")]
+    CpuTwice(u16),
+    /// More processors than there can be workers.
+    #[error("more than {max} processors are named: name one for each worker, and there are at most {max}", max = CpuList::LEN_MAX)]
+    CpuListTooLong,
+    /// Not a polling mode.
+    #[error("{0:?} is no polling mode; there are: {modes}", modes = PollingMode::NAMES.join(", "))]
+    Polling(String),
 }
 
 impl Name {
@@ -111,13 +157,16 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
         if !plain || text.is_empty() || text.len() > Self::LEN_MAX || text.starts_with(['.', '-']) {
-            return Err(ValueError::Name(text.chars().take(100).collect()));
+            return Err(ValueError::Name(excerpt(text)));
         }
         Ok(Self(text.to_owned()))
     }
 }
 
 impl<const MIN: u32, const MAX: u32> Bounded<MIN, MAX> {
+    /// The largest possible.
+    pub const MAX: u32 = MAX;
+
     /// The number `VALUE`, checked when weft is compiled.
     #[must_use]
     pub const fn of<const VALUE: u32>() -> Self {
@@ -269,6 +318,120 @@ impl From<NetworkMode> for &'static str {
     }
 }
 
+impl CpuList {
+    /// The most processors in a list: one for each worker.
+    pub const LEN_MAX: usize = WorkerSettings::MAX_COUNT;
+    /// The greatest number of a processor that a worker can be pinned to (`CPU_SETSIZE`, sched_setaffinity(2)).
+    pub const CPU_MAX: u16 = 1023;
+    /// How a list without processors is written.
+    const ANY: &'static str = "any";
+
+    /// The processors, that of the first worker first; none: wherever the operating system puts the workers.
+    #[must_use]
+    pub fn cpus(&self) -> &[u16] {
+        &self.0
+    }
+}
+
+impl FromStr for CpuList {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == Self::ANY {
+            return Ok(Self::default());
+        }
+        let number = |digits: &str| {
+            if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(ValueError::CpuList(excerpt(text)));
+            }
+            digits.parse().ok().filter(|&cpu| cpu <= Self::CPU_MAX).ok_or_else(|| ValueError::Cpu(excerpt(digits)))
+        };
+        let mut cpus = Vec::new();
+        for item in text.split(',') {
+            let (first, last) = item.split_once('-').unwrap_or((item, item));
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return Err(ValueError::CpuRange { first, last });
+            }
+            for cpu in first..=last {
+                if cpus.contains(&cpu) {
+                    return Err(ValueError::CpuTwice(cpu));
+                }
+                if cpus.len() == Self::LEN_MAX {
+                    return Err(ValueError::CpuListTooLong);
+                }
+                cpus.push(cpu);
+            }
+        }
+        Ok(Self(cpus))
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuList {
+    /// Not by way of `String`: who writes a number or an array is told how to write it.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = CpuList;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("processors in quotes, as in \"2,3\" or \"2-5,8\", or \"any\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// Processors as a list, those that follow one another as a range.
+pub(crate) fn cpu_ranges(cpus: &[u16]) -> String {
+    let run = |run: &[u16]| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        one => one.iter().map(ToString::to_string).collect(),
+    };
+    cpus.chunk_by(|cpu, next| cpu.checked_add(1) == Some(*next)).map(run).collect::<Vec<_>>().join(",")
+}
+
+impl PollingMode {
+    /// Every mode's name.
+    pub const NAMES: [&'static str; 3] = [Self::Adaptive.name(), Self::Always.name(), Self::Never.name()];
+
+    /// The mode's name, as in the configuration file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Adaptive => "adaptive",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl FromStr for PollingMode {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = [Self::Adaptive, Self::Always, Self::Never].into_iter().find(|mode| mode.name() == text);
+        found.ok_or_else(|| ValueError::Polling(excerpt(text)))
+    }
+}
+
+impl From<PollingMode> for &'static str {
+    fn from(mode: PollingMode) -> Self {
+        mode.name()
+    }
+}
+
+/// What of a wrong text goes into a message.
+fn excerpt(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
 /// The conversions that serde needs for a value that is written as text, and its form in the JSON Schema.
 macro_rules! text_value {
     ($type:ident, $schema_name:literal, $schema:tt) => {
@@ -314,6 +477,17 @@ text_value!(NetworkMode, "NetworkMode", {
     "enum": ["private"],
 });
 
+text_value!(CpuList, "CpuList", {
+    "type": "string",
+    "description": "Processors, as in 2,3 or 2-5,8; \"any\" for none in particular.",
+    "pattern": "^(any|[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*)$",
+});
+text_value!(PollingMode, "PollingMode", {
+    "type": "string",
+    "description": "What a worker does that finds no frames.",
+    "enum": PollingMode::NAMES,
+});
+
 impl<const MIN: u32, const MAX: u32> JsonSchema for Bounded<MIN, MAX> {
     fn inline_schema() -> bool {
         true
@@ -346,6 +520,12 @@ impl From<SocketPath> for String {
     }
 }
 
+impl From<CpuList> for String {
+    fn from(list: CpuList) -> Self {
+        list.to_string()
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(&self.0)
@@ -372,6 +552,18 @@ impl fmt::Display for SocketPath {
 }
 
 impl fmt::Display for NetworkMode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.pad(self.name())
+    }
+}
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { formatter.pad(Self::ANY) } else { formatter.pad(&cpu_ranges(&self.0)) }
+    }
+}
+
+impl fmt::Display for PollingMode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(self.name())
     }
@@ -435,5 +627,67 @@ mod tests {
         assert_eq!("private".parse(), Ok(NetworkMode::Private));
         assert!("nat".parse::<NetworkMode>().unwrap_err().to_string().contains("not there yet"));
         assert!("vlan".parse::<NetworkMode>().unwrap_err().to_string().contains("is no network mode"));
+    }
+
+    #[test]
+    fn processors_are_written_as_for_taskset() {
+        for (text, cpus) in [
+            ("2", [2].as_slice()),
+            ("2,3", &[2, 3]),
+            ("2-5,8", &[2, 3, 4, 5, 8]),
+            ("8,2-3", &[8, 2, 3]),
+            ("7-7", &[7]),
+            ("1023", &[1023]),
+            ("any", &[]),
+        ] {
+            let list: CpuList = text.parse().unwrap();
+            assert_eq!(list.cpus(), cpus);
+            assert_eq!(list.to_string().parse(), Ok(list), "what is shown can be read back");
+        }
+        let shown = |text: &str| text.parse::<CpuList>().unwrap().to_string();
+        assert_eq!(["2,3,4,8", "3,2", "5-5"].map(shown), ["2-4,8", "3,2", "5"]);
+    }
+
+    #[test]
+    fn processors_that_are_no_list_are_refused_with_what_to_do() {
+        for (text, expected) in [
+            ("", "write numbers and ranges"),
+            ("2,", "write numbers and ranges"),
+            ("2, 3", "write numbers and ranges"),
+            ("2-", "write numbers and ranges"),
+            ("-2", "write numbers and ranges"),
+            ("+2", "write numbers and ranges"),
+            ("1-2-3", "write numbers and ranges"),
+            ("0-6:2", "write numbers and ranges"),
+            ("all", "write numbers and ranges"),
+            ("any,2", "write numbers and ranges"),
+            ("5-2", "the range 5-2 is the wrong way round: write 2-5"),
+            ("2,3,2", "processor 2 is there twice"),
+            ("2-5,4-6", "processor 4 is there twice"),
+            ("1024", "there is no processor 1024: they have numbers from 0 to 1023"),
+            ("0-99999999999999999999", "there is no processor 99999999999999999999"),
+        ] {
+            let message = text.parse::<CpuList>().unwrap_err().to_string();
+            assert!(message.contains(expected), "{text:?} gave {message}");
+        }
+    }
+
+    #[test]
+    fn there_are_no_more_processors_than_workers() {
+        assert_eq!("100-163".parse::<CpuList>().unwrap().cpus().len(), 64);
+        for text in ["100-164", "0-1023", "100-163,7"] {
+            assert_eq!(text.parse::<CpuList>(), Err(ValueError::CpuListTooLong), "{text}");
+        }
+        let endless = "1,".repeat(1_000_000);
+        assert_eq!(endless.parse::<CpuList>(), Err(ValueError::CpuTwice(1)));
+    }
+
+    #[test]
+    fn polling_modes_have_names() {
+        for name in PollingMode::NAMES {
+            assert_eq!(name.parse::<PollingMode>().unwrap().name(), name);
+        }
+        let message = "sometimes".parse::<PollingMode>().unwrap_err().to_string();
+        assert_eq!(message, "\"sometimes\" is no polling mode; there are: adaptive, always, never");
     }
 }

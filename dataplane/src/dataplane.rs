@@ -19,16 +19,18 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
-use crate::port::{Fabric, Port, Turn};
-use crate::worker::{Clock, Fault, FaultReports, WorkerHandle};
-use crate::workers::{WorkerStuck, Workers};
+use crate::fabric::Fabric;
+use crate::port::{Port, Turn};
+use crate::worker::{Clock, Fault, FaultReports, Worker, WorkerHandle};
+use crate::workers::{WorkerSettings, WorkerStuck, Workers};
 
-/// How many workers there are. Rings, snapshots and counters are made for several.
-const WORKERS: usize = 1;
 /// How often old addresses are forgotten.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the workers are looked after.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The most queue pairs of a port.
+pub(crate) const MAX_QUEUE_PAIRS: usize = 16;
 
 /// What a port is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +143,10 @@ pub struct WorkerStatus {
     pub sleeps: u64,
     /// It sleeps right now, and every guest was asked to kick.
     pub asleep: bool,
+    /// The processor that it is pinned to.
+    pub cpu: Option<usize>,
+    /// Rings from guests that it polls.
+    pub rings: usize,
 }
 
 /// The dataplane refused something.
@@ -227,6 +233,20 @@ pub struct Dataplane {
     healthy: bool,
 }
 
+/// A worker without a thread. See [`Dataplane::start_by_hand`].
+#[doc(hidden)]
+pub struct HandWorker {
+    worker: Worker,
+    clock: Clock,
+}
+
+impl HandWorker {
+    /// One round over the rings: at most one batch from each. True if a frame moved.
+    pub fn poll(&mut self) -> bool {
+        self.worker.poll_all(self.clock.now())
+    }
+}
+
 /// What the dataplane does for a port when its socket says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
@@ -262,8 +282,30 @@ impl Dataplane {
     /// Starts the workers. Sockets are registered with `registry`.
     ///
     /// # Errors
-    /// When the operating system gives no thread or descriptor.
-    pub fn start(registry: &Registry) -> Result<Self, DataplaneError> {
+    /// When the operating system gives no thread or descriptor, or has no such processor for a worker.
+    pub fn start(registry: &Registry, settings: &WorkerSettings) -> Result<Self, DataplaneError> {
+        Self::start_with(registry, |clock, reports| Ok((Workers::start(settings, clock, reports)?, ())))
+            .map(|(started, ())| started)
+    }
+
+    /// Like [`Self::start`], with a worker that the caller runs: for benchmarks that count instructions. While a port
+    /// changes, somebody has to poll it.
+    ///
+    /// # Errors
+    /// As those of [`Self::start`].
+    #[doc(hidden)]
+    pub fn start_by_hand(registry: &Registry) -> Result<(Self, HandWorker), DataplaneError> {
+        Self::start_with(registry, |clock, reports| {
+            let (workers, mut idle) = Workers::new(&WorkerSettings::default(), clock, reports)?;
+            let worker = idle.pop().ok_or(std::io::ErrorKind::NotFound)?;
+            Ok((workers, HandWorker { worker, clock }))
+        })
+    }
+
+    fn start_with<T>(
+        registry: &Registry,
+        start: impl FnOnce(Clock, &FaultReports) -> std::io::Result<(Workers, T)>,
+    ) -> Result<(Self, T), DataplaneError> {
         let failed = DataplaneError::Start;
         crate::sys::install_signal_handlers().map_err(failed)?;
         crate::sys::raise_descriptor_limit();
@@ -274,9 +316,9 @@ impl Dataplane {
         let clock = Clock::start();
         let (queue, faults) = crossbeam::channel::unbounded();
         let reports = FaultReports { queue, event: Arc::clone(&event) };
-        let workers = Workers::start(WORKERS, clock, &reports).map_err(failed)?;
-        Ok(Self {
-            fabric: Fabric { workers, networks: Vec::new(), links: Vec::new() },
+        let (workers, started) = start(clock, &reports).map_err(failed)?;
+        let dataplane = Self {
+            fabric: Fabric::new(workers),
             ports: Vec::new(),
             registry,
             clock,
@@ -287,7 +329,8 @@ impl Dataplane {
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
             next_watch: clock.now().after(WATCH_INTERVAL),
             healthy: true,
-        })
+        };
+        Ok((dataplane, started))
     }
 
     /// Adds a network with a forwarding database of this size and ageing.
@@ -339,6 +382,9 @@ impl Dataplane {
     /// # Errors
     /// When the socket can't be made, or there are too many ports. Nothing is left behind then.
     pub fn add_port(&mut self, settings: PortSettings) -> Result<PortId, DataplaneError> {
+        if usize::from(settings.queue_pairs) > MAX_QUEUE_PAIRS {
+            return Err(DataplaneError::TooMany { what: "queue pairs of a port", limit: MAX_QUEUE_PAIRS });
+        }
         let limit = Self::MAX_PORTS;
         let place = free_place(&mut self.ports, limit).ok_or(DataplaneError::TooMany { what: "ports", limit })?;
         let id = PortId(place as u16);
@@ -402,13 +448,15 @@ impl Dataplane {
     /// One entry a worker.
     #[must_use]
     pub fn worker_status(&self) -> Vec<WorkerStatus> {
-        let status = |worker: &WorkerHandle| WorkerStatus {
+        let status = |(worker, rings): (&WorkerHandle, usize)| WorkerStatus {
             rounds: worker.shared.rounds.value(),
             busy_rounds: worker.shared.busy_rounds.value(),
             sleeps: worker.shared.sleeps.value(),
             asleep: worker.shared.asleep.load(Ordering::Relaxed),
+            cpu: worker.cpu,
+            rings,
         };
-        self.fabric.workers.handles.iter().map(status).collect()
+        self.fabric.workers.handles.iter().zip(self.fabric.rings_of_each()).map(status).collect()
     }
 
     /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`].

@@ -10,11 +10,18 @@ mod counters;
 mod dataplane;
 mod disposal;
 mod endpoint;
+mod fabric;
 #[allow(unsafe_code)]
 mod memory;
 mod port;
 #[allow(unsafe_code)]
 mod ring;
+#[allow(unsafe_code)]
+mod ring_copy;
+#[allow(unsafe_code)]
+mod ring_packed;
+#[allow(unsafe_code)]
+mod ring_split;
 mod snapshot;
 #[allow(unsafe_code)]
 mod sys;
@@ -24,7 +31,7 @@ mod worker;
 mod workers;
 
 pub use dataplane::{
-    Dataplane, DataplaneError, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus, SocketRole,
-    WorkerStatus,
+    Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
+    SocketRole, WorkerStatus,
 };
-pub use workers::WorkerStuck;
+pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -90,6 +90,41 @@ pub(crate) struct Segment {
     pub(crate) len: usize,
 }
 
+impl Segment {
+    pub(crate) const EMPTY: Self = Self { ptr: std::ptr::null_mut(), len: 0 };
+}
+
+/// A region, as far as it takes to find a buffer in it. Valid as long as the memory that it comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    guest: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+impl Default for Window {
+    /// A window that nothing lies in.
+    fn default() -> Self {
+        Self { guest: 0, len: 0, host: std::ptr::null_mut() }
+    }
+}
+
+impl Window {
+    /// Where the `len` bytes at a guest-physical address are, if they all lie in this region.
+    #[inline(always)]
+    pub(crate) fn piece(&self, address: u64, len: u32) -> Option<*mut u8> {
+        let offset = address.wrapping_sub(self.guest);
+        if offset >= self.len || u64::from(len) > self.len - offset {
+            return None;
+        }
+        // SAFETY: `offset` is below `len`, and all `len` bytes from `host` on are mapped.
+        Some(unsafe { self.host.add(offset as usize) })
+    }
+}
+
+// SAFETY: as for `Segment`.
+unsafe impl Send for Window {}
+
 // SAFETY: a segment is an address; it owns nothing, and whoever follows it has to show that the memory is still mapped.
 unsafe impl Send for Segment {}
 
@@ -194,6 +229,13 @@ impl GuestMemory {
             // No overflow: `check_fits` keeps every region's end within 64 bits.
             address += here;
         }
+    }
+
+    /// The region in which a pointer lies that came from here.
+    pub(crate) fn window_around(&self, ptr: *const u8) -> Window {
+        let is_in = |region: &&Region| (ptr as u64).wrapping_sub(region.host as u64) < region.spec.len;
+        let window = |region: &Region| Window { guest: region.spec.guest, len: region.spec.len, host: region.host };
+        self.regions.iter().find(is_in).map(window).unwrap_or_default()
     }
 
     fn region_at(&self, address: u64) -> Option<&Region> {

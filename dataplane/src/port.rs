@@ -2,26 +2,26 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{Fdb, MacAddr, NetworkId, PortId, Timestamp};
+use weft_switch::{MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
 use crate::disposal::Disposal;
 use crate::endpoint::{Endpoint, Listener};
+use crate::fabric::Fabric;
 use crate::memory::GuestMemory;
 use crate::ring::RingFault;
-use crate::snapshot::{PortLink, RunningRings, Snapshot, worker_of};
+use crate::snapshot::{PortLink, RingLink, RunningRings};
+use crate::vhost_port::FromGuest;
 use crate::vhost_user::connection::{Connection, ConnectionError};
 use crate::vhost_user::session::{Host, Identity, Session, SessionError};
-use crate::worker::{Fault, KICK_TOKEN};
-use crate::workers::{Injection, WorkerStuck, Workers};
+use crate::worker::Fault;
+use crate::workers::{Injection, WorkerStuck};
 
 /// The most messages of one front-end that are handled before others get their turn.
 const MESSAGES_PER_TURN: usize = 64;
@@ -33,15 +33,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const RARP_ETHERTYPE: u16 = 0x8035;
 const RARP_REQUEST: u16 = 3;
 const MIN_PADDED_FRAME: usize = 60;
-
-/// What all ports share: the workers, the networks, and what the workers know of each port.
-#[derive(Debug)]
-pub(crate) struct Fabric {
-    pub(crate) workers: Workers,
-    /// The forwarding database of each network, by [`NetworkId::index`].
-    pub(crate) networks: Vec<Option<Arc<Fdb>>>,
-    pub(crate) links: Vec<Option<Arc<PortLink>>>,
-}
 
 /// A port.
 #[derive(Debug)]
@@ -107,22 +98,6 @@ pub(crate) enum Turn {
     Later,
 }
 
-impl Fabric {
-    /// Shows the workers the networks and ports as they are now.
-    pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
-        let snapshot = Snapshot::new(self.networks.clone(), self.links.clone(), self.workers.count());
-        self.workers.publish(snapshot)
-    }
-
-    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
-        self.networks.get(id.index())?.as_ref()
-    }
-
-    fn worker_registry(&self, port: PortId) -> &Registry {
-        &self.workers.handles[worker_of(port, self.workers.count())].registry
-    }
-}
-
 /// One port's way to the workers.
 struct PortHost<'a> {
     fabric: &'a mut Fabric,
@@ -135,18 +110,16 @@ impl Host for PortHost<'_> {
         self.fabric.publish()
     }
 
-    fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()> {
-        let registry = self.fabric.worker_registry(self.wiring.port);
-        registry.register(&mut SourceFd(&kick.as_fd().as_raw_fd()), KICK_TOKEN, Interest::READABLE)
+    fn take_in(&mut self, ring: &RingLink<FromGuest>) -> io::Result<()> {
+        self.fabric.take_in(ring)
     }
 
-    fn unwatch_kick(&mut self, kick: BorrowedFd<'_>) {
-        // Fails only where watching failed.
-        let _ = self.fabric.worker_registry(self.wiring.port).deregister(&mut SourceFd(&kick.as_fd().as_raw_fd()));
+    fn turn_out(&mut self, ring: u64) {
+        self.fabric.turn_out(ring);
     }
 
     fn announce(&mut self, station: MacAddr) {
-        self.fabric.workers.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
+        self.fabric.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
     }
 
     fn dispose(&mut self, memory: Arc<GuestMemory>) {

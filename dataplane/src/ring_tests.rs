@@ -5,12 +5,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use proptest::prelude::*;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::memory::RegionSpec;
+use crate::ring_split::SplitRing;
 
 const SIZE: u16 = 16;
 const MEMORY_LEN: u64 = 0x1_0000;
@@ -43,7 +45,7 @@ impl Driver {
     }
 
     fn ring(&self, features: RingFeatures, direction: Direction) -> SplitRing {
-        SplitRing::new(&self.memory(), LAYOUT, features, direction, None).unwrap()
+        SplitRing::new(LAYOUT, Base::new(&self.memory(), features, direction, None)).unwrap()
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
@@ -115,16 +117,23 @@ impl Driver {
 /// Every chain that the ring gives: its head and its buffers, as guest addresses and lengths.
 type Chains = Vec<(u16, Vec<(u64, usize)>)>;
 
+fn pieces_of(chain: &Chain, pieces: &[Segment]) -> Vec<Segment> {
+    chain.single().map_or_else(|| chain.pieces(pieces).to_vec(), |piece| vec![piece])
+}
+
+/// A chain of one descriptor, as far as completing it matters.
+fn chain(id: u16) -> Chain {
+    Chain { id, slots: 1, ..Chain::NONE }
+}
+
 fn take_all(ring: &mut SplitRing, base: *mut u8) -> Result<Chains, RingFault> {
     let mut chains = Vec::new();
     let mut pieces = Vec::new();
-    while let Some(chain) = {
-        pieces.clear();
-        ring.take(usize::MAX, &mut pieces)?
-    } {
-        assert_eq!(chain.len.map(|_| ()), Ok(()));
-        let buffers = pieces.iter().map(|piece| (piece.ptr as u64 - base as u64, piece.len)).collect();
-        chains.push((chain.head, buffers));
+    let mut chain = Chain::NONE;
+    while ring.take(u32::MAX, &mut pieces, &mut chain)? {
+        assert_eq!(chain.bad, None);
+        let buffers = pieces_of(&chain, &pieces).iter().map(|piece| (piece.ptr as u64 - base as u64, piece.len)).collect();
+        chains.push((chain.id, buffers));
     }
     Ok(chains)
 }
@@ -189,17 +198,17 @@ proptest! {
         driver.write(USED + 2, &start.to_le_bytes());
         let heads = lay_out(&driver, &chains);
         driver.offer(&heads);
-        let features = RingFeatures { event_idx: false, indirect: true };
+        let features = RingFeatures { indirect: true, ..RingFeatures::default() };
         let (copy, memory, mut queue) = driver.second_opinion(features);
         let mut ring = driver.ring(features, Direction::FromGuest);
         queue.disable_notification(&memory).unwrap();
 
-        let base = ring.memory.at_guest(0, 1).unwrap();
+        let base = ring.base().memory.at_guest(0, 1).unwrap();
         let ours = take_all(&mut ring, base).unwrap();
         prop_assert_eq!(&ours, &take_all_there(&mut queue, &memory));
         prop_assert_eq!(ours.iter().map(|(head, _)| *head).collect::<Vec<_>>(), heads.clone());
         for head in heads {
-            ring.complete(head, written);
+            ring.complete(&chain(head), written);
             queue.add_used(&memory, head, written).unwrap();
         }
         ring.publish().unwrap();
@@ -215,19 +224,22 @@ proptest! {
         let driver = Driver::new();
         driver.set_available_index(start);
         driver.write(USED + 2, &start.to_le_bytes());
-        let features = RingFeatures { event_idx: true, indirect: false };
+        let features = RingFeatures { event_idx: true, ..RingFeatures::default() };
         let (copy, memory, mut queue) = driver.second_opinion(features);
         let mut ring = driver.ring(features, Direction::FromGuest);
+        let call = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        ring.base_mut().set_call(Some(Arc::clone(&call)));
         for side in [&driver, &copy] {
             side.set_used_event(start.wrapping_add(ahead as u16));
         }
         for count in batches {
-            let old = ring.next_used;
             for _ in 0..count {
-                ring.complete(0, 0);
+                ring.complete(&chain(0), 0);
                 queue.add_used(&memory, 0, 0).unwrap();
             }
-            prop_assert_eq!(ring.wants_interrupt(old, ring.next_used), queue.needs_notification(&memory).unwrap());
+            let notified = ring.publish().unwrap();
+            prop_assert_eq!(notified, queue.needs_notification(&memory).unwrap());
+            prop_assert_eq!(notified, rustix::io::read(&call, &mut [0; 8]).is_ok());
         }
     }
 
@@ -248,13 +260,16 @@ proptest! {
         }
         driver.offer(&heads);
         let direction = if to_guest { Direction::ToGuest } else { Direction::FromGuest };
-        let mut ring = driver.ring(RingFeatures { event_idx: false, indirect }, direction);
-        let base = ring.memory.at_guest(0, 1).unwrap() as u64;
+        let mut ring = driver.ring(RingFeatures { indirect, ..RingFeatures::default() }, direction);
+        let base = ring.base().memory.at_guest(0, 1).unwrap() as u64;
         let mut pieces = Vec::new();
-        while let Ok(Some(chain)) = ring.take(70_000, &mut pieces) {
-            let sum: usize = pieces.iter().map(|piece| piece.len).sum();
-            prop_assert_eq!(chain.len.unwrap_or(0), sum);
-            for piece in pieces.drain(..) {
+        let mut chain = Chain::NONE;
+        while let Ok(true) = ring.take(70_000, &mut pieces, &mut chain) {
+            let taken = if chain.bad.is_none() { pieces_of(&chain, &pieces) } else { Vec::new() };
+            let sum: usize = taken.iter().map(|piece| piece.len).sum();
+            prop_assert_eq!(chain.len as usize, sum);
+            pieces.clear();
+            for piece in taken {
                 let start = piece.ptr as u64;
                 prop_assert!(start >= base && start + piece.len as u64 <= base + MEMORY_LEN);
             }
@@ -270,18 +285,34 @@ fn a_ring_goes_on_where_its_used_index_stands() {
     driver.write(USED + 2, &0xffff_u16.to_le_bytes());
     driver.offer(&[3]);
     let mut ring = driver.ring(RingFeatures::default(), Direction::FromGuest);
-    assert_eq!((ring.next_available(), ring.available()), (0xffff, Ok(1)));
-    assert_eq!(ring.take(1000, &mut Vec::new()).unwrap().unwrap().head, 3);
-    ring.complete(3, 0);
+    assert_eq!(ring.position(), 0xffff);
+    let mut taken = Chain::NONE;
+    assert_eq!(ring.take(1000, &mut Vec::new(), &mut taken), Ok(true));
+    assert_eq!(taken.id, 3);
+    assert_eq!(ring.take(1000, &mut Vec::new(), &mut taken), Ok(false));
+    ring.complete(&chain(3), 0);
     ring.publish().unwrap();
-    assert_eq!((ring.next_available(), driver.read_u16(USED + 2)), (0, 0));
+    assert_eq!((ring.position(), driver.read_u16(USED + 2)), (0, 0));
+}
+
+#[test]
+fn in_order_a_batch_is_retired_with_one_entry() {
+    let driver = Driver::new();
+    let mut ring = driver.ring(RingFeatures { in_order: true, ..RingFeatures::default() }, Direction::FromGuest);
+    ring.complete_unwritten([chain(4), chain(5), chain(6)].iter());
+    ring.complete_unwritten([chain(9)].iter());
+    ring.publish().unwrap();
+    let used = driver.used_ring();
+    let id_at = |place: usize| u32::from_le_bytes(used[4 + 8 * place..][..4].try_into().unwrap());
+    assert_eq!(driver.read_u16(USED + 2), 4);
+    assert_eq!([0, 1, 2, 3].map(id_at), [6, 0, 0, 9], "one entry at the place of each batch's first, naming its last");
 }
 
 #[test]
 fn what_is_not_published_is_not_seen() {
     let driver = Driver::new();
     let mut ring = driver.ring(RingFeatures::default(), Direction::ToGuest);
-    ring.complete(5, 60);
+    ring.complete(&chain(5), 60);
     assert_eq!(driver.read_u16(USED + 2), 0);
     ring.publish().unwrap();
     assert_eq!(driver.read_u16(USED + 2), 1);
@@ -305,7 +336,7 @@ fn with_event_indexes_the_next_frame_is_what_is_asked_for() {
     let driver = Driver::new();
     driver.set_available_index(7);
     driver.write(USED + 2, &7_u16.to_le_bytes());
-    let mut ring = driver.ring(RingFeatures { event_idx: true, indirect: false }, Direction::FromGuest);
+    let mut ring = driver.ring(RingFeatures { event_idx: true, ..RingFeatures::default() }, Direction::FromGuest);
     assert_eq!(ring.enable_kicks(), Ok(false));
     assert_eq!(driver.read_u16(USED + 4 + 8 * u64::from(SIZE)), 7);
 }
@@ -314,7 +345,8 @@ fn with_event_indexes_the_next_frame_is_what_is_asked_for() {
 fn rings_that_cannot_be_are_not_set_up() {
     let driver = Driver::new();
     let set_up = |layout| {
-        SplitRing::new(&driver.memory(), layout, RingFeatures::default(), Direction::FromGuest, None).map(|_| ()).unwrap_err()
+        let base = Base::new(&driver.memory(), RingFeatures::default(), Direction::FromGuest, None);
+        SplitRing::new(layout, base).map(|_| ()).unwrap_err()
     };
     for size in [0, 3, 0x8001] {
         assert_eq!(set_up(RingLayout { size, ..LAYOUT }), SetupError::Size(size));

@@ -9,9 +9,11 @@
 //!
 //! Memory safety does not hang on that wait: rings, and the memory below them, live as long as a snapshot that names them.
 //!
-//! Lock order: a worker holds one `from_guest` ring and then one `to_guest` ring, never two of a kind. The owner locks
+//! Lock order: a worker holds one `from_guest` ring and then one `to_guest` ring, never two of a kind. Only its home's worker takes
+//! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -54,8 +56,8 @@ pub(crate) struct PortLink {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunningRings {
     pub(crate) from_guest: Vec<Arc<RingLink<FromGuest>>>,
-    /// Where frames for the guest go: the first queue pair's.
-    pub(crate) to_guest: Option<Arc<RingLink<ToGuest>>>,
+    /// Where frames for the guest go: those that are enabled.
+    pub(crate) to_guest: Vec<Arc<RingLink<ToGuest>>>,
 }
 
 /// A ring with its port.
@@ -72,20 +74,20 @@ pub(crate) struct RingLink<R> {
     pub(crate) index: u16,
     /// Different for every ring that was ever started.
     pub(crate) id: u64,
-    /// The front-end gave no kick descriptor: the ring must be looked at without being asked.
-    pub(crate) without_kick: bool,
+    /// What the guest kicks. Without it the ring must be looked at without being asked.
+    pub(crate) kick: Option<Arc<OwnedFd>>,
     enabled: AtomicBool,
     broken: AtomicBool,
     ring: Mutex<R>,
 }
 
 impl<R> RingLink<R> {
-    pub(crate) fn new(index: u16, enabled: bool, without_kick: bool, ring: R) -> Arc<Self> {
+    pub(crate) fn new(index: u16, enabled: bool, kick: Option<Arc<OwnedFd>>, ring: R) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Arc::new(Self {
             index,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            without_kick,
+            kick,
             enabled: AtomicBool::new(enabled),
             broken: AtomicBool::new(false),
             ring: Mutex::new(ring),
@@ -115,18 +117,26 @@ impl<R> RingLink<R> {
 }
 
 impl Snapshot {
-    /// Puts together what the workers are to see. `networks` and `ports` are indexed by their ids.
-    pub(crate) fn new(networks: Vec<Option<Arc<Fdb>>>, ports: Vec<Option<Arc<PortLink>>>, workers: usize) -> Self {
+    /// Puts together what the workers are to see. `networks` and `ports` are indexed by their ids; `home` says which worker, if
+    /// any, polls the ring of a [`RingLink::id`].
+    pub(crate) fn new(
+        networks: Vec<Option<Arc<Fdb>>>,
+        ports: Vec<Option<Arc<PortLink>>>,
+        workers: usize,
+        home: impl Fn(u64) -> Option<usize>,
+    ) -> Self {
         let empty = |fdb| NetworkLink { fdb, members: Vec::new() };
         let mut networks: Vec<_> = networks.into_iter().map(|fdb| fdb.map(empty)).collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
-            let receives = port.rings.to_guest.as_ref().is_some_and(|ring| ring.is_enabled());
+            let receives = !port.rings.to_guest.is_empty();
             if let (true, Some(Some(network))) = (receives, networks.get_mut(port.network.index())) {
                 network.members.push(port.id);
             }
             for ring in &port.rings.from_guest {
-                polled[worker_of(port.id, workers)].push(PolledRing { port: Arc::clone(port), ring: Arc::clone(ring) });
+                if let Some(worker) = home(ring.id) {
+                    polled[worker].push(PolledRing { port: Arc::clone(port), ring: Arc::clone(ring) });
+                }
             }
         }
         Self { generation: 0, ports, networks, polled }
@@ -149,9 +159,4 @@ impl Snapshot {
     pub(crate) fn polled_by(&self, worker: usize) -> &[PolledRing] {
         self.polled.get(worker).map_or(&[], Vec::as_slice)
     }
-}
-
-/// The worker that polls a port's rings.
-pub(crate) fn worker_of(port: PortId, workers: usize) -> usize {
-    port.index() % workers
 }

@@ -16,16 +16,16 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
+use rustix::thread::CpuSet;
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{DropReason, EthernetHeader, PortId, Timestamp, Verdict, forward};
+use weft_switch::{DropReason, EthernetHeader, FlowHash, PortId, Timestamp, Verdict, forward};
 
+use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::ring::RingFault;
 use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
-use crate::vhost_port::{BATCH, Batch, Tally};
-use crate::workers::{Injection, WorkerShared};
+use crate::vhost_port::{BATCH, Batch, FrameMask, Tally};
+use crate::workers::{Injection, WorkerSettings, WorkerShared};
 
-/// How long a worker looks for more before it goes to sleep. Covers the time in which a busy guest prepares its next batch.
-const SPIN: Duration = Duration::from_micros(50);
 /// How long a worker sleeps at most while a ring has no kick descriptor and must be looked at.
 const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
 /// The most frames of weft's own that wait for a worker. A lost announcement is made up for by the station's next frame.
@@ -33,10 +33,6 @@ const INJECTIONS: usize = 64;
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
-
-/// One frame, one bit.
-type FrameMask = u32;
-const _: () = assert!(BATCH <= FrameMask::BITS as usize);
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -82,23 +78,27 @@ pub(crate) struct WorkerHandle {
     waker: Waker,
     injections: Sender<Injection>,
     pub(crate) thread: Arc<WorkerThread>,
+    /// The processor that it is pinned to.
+    pub(crate) cpu: Option<usize>,
 }
 
 impl WorkerHandle {
-    /// Starts worker `number`.
-    pub(crate) fn start(
+    /// Makes worker `number`, which does nothing yet.
+    pub(crate) fn new(
         number: usize,
+        settings: &WorkerSettings,
         snapshots: Arc<ArcSwap<Snapshot>>,
         shared: Arc<WorkerShared>,
         clock: Clock,
         faults: FaultReports,
-    ) -> io::Result<Self> {
+    ) -> io::Result<(Self, Worker)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
         let (injections, injected) = crossbeam::channel::bounded(INJECTIONS);
         let worker = Worker {
             number,
+            patience: settings.polling.patience(),
             clock,
             snapshots: Cache::new(snapshots),
             injected,
@@ -106,11 +106,28 @@ impl WorkerHandle {
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
-            lane: Lane { masks: Vec::new(), receivers: Vec::new(), faults },
+            moved: Vec::new(),
+            lane: Lane::new(number, settings.count, faults),
             losses: 0,
         };
-        let thread = std::thread::Builder::new().name(format!("weft-worker-{number}")).spawn(move || worker.run())?;
-        Ok(Self { shared, registry, waker, injections, thread: Arc::new(WorkerThread(Mutex::new(Some(thread)))) })
+        let cpu = settings.cpu(number);
+        Ok((Self { shared, registry, waker, injections, thread: Arc::default(), cpu }, worker))
+    }
+
+    /// Gives the worker a thread, on its processor.
+    pub(crate) fn run(&self, worker: Worker) -> io::Result<()> {
+        let name = format!("weft-worker-{}", worker.number);
+        let (cpu, (ready, started)) = (self.cpu, crossbeam::channel::bounded(1));
+        *self.thread.lock() = Some(std::thread::Builder::new().name(name).spawn(move || {
+            let pinned = cpu.map_or(Ok(()), pin);
+            let is_pinned = pinned.is_ok();
+            // Somebody waits for it.
+            let _ = ready.send(pinned);
+            if is_pinned {
+                worker.run();
+            }
+        })?);
+        started.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended before it began")))
     }
 
     /// Lets the worker start a round soon, if it sleeps.
@@ -141,7 +158,7 @@ impl WorkerHandle {
 }
 
 /// A worker's thread, as long as it was not stopped. Shared with whoever watches over it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct WorkerThread(Mutex<Option<JoinHandle<()>>>);
 
 impl WorkerThread {
@@ -161,8 +178,22 @@ impl WorkerThread {
     }
 }
 
-struct Worker {
+/// Lets the calling thread run on one processor only.
+fn pin(cpu: usize) -> io::Result<()> {
+    let refused = |error: io::Error| io::Error::new(error.kind(), format!("a worker cannot run on processor {cpu}: {error}"));
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(refused(io::ErrorKind::InvalidInput.into()));
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    rustix::thread::sched_setaffinity(None, &cpus).map_err(|error| refused(error.into()))
+}
+
+/// What polls rings.
+pub(crate) struct Worker {
     number: usize,
+    /// How long it looks for more before it goes to sleep; `None`: for ever.
+    patience: Option<Duration>,
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     injected: Receiver<Injection>,
@@ -170,6 +201,8 @@ struct Worker {
     events: Events,
     shared: Arc<WorkerShared>,
     batch: Batch,
+    /// The rings that moved in this round, by their place among those that are polled.
+    moved: Vec<usize>,
     lane: Lane,
     /// What `sys::losses` said when memory was last checked.
     losses: usize,
@@ -182,7 +215,7 @@ impl Worker {
             let now = Instant::now();
             if self.poll_all(self.clock.at(now)) {
                 idle_since = now;
-            } else if now.duration_since(idle_since) < SPIN {
+            } else if self.patience.is_none_or(|patience| now.duration_since(idle_since) < patience) {
                 std::hint::spin_loop();
             } else {
                 self.sleep();
@@ -192,7 +225,7 @@ impl Worker {
     }
 
     /// One round over the rings: at most one batch from each. True if a frame moved.
-    fn poll_all(&mut self, now: Timestamp) -> bool {
+    pub(crate) fn poll_all(&mut self, now: Timestamp) -> bool {
         let snapshot = self.snapshots.load();
         let polled = snapshot.polled_by(self.number);
         let mut busy = false;
@@ -206,8 +239,16 @@ impl Worker {
         if new_snapshot {
             polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
         }
-        for polled in polled {
-            busy |= self.lane.poll_ring(snapshot, polled, &mut self.batch, now);
+        for (at, polled) in polled.iter().enumerate() {
+            if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
+                self.moved.push(at);
+            }
+        }
+        self.lane.flush(snapshot);
+        busy |= !self.moved.is_empty();
+        // After their frames were shown to the receivers: what came back to a guest has been delivered.
+        for PolledRing { port, ring } in self.moved.drain(..).map(|at| &polled[at]).filter(|polled| !polled.ring.is_broken()) {
+            self.lane.count_notification(port, ring, ring.lock().flush());
         }
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
@@ -225,10 +266,10 @@ impl Worker {
         let mut nap = None;
         let mut offered = false;
         for PolledRing { port, ring } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
-            if ring.without_kick {
+            if ring.kick.is_none() {
                 nap = Some(NAP_WITHOUT_KICK);
             }
-            let armed = ring.lock().ring.enable_kicks();
+            let armed = ring.lock().ring.queue().enable_kicks();
             match armed {
                 Ok(more) => offered |= more,
                 Err(fault) => self.lane.report(port, ring, fault),
@@ -245,21 +286,46 @@ impl Worker {
             self.shared.asleep.store(false, Ordering::Relaxed);
         }
         for PolledRing { ring, .. } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
-            ring.lock().ring.disable_kicks();
+            ring.lock().ring.queue().disable_kicks();
         }
     }
 }
 
 /// What a worker needs to forward a batch, apart from the batch itself.
 struct Lane {
+    /// The worker, and how many there are: they share the receivers' rings.
+    worker: usize,
+    workers: usize,
+    flows: FlowHash,
     /// For each port the frames of the batch that go there. All zero between batches.
     masks: Vec<FrameMask>,
     /// The ports whose mask is not zero, in the order in which they were found.
     receivers: Vec<PortId>,
+    /// For each port the rings to its guest that hold frames which the guest was not shown. All zero between rounds.
+    unshown: Vec<RingMask>,
+    /// The ports whose rings these are.
+    waiting: Vec<PortId>,
     faults: FaultReports,
 }
 
+/// Some rings to a guest, by their place in [`RunningRings::to_guest`].
+type RingMask = u16;
+const _: () = assert!(MAX_QUEUE_PAIRS <= RingMask::BITS as usize);
+
 impl Lane {
+    fn new(worker: usize, workers: usize, faults: FaultReports) -> Self {
+        Self {
+            worker,
+            workers,
+            flows: FlowHash::default(),
+            masks: Vec::new(),
+            receivers: Vec::new(),
+            unshown: Vec::new(),
+            waiting: Vec::new(),
+            faults,
+        }
+    }
+
     /// Moves at most one batch out of a ring, to wherever its frames go. True if there was one.
     fn poll_ring(&mut self, snapshot: &Snapshot, polled: &PolledRing, batch: &mut Batch, now: Timestamp) -> bool {
         let PolledRing { port, ring } = polled;
@@ -275,7 +341,7 @@ impl Lane {
             } else {
                 port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
             }
-            self.count_notification(port, ring, from_guest.flush(batch));
+            from_guest.complete(batch);
         }
         if let Err(fault) = received {
             self.report(port, ring, fault);
@@ -286,11 +352,11 @@ impl Lane {
     /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
     fn notify_if_owed(&self, port: &PortLink) {
         for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.notify_if_owed();
+            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
             self.count_notification(port, ring, notified);
         }
-        if let Some(ring) = port.rings.to_guest.as_ref().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.notify_if_owed();
+        for ring in port.rings.to_guest.iter().filter(|ring| !ring.is_broken()) {
+            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
             self.count_notification(port, ring, notified);
         }
     }
@@ -298,14 +364,14 @@ impl Lane {
     /// Stops a port whose memory was taken away, even if none of its rings moves any more.
     fn check_memory(&self, port: &PortLink) {
         for ring in &port.rings.from_guest {
-            if let Err(fault) = ring.lock().ring.check_memory() {
+            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
                 self.report(port, ring, fault);
             }
         }
-        if let Some(ring) = &port.rings.to_guest
-            && let Err(fault) = ring.lock().ring.check_memory()
-        {
-            self.report(port, ring, fault);
+        for ring in &port.rings.to_guest {
+            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
+                self.report(port, ring, fault);
+            }
         }
     }
 
@@ -346,6 +412,7 @@ impl Lane {
         };
         if self.masks.len() < snapshot.port_places() {
             self.masks.resize(snapshot.port_places(), 0);
+            self.unshown.resize(snapshot.port_places(), 0);
         }
         for (bit, frame) in batch.frames().iter().enumerate() {
             let verdict = match frame.header() {
@@ -376,27 +443,69 @@ impl Lane {
         *mask |= 1 << bit;
     }
 
-    /// Hands the frames of a mask to one receiver, with one lock, one publication and at most one notification.
-    fn transmit(&self, port: &PortLink, batch: &Batch, frames: FrameMask) {
-        let running = port.rings.to_guest.as_ref().filter(|ring| ring.is_enabled() && !ring.is_broken());
-        let Some(ring) = running else {
+    /// Hands the frames of a mask to one receiver.
+    fn transmit(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask) {
+        match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
+            RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
+            RingChoice::One(at) => self.transmit_to(port, at, batch, frames),
+            RingChoice::Some { first, step, count } => {
+                let mut masks = [0; MAX_QUEUE_PAIRS];
+                for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
+                    let flow = batch.with_flow_bytes(frame, |header, rest| self.flows.hash(header, rest));
+                    masks[first + step * (flow as usize % count)] |= 1 << bit;
+                }
+                for (at, &frames) in masks.iter().enumerate().filter(|(_, frames)| **frames != 0) {
+                    self.transmit_to(port, at, batch, frames);
+                }
+            }
+        }
+    }
+
+    /// Hands frames to one of a receiver's rings, with one lock. The guest is shown them now if they are many, and at the end of
+    /// the round otherwise: then those of other senders have come to them.
+    fn transmit_to(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask) {
+        let ring = &port.rings.to_guest[at];
+        if !ring.is_enabled() || ring.is_broken() {
             port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
             return;
-        };
-        let mut to_guest = ring.lock();
-        let (mut tally, mut left) = (Tally::default(), u64::from(frames.count_ones()));
-        let chosen = batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0);
-        for (_, frame) in chosen {
-            if let Err(fault) = to_guest.transmit(batch, frame, &port.counters, &mut tally) {
-                port.counters.drop_frames(DropReason::ReceiverDown, left);
-                self.report(port, ring, fault);
-                break;
-            }
-            left -= 1;
         }
-        self.count_notification(port, ring, to_guest.flush());
+        let mut to_guest = ring.lock();
+        let mut tally = Tally::default();
+        if let Err(fault) = to_guest.transmit(batch, frames, &port.counters, &mut tally) {
+            port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
+            self.report(port, ring, fault);
+        }
+        if to_guest.unshown() >= BATCH {
+            self.count_notification(port, ring, to_guest.flush());
+        } else {
+            self.remember_to_flush(port.id, at);
+        }
         port.counters.to_guest_frames.add(tally.frames);
         port.counters.to_guest_bytes.add(tally.bytes);
+    }
+
+    fn remember_to_flush(&mut self, port: PortId, at: usize) {
+        let rings = &mut self.unshown[port.index()];
+        if *rings == 0 {
+            self.waiting.push(port);
+        }
+        *rings |= 1 << at;
+    }
+
+    /// Shows every guest what it got in this round, which was forwarded with this snapshot.
+    fn flush(&mut self, snapshot: &Snapshot) {
+        while let Some(id) = self.waiting.pop() {
+            let mut rings = std::mem::take(&mut self.unshown[id.index()]);
+            let Some(port) = snapshot.port(id) else { continue };
+            while rings != 0 {
+                let ring = &port.rings.to_guest[rings.trailing_zeros() as usize];
+                rings &= rings - 1;
+                if !ring.is_broken() {
+                    let notified = ring.lock().flush();
+                    self.count_notification(port, ring, notified);
+                }
+            }
+        }
     }
 
     /// Takes a broken ring out of service and tells the owner.
@@ -413,8 +522,60 @@ impl Lane {
     }
 }
 
+/// Which of a receiver's rings a worker writes to. Each has its own where there are enough: then no two workers wait for each
+/// other, and the flows of one sender, which one worker polls, stay in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RingChoice {
+    None,
+    One(usize),
+    /// `count` of them, from `first` on: each `step`-th. A flow always takes the same.
+    Some {
+        first: usize,
+        step: usize,
+        count: usize,
+    },
+}
+
+impl RingChoice {
+    #[inline(always)]
+    fn new(rings: usize, worker: usize, workers: usize) -> Self {
+        match rings {
+            0 => Self::None,
+            1 => Self::One(0),
+            _ if rings <= workers => Self::One(worker % rings),
+            _ => match (rings - worker).div_ceil(workers) {
+                1 => Self::One(worker),
+                count => Self::Some { first: worker, step: workers, count },
+            },
+        }
+    }
+}
+
 fn count_received(port: &PortLink, batch: &Batch) {
     let bytes: usize = batch.frames().iter().map(crate::vhost_port::Frame::len).sum();
     port.counters.from_guest_frames.add(batch.frames().len() as u64);
     port.counters.from_guest_bytes.add(bytes as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ring_is_used_and_none_is_shared_where_there_are_enough() {
+        for workers in 1..=8 {
+            for rings in 1..=MAX_QUEUE_PAIRS {
+                let mut users = vec![0; rings];
+                for worker in 0..workers {
+                    match RingChoice::new(rings, worker, workers) {
+                        RingChoice::None => panic!("{rings} rings are some"),
+                        RingChoice::One(at) => users[at] += 1,
+                        RingChoice::Some { first, step, count } => (0..count).for_each(|nth| users[first + step * nth] += 1),
+                    }
+                }
+                let most = if rings >= workers { 1 } else { workers.div_ceil(rings) };
+                assert!(users.iter().all(|&users| (1..=most).contains(&users)), "{workers} workers on {rings} rings: {users:?}");
+            }
+        }
+    }
 }

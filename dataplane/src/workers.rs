@@ -11,8 +11,8 @@ use crossbeam::sync::{Parker, Unparker};
 use weft_switch::PortId;
 
 use crate::counters::Counter;
-use crate::snapshot::{Snapshot, worker_of};
-use crate::worker::{Clock, FaultReports, WorkerHandle};
+use crate::snapshot::Snapshot;
+use crate::worker::{Clock, FaultReports, Worker, WorkerHandle};
 
 /// How long a worker may take to pass a batch boundary before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -20,6 +20,58 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 const INTERRUPT_AFTER: Duration = Duration::from_millis(20);
 /// The same where nobody waits for the worker: it is interrupted in the second of these intervals at the latest.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many workers there are, where they run, and what they do when there is nothing to move.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerSettings {
+    /// How many, from 1 to [`Self::MAX_COUNT`].
+    pub count: usize,
+    /// The processors that they are pinned to, in turn; none: wherever the operating system puts them.
+    pub cpus: Vec<usize>,
+    /// What a worker does that finds no frames.
+    pub polling: Polling,
+}
+
+impl WorkerSettings {
+    /// The most workers.
+    pub const MAX_COUNT: usize = 64;
+
+    /// The processor of a worker.
+    pub(crate) fn cpu(&self, worker: usize) -> Option<usize> {
+        (!self.cpus.is_empty()).then(|| self.cpus[worker % self.cpus.len()])
+    }
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self { count: 1, cpus: Vec::new(), polling: Polling::Adaptive }
+    }
+}
+
+/// What a worker does that finds no frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polling {
+    /// It goes on looking for [`Self::SPIN`], then sleeps until a guest kicks.
+    Adaptive,
+    /// It goes on looking for ever: a frame never waits for it to wake up, and it takes a whole processor.
+    Always,
+    /// It sleeps at once, and takes the least processor time.
+    Never,
+}
+
+impl Polling {
+    /// How long an adaptive worker looks for more. Covers the time in which a busy guest prepares its next batch.
+    pub const SPIN: Duration = Duration::from_micros(50);
+
+    /// How long a worker looks for more; `None`: for ever.
+    pub(crate) fn patience(self) -> Option<Duration> {
+        match self {
+            Self::Adaptive => Some(Self::SPIN),
+            Self::Always => None,
+            Self::Never => Some(Duration::ZERO),
+        }
+    }
+}
 
 /// What one worker tells the owner.
 #[derive(Debug)]
@@ -124,17 +176,24 @@ pub(crate) struct Injection {
 }
 
 impl Workers {
-    /// Starts `count` workers.
-    pub(crate) fn start(count: usize, clock: Clock, faults: &FaultReports) -> io::Result<Self> {
+    /// Starts the workers.
+    pub(crate) fn start(settings: &WorkerSettings, clock: Clock, faults: &FaultReports) -> io::Result<Self> {
+        let (workers, idle) = Self::new(settings, clock, faults)?;
+        workers.handles.iter().zip(idle).try_for_each(|(handle, worker)| handle.run(worker))?;
+        Ok(workers)
+    }
+
+    /// Makes the workers, which are to be run by the caller.
+    pub(crate) fn new(settings: &WorkerSettings, clock: Clock, faults: &FaultReports) -> io::Result<(Self, Vec<Worker>)> {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let parker = Parker::new();
-        let start = |number| {
+        let new = |number| {
             let shared = Arc::new(WorkerShared::new(parker.unparker().clone()));
-            WorkerHandle::start(number, Arc::clone(&snapshot), shared, clock, faults.clone())
+            WorkerHandle::new(number, settings, Arc::clone(&snapshot), shared, clock, faults.clone())
         };
-        let handles = (0..count).map(start).collect::<io::Result<Vec<_>>>()?;
+        let (handles, idle): (Vec<_>, Vec<_>) = (0..settings.count).map(new).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
         let watch = Watch::start(&handles)?;
-        Ok(Self { snapshot, generation: 0, parker, handles, _watch: watch })
+        Ok((Self { snapshot, generation: 0, parker, handles, _watch: watch }, idle))
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -168,9 +227,9 @@ impl Workers {
         Ok(())
     }
 
-    /// Hands a frame to the worker that polls its port. A worker that has too many already does not get it.
-    pub(crate) fn inject(&self, injection: Injection) {
-        self.handles[worker_of(injection.port, self.count())].inject(injection);
+    /// Hands a frame to a worker. One that has too many already does not get it.
+    pub(crate) fn inject(&self, worker: usize, injection: Injection) {
+        self.handles[worker].inject(injection);
     }
 
     /// False when one has died.

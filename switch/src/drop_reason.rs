@@ -5,7 +5,7 @@ use strum::{EnumCount, EnumIter, IntoStaticStr};
 /// Why a frame was not delivered. Counted on the port where the frame died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EnumCount, EnumIter, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-#[repr(usize)]
+#[repr(u8)]
 pub enum DropReason {
     /// The destination is known to be behind the port the frame came from.
     SamePort,

@@ -1,6 +1,6 @@
 //! The Ethernet header, as far as forwarding needs it.
 
-use crate::MacAddr;
+use crate::MacKey;
 
 /// The longest frame that the switch carries, in bytes without FCS: the largest IP packet (a sender that leaves segmentation to
 /// the device makes them that large), an Ethernet header and two tags.
@@ -10,9 +10,9 @@ pub const MAX_FRAME_LEN: usize = 65_535 + EthernetHeader::LEN + 2 * 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EthernetHeader {
     /// Whom the frame is for.
-    pub destination: MacAddr,
+    pub destination: MacKey,
     /// Who sent it.
-    pub source: MacAddr,
+    pub source: MacKey,
 }
 
 impl EthernetHeader {
@@ -20,10 +20,11 @@ impl EthernetHeader {
     pub const LEN: usize = 14;
 
     /// Reads the header from its bytes; the type that follows the addresses does not matter yet.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn parse(bytes: &[u8; Self::LEN]) -> Self {
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *bytes;
-        Self { destination: MacAddr([d0, d1, d2, d3, d4, d5]), source: MacAddr([s0, s1, s2, s3, s4, s5]) }
+        let [a, b, c, d, e, f, rest @ ..] = *bytes;
+        let [g, h, ..] = rest;
+        Self { destination: MacKey::read([a, b, c, d, e, f, g, h]), source: MacKey::read(rest) }
     }
 }

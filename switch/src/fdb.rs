@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::{MacAddr, PortId, Timestamp};
+use crate::{MacAddr, MacKey, PortId, Timestamp};
 
 /// Slots in a bucket: one cache line of 64 bytes.
 const WAYS: usize = 4;
@@ -85,7 +85,9 @@ pub enum Learned {
 /// The forwarding database of one network. Shared by all workers.
 #[derive(Debug)]
 pub struct Fdb {
-    slots: Box<[Slot]>,
+    buckets: Box<[Bucket]>,
+    /// One less than the number of buckets, which is a power of two.
+    bucket_mask: usize,
     hash: ahash::RandomState,
     capacity: usize,
     ageing_secs: AtomicU32,
@@ -96,6 +98,11 @@ pub struct Fdb {
     expired: AtomicU64,
     book: Mutex<Book>,
 }
+
+/// A cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Bucket([Slot; WAYS]);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -130,7 +137,8 @@ impl Fdb {
         assert!((1..=1 << 20).contains(&settings.capacity), "capacity of a forwarding database: {}", settings.capacity);
         let slots = (2 * settings.capacity).next_power_of_two().max(2 * WAYS);
         Self {
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            buckets: (0..slots / WAYS).map(|_| Bucket::default()).collect(),
+            bucket_mask: slots / WAYS - 1,
             hash: ahash::RandomState::new(),
             capacity: settings.capacity,
             ageing_secs: AtomicU32::new(ageing_secs(settings.ageing)),
@@ -145,21 +153,21 @@ impl Fdb {
 
     /// The port behind which `mac` was last heard, unless that was too long ago.
     #[inline]
-    pub fn lookup(&self, now: Timestamp, mac: MacAddr) -> Option<PortId> {
-        let (_, value) = self.find(mac.as_u64() | OCCUPIED)?;
+    pub fn lookup(&self, now: Timestamp, mac: impl Into<MacKey>) -> Option<PortId> {
+        let (_, value) = self.find(mac.into().as_u64() | OCCUPIED)?;
         (!self.is_stale(now, value)).then_some(value.port)
     }
 
     /// Remembers that `mac` was heard behind `port`. Writes only when that says something new.
     #[inline]
-    pub fn learn(&self, now: Timestamp, mac: MacAddr, port: PortId) -> Learned {
-        let key = mac.as_u64() | OCCUPIED;
+    pub fn learn(&self, now: Timestamp, mac: impl Into<MacKey>, port: PortId) -> Learned {
+        let key = mac.into().as_u64() | OCCUPIED;
         match self.find(key) {
             Some((index, value)) if value.port == port => {
                 if value.seen_secs != now.as_secs() {
                     // If this loses a race, somebody else has just refreshed, moved or replaced the entry.
                     let refreshed = Value { port, seen_secs: now.as_secs() };
-                    let slot = &self.slots[index].value;
+                    let slot = &self.slot(index).value;
                     let _ = slot.compare_exchange(value.pack(), refreshed.pack(), Ordering::Relaxed, Ordering::Relaxed);
                 }
                 Learned::Known
@@ -171,8 +179,8 @@ impl Fdb {
     /// Forgets addresses that were not heard of for the ageing time. To be called every few seconds.
     pub fn expire(&self, now: Timestamp) {
         let mut book = self.lock();
-        for index in 0..self.slots.len() {
-            let slot = &self.slots[index];
+        for index in 0..self.slots() {
+            let slot = self.slot(index);
             let key = slot.key.load(Ordering::Relaxed);
             if key != 0 && self.is_stale(now, slot.load_value()) {
                 self.remove(&mut book, index);
@@ -193,8 +201,8 @@ impl Fdb {
     pub fn flush(&self) -> usize {
         let mut book = self.lock();
         let before = self.len();
-        for index in 0..self.slots.len() {
-            if self.slots[index].key.load(Ordering::Relaxed) != 0 {
+        for index in 0..self.slots() {
+            if self.slot(index).key.load(Ordering::Relaxed) != 0 {
                 self.remove(&mut book, index);
             }
         }
@@ -239,23 +247,23 @@ impl Fdb {
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<FdbEntry> {
         let _book = self.lock();
-        let occupied = self.slots.iter().filter_map(|slot| {
+        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter_map(|slot| {
             let key = slot.key.load(Ordering::Relaxed);
-            (key != 0).then(|| (MacAddr::from_u64(key), slot.load_value()))
+            (key != 0).then(|| (MacKey::from_u64(key).into(), slot.load_value()))
         });
         let fresh = occupied.filter(|(_, value)| !self.is_stale(now, *value));
         fresh.map(|(mac, value)| FdbEntry { mac, port: value.port, age: age(now, value) }).collect()
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, key: u64) -> Option<(usize, Value)> {
-        for bucket in self.buckets(key) {
-            for index in bucket..bucket + WAYS {
-                let slot = &self.slots[index];
+        for bucket in self.buckets_of(key) {
+            let Bucket(ways) = &self.buckets[bucket];
+            for (way, slot) in ways.iter().enumerate() {
                 if slot.key.load(Ordering::Acquire) == key {
                     let value = slot.load_value();
                     if slot.key.load(Ordering::Acquire) == key {
-                        return Some((index, value));
+                        return Some((bucket * WAYS + way, value));
                     }
                 }
             }
@@ -263,12 +271,19 @@ impl Fdb {
         None
     }
 
-    /// The first slots of the two buckets in which `key` may stand.
-    #[inline]
-    fn buckets(&self, key: u64) -> [usize; 2] {
-        let hash = self.hash.hash_one(key);
-        let mask = self.slots.len() / WAYS - 1;
-        [(hash as usize & mask) * WAYS, ((hash >> 32) as usize & mask) * WAYS]
+    fn slot(&self, index: usize) -> &Slot {
+        &self.buckets[index / WAYS].0[index % WAYS]
+    }
+
+    fn slots(&self) -> usize {
+        self.buckets.len() * WAYS
+    }
+
+    /// The two buckets in which `key` may stand.
+    #[inline(always)]
+    fn buckets_of(&self, key: u64) -> [usize; 2] {
+        let hash = self.hash.hash_one(key) as usize;
+        [hash & self.bucket_mask, hash >> 32 & self.bucket_mask]
     }
 
     #[cold]
@@ -282,7 +297,7 @@ impl Fdb {
         if let Some((index, old)) = self.find(key) {
             book.unlink(index, old.port);
             book.append(index, value);
-            self.slots[index].value.store(value.pack(), Ordering::Release);
+            self.slot(index).value.store(value.pack(), Ordering::Release);
             if old.port == port {
                 return Learned::Known;
             }
@@ -294,7 +309,7 @@ impl Fdb {
             self.evict(&mut book, victim);
         }
         let index = self.free_slot(&mut book, key);
-        let slot = &self.slots[index];
+        let slot = self.slot(index);
         // Value before key: whoever sees the key sees a value that belongs to it.
         slot.value.store(value.pack(), Ordering::Relaxed);
         slot.key.store(key, Ordering::Release);
@@ -309,7 +324,7 @@ impl Fdb {
         let port = book.largest(learner);
         for _ in 0..SECOND_CHANCES {
             let Some(index) = book.oldest(port) else { break };
-            let value = self.slots[index].load_value();
+            let value = self.slot(index).load_value();
             if value.seen_secs == book.links[index].appended_secs {
                 return index;
             }
@@ -323,11 +338,11 @@ impl Fdb {
     /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the one
     /// that belongs to the largest port goes.
     fn free_slot(&self, book: &mut Book, key: u64) -> usize {
-        let [first, second] = self.buckets(key);
-        let candidates = || (first..first + WAYS).chain(second..second + WAYS);
-        let free_in = |bucket: usize| (bucket..bucket + WAYS).filter(|&index| self.is_free(index)).count();
+        let [first, second] = self.buckets_of(key);
+        let candidates = || slots_of(first).chain(slots_of(second));
+        let free_in = |bucket: usize| slots_of(bucket).filter(|&index| self.is_free(index)).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
-        if let Some(index) = (roomier..roomier + WAYS).find(|&index| self.is_free(index)) {
+        if let Some(index) = slots_of(roomier).find(|&index| self.is_free(index)) {
             return index;
         }
         for index in candidates() {
@@ -336,7 +351,7 @@ impl Fdb {
                 return index;
             }
         }
-        let crowding = |&index: &usize| book.count(self.slots[index].load_value().port);
+        let crowding = |&index: &usize| book.count(self.slot(index).load_value().port);
         let victim = candidates().max_by_key(crowding).expect("a bucket has slots");
         self.evict(book, victim);
         victim
@@ -344,23 +359,22 @@ impl Fdb {
 
     /// The slots of the bucket in which the entry at `index` may stand as well.
     fn other_bucket(&self, index: usize) -> std::ops::Range<usize> {
-        let [first, second] = self.buckets(self.slots[index].key.load(Ordering::Relaxed));
-        let other = if index / WAYS * WAYS == first { second } else { first };
-        other..other + WAYS
+        let [first, second] = self.buckets_of(self.slot(index).key.load(Ordering::Relaxed));
+        slots_of(if index / WAYS == first { second } else { first })
     }
 
     /// Moves an entry to a free slot. It stands in both for a moment, so that no reader misses it.
     fn relocate(&self, book: &mut Book, from: usize, to: usize) {
-        let value = self.slots[from].load_value();
-        self.slots[to].value.store(value.pack(), Ordering::Relaxed);
-        self.slots[to].key.store(self.slots[from].key.load(Ordering::Relaxed), Ordering::Release);
-        self.slots[from].key.store(0, Ordering::Release);
+        let value = self.slot(from).load_value();
+        self.slot(to).value.store(value.pack(), Ordering::Relaxed);
+        self.slot(to).key.store(self.slot(from).key.load(Ordering::Relaxed), Ordering::Release);
+        self.slot(from).key.store(0, Ordering::Release);
         book.unlink(from, value.port);
         book.append(to, value);
     }
 
     fn is_free(&self, index: usize) -> bool {
-        self.slots[index].key.load(Ordering::Relaxed) == 0
+        self.slot(index).key.load(Ordering::Relaxed) == 0
     }
 
     fn evict(&self, book: &mut Book, index: usize) {
@@ -369,7 +383,7 @@ impl Fdb {
     }
 
     fn remove(&self, book: &mut Book, index: usize) {
-        let slot = &self.slots[index];
+        let slot = self.slot(index);
         book.unlink(index, slot.load_value().port);
         slot.key.store(0, Ordering::Release);
         self.len.fetch_sub(1, Ordering::Relaxed);
@@ -391,6 +405,10 @@ impl Slot {
     fn load_value(&self) -> Value {
         Value::unpack(self.value.load(Ordering::Acquire))
     }
+}
+
+fn slots_of(bucket: usize) -> std::ops::Range<usize> {
+    bucket * WAYS..(bucket + 1) * WAYS
 }
 
 fn ageing_secs(ageing: Duration) -> u32 {

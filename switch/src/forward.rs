@@ -17,7 +17,7 @@ pub enum Verdict {
 ///
 /// `fdb` belongs to the network of `ingress`, so a verdict never names a port of another network. A frame is never
 /// sent back to where it came from.
-#[inline]
+#[inline(always)]
 pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &Fdb) -> Verdict {
     if header.source.is_multicast() || header.source.is_zero() {
         return Verdict::Drop(DropReason::BadSource);
@@ -54,7 +54,7 @@ mod tests {
     }
 
     fn frame(source: MacAddr, destination: MacAddr) -> EthernetHeader {
-        EthernetHeader { destination, source }
+        EthernetHeader { destination: destination.into(), source: source.into() }
     }
 
     #[test]

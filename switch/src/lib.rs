@@ -9,6 +9,7 @@
 mod drop_reason;
 mod ethernet;
 mod fdb;
+mod flow;
 mod forward;
 mod id;
 mod mac;
@@ -18,8 +19,9 @@ mod time;
 pub use drop_reason::DropReason;
 pub use ethernet::{EthernetHeader, MAX_FRAME_LEN};
 pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
+pub use flow::FlowHash;
 pub use forward::{Verdict, forward};
 pub use id::{NetworkId, PortId};
-pub use mac::{MacAddr, ParseMacError};
+pub use mac::{MacAddr, MacKey, ParseMacError};
 pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
 pub use time::Timestamp;

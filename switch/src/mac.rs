@@ -26,13 +26,6 @@ impl MacAddr {
         self.as_u64() == 0
     }
 
-    /// True for the sixteen addresses that a bridge never forwards (IEEE 802.1Q-2018, table 8-1):
-    /// `01:80:c2:00:00:00` to `01:80:c2:00:00:0f`.
-    #[must_use]
-    pub const fn is_link_local(self) -> bool {
-        self.as_u64() & !0xf == 0x0180_c200_0000
-    }
-
     /// The address as the low 48 bits of a number.
     #[must_use]
     pub const fn as_u64(self) -> u64 {
@@ -44,6 +37,72 @@ impl MacAddr {
     #[must_use]
     pub const fn from_u64(value: u64) -> Self {
         let [_, _, a, b, c, d, e, f] = value.to_be_bytes();
+        Self([a, b, c, d, e, f])
+    }
+}
+
+/// A MAC address as the low 48 bits of a number, the first byte lowest: what a frame's first bytes are when they are read as a
+/// number, and what tables are searched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MacKey(u64);
+
+impl MacKey {
+    const MASK: u64 = (1 << 48) - 1;
+
+    /// The address in the first six of eight bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn read(bytes: [u8; 8]) -> Self {
+        Self(u64::from_le_bytes(bytes) & Self::MASK)
+    }
+
+    /// The number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// The address in the low 48 bits of `value`; the rest is ignored.
+    #[must_use]
+    pub const fn from_u64(value: u64) -> Self {
+        Self(value & Self::MASK)
+    }
+
+    /// As [`MacAddr::is_multicast`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_multicast(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// As [`MacAddr::is_zero`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
+    /// True for the sixteen addresses that a bridge never forwards (IEEE 802.1Q-2018, table 8-1):
+    /// `01:80:c2:00:00:00` to `01:80:c2:00:00:0f`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_link_local(self) -> bool {
+        self.0 & !(0xf << 40) == 0x0000_00c2_8001
+    }
+}
+
+impl From<MacAddr> for MacKey {
+    #[inline(always)]
+    fn from(mac: MacAddr) -> Self {
+        let [a, b, c, d, e, f] = mac.0;
+        Self::read([a, b, c, d, e, f, 0, 0])
+    }
+}
+
+impl From<MacKey> for MacAddr {
+    fn from(key: MacKey) -> Self {
+        let [a, b, c, d, e, f, ..] = key.0.to_le_bytes();
         Self([a, b, c, d, e, f])
     }
 }
@@ -119,8 +178,8 @@ mod tests {
 
     #[test]
     fn addresses_that_a_bridge_keeps_to_itself_are_known() {
-        assert!("01:80:c2:00:00:0e".parse::<MacAddr>().unwrap().is_link_local());
-        assert!(!"01:80:c2:00:00:10".parse::<MacAddr>().unwrap().is_link_local());
-        assert!(!MacAddr::BROADCAST.is_link_local());
+        assert!(MacKey::from("01:80:c2:00:00:0e".parse::<MacAddr>().unwrap()).is_link_local());
+        assert!(!MacKey::from("01:80:c2:00:00:10".parse::<MacAddr>().unwrap()).is_link_local());
+        assert!(!MacKey::from(MacAddr::BROADCAST).is_link_local());
     }
 }

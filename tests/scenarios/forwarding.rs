@@ -3,11 +3,14 @@
 mod common;
 
 use common::{
-    BROADCAST, Numbers, ORDERS, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered,
-    settles,
+    BROADCAST, Background, Numbers, ORDERS, PACKED, RINGS, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame,
+    frame, mac, number, numbered, settles,
 };
 use weft_dataplane::PortSettings;
-use weft_guest::{Buffer, GuestAddr, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout, Shape, feature};
+use weft_guest::{
+    Buffer, Builder, EventSuppression, Guest, GuestAddr, Header, MemoryBy, Order, PreparedReceive, PreparedSend, RegionLayout,
+    Shape, feature,
+};
 use weft_switch::{DropReason, MAX_FRAME_LEN};
 
 const A: [u8; 6] = mac_of(0xa);
@@ -19,9 +22,28 @@ const fn mac_of(last: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0xff, last]
 }
 
+/// A sending ring full of this frame.
+fn prepare_send(guest: &mut Guest, frame: &[u8]) -> PreparedSend {
+    let size = guest.from_guest().size();
+    let places = guest.slots(1, size);
+    let send = PreparedSend::new(guest, 0, frame.len(), &Shape::one(), &places);
+    (0..places.len()).for_each(|chain| send.write(guest, chain as u16, &Header::default(), frame));
+    send
+}
+
 fn feature_combinations() -> impl Iterator<Item = u64> {
-    let all = [feature::VERSION_1, feature::MRG_RXBUF, feature::INDIRECT_DESC, feature::EVENT_IDX];
-    (0..16_u64).map(move |chosen| all.iter().enumerate().map(|(bit, feature)| feature * (chosen >> bit & 1)).sum())
+    let all = [
+        feature::VERSION_1,
+        feature::MRG_RXBUF,
+        feature::INDIRECT_DESC,
+        feature::EVENT_IDX,
+        feature::IN_ORDER,
+        feature::VERSION_1 | feature::RING_PACKED,
+    ];
+    (0..64_u64).map(move |chosen| {
+        let bits = all.iter().enumerate().filter(|(bit, _)| chosen >> bit & 1 == 1);
+        bits.fold(0, |features, (_, feature)| features | feature)
+    })
 }
 
 #[test]
@@ -235,7 +257,6 @@ fn a_station_that_moves_is_found_at_its_new_port() {
 #[test]
 fn sent_frames_may_be_cut_in_any_way() {
     let switch = TestSwitch::start();
-    let (port_a, mut a) = switch.guest(|builder| builder);
     let (_, mut b) = switch.guest(|builder| builder);
     let mut shapes = vec![
         Shape::header_apart(12),
@@ -252,29 +273,39 @@ fn sent_frames_may_be_cut_in_any_way() {
         let pieces: Vec<usize> = (0..=numbers.below(30)).map(|_| 1 + numbers.below(90)).collect();
         shapes.push(Shape::pieces(&pieces));
     }
-    for (nth, shape) in shapes.into_iter().enumerate() {
-        for shape in [shape.clone(), shape.indirect()] {
-            let sent = frame(B, A, 14 + nth * 31 % 1500);
-            a.send_shaped(&sent, &shape).unwrap();
-            expect_frame(&mut b, &sent);
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features));
+        for (nth, shape) in shapes.iter().enumerate() {
+            for shape in [shape.clone(), shape.clone().indirect()] {
+                let sent = frame(B, A, 14 + nth * 31 % 1500);
+                a.send_shaped(&sent, &shape).unwrap();
+                expect_frame(&mut b, &sent);
+            }
         }
+        for used in a.flush().unwrap() {
+            assert_eq!(used.len, 0, "nothing was written into a chain from the guest");
+        }
+        assert_eq!(switch.all_drops(&port_a), []);
     }
-    for used in a.flush().unwrap() {
-        assert_eq!(used.len, 0, "nothing was written into a chain from the guest");
-    }
-    assert_eq!(switch.all_drops(&port_a), []);
 }
 
 #[test]
 fn a_chain_as_long_as_the_ring_passes() {
     let switch = TestSwitch::start();
-    let (_, mut a) = switch.guest(|builder| builder);
     let (_, mut b) = switch.guest(|builder| builder);
-    for shape in [Shape::pieces(&[1; 255]), Shape::pieces(&[1; 255]).indirect()] {
-        a.flush().unwrap();
-        let sent = frame(B, A, 1000);
-        a.send_shaped(&sent, &shape).unwrap();
-        expect_frame(&mut b, &sent);
+    for features in RINGS {
+        let (_, mut a) = switch.guest(|builder| builder.features(features));
+        // The second one begins behind a frame, so in a packed ring it goes over the wrap.
+        for before in [0, 1] {
+            for shape in [Shape::pieces(&[1; 255]), Shape::pieces(&[1; 255]).indirect()] {
+                for sent in [vec![frame(B, A, 60); before], vec![frame(B, A, 1000)]].concat() {
+                    a.flush().unwrap();
+                    let shape = if sent.len() == 1000 { shape.clone() } else { Shape::one() };
+                    a.send_shaped(&sent, &shape).unwrap();
+                    expect_frame(&mut b, &sent);
+                }
+            }
+        }
     }
 }
 
@@ -290,7 +321,7 @@ fn receive_buffers_may_have_any_shape() {
         Shape::pieces(&[5, 7, 14, 100]),
         Shape::pieces(&[11, 2, 1000, 1, 60_000]),
     ];
-    for features in [feature::VERSION_1 | feature::INDIRECT_DESC, feature::DEFAULT] {
+    for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::MRG_RXBUF]) {
         for shape in shapes.clone() {
             for shape in [shape.clone(), shape.indirect()] {
                 let mut b = switch.connect(&port_b, |builder| builder.features(features).receive_shape(shape.clone()));
@@ -310,7 +341,7 @@ fn receive_buffers_may_have_any_shape() {
 }
 
 /// Two regions that adjoin for the guest and nowhere else, and one with a hole before it and an offset in its file.
-fn scattered(builder: weft_guest::Builder) -> weft_guest::Builder {
+fn scattered(builder: Builder) -> Builder {
     let far = |guest, user, mmap_offset| RegionLayout {
         user: weft_guest::UserAddr(user),
         mmap_offset,
@@ -327,9 +358,11 @@ fn scattered(builder: weft_guest::Builder) -> weft_guest::Builder {
 fn buffers_may_cross_adjoining_regions() {
     let switch = TestSwitch::start();
     let (port_a, port_b) = (switch.add_port(), switch.add_port());
-    for (order, memory_by) in [(Order::Qemu, MemoryBy::Slots), (Order::VirtioUser, MemoryBy::Table)] {
-        let mut a = switch.connect(&port_a, |builder| scattered(builder.order(order).memory_by(memory_by)));
-        let mut b = switch.connect(&port_b, |builder| scattered(builder.order(order).memory_by(memory_by).receive_buffers(0)));
+    let ways = [(Order::Qemu, MemoryBy::Slots), (Order::VirtioUser, MemoryBy::Table)];
+    for ((order, memory_by), features) in ways.into_iter().flat_map(|way| RINGS.map(|features| (way, features))) {
+        let shape = |builder: Builder| scattered(builder.order(order).memory_by(memory_by).features(features));
+        let mut a = switch.connect(&port_a, shape);
+        let mut b = switch.connect(&port_b, |builder| shape(builder).receive_buffers(0));
         let border = 0x8002_0000;
         let sent = frame(B, A, 5000);
         let bytes = [&[0; 12][..], &sent].concat();
@@ -354,21 +387,23 @@ fn buffers_may_cross_adjoining_regions() {
 #[test]
 fn a_chain_may_lie_in_several_regions() {
     let switch = TestSwitch::start();
-    let (_, mut a) = switch.guest(scattered);
-    let (_, mut b) = switch.guest(|builder| scattered(builder.receive_buffers(0)));
     let sent = frame(B, A, 3000);
     let bytes = [&[0; 12][..], &sent].concat();
     let places = [GuestAddr(0x9000_0000), GuestAddr(0x8000_0800), GuestAddr(0x8003_f000)];
     let writable: Vec<Buffer> = places.iter().map(|&place| Buffer::writable(place, 1004)).collect();
     let readable: Vec<Buffer> = places.iter().map(|&place| Buffer::readable(place, 1004)).collect();
-    for (place, part) in places.iter().zip(bytes.chunks(1004)) {
-        a.memory().write(*place, part);
-    }
-    for indirect in [false, true] {
-        b.post_buffers(&writable, indirect).unwrap();
-        b.set_repost(false);
-        a.send_buffers(&readable, indirect).unwrap();
-        expect_frame(&mut b, &sent);
+    for features in RINGS {
+        let (_, mut a) = switch.guest(|builder| scattered(builder.features(features)));
+        let (_, mut b) = switch.guest(|builder| scattered(builder.features(features).receive_buffers(0)));
+        for (place, part) in places.iter().zip(bytes.chunks(1004)) {
+            a.memory().write(*place, part);
+        }
+        for indirect in [false, true] {
+            b.post_buffers(&writable, indirect).unwrap();
+            b.set_repost(false);
+            a.send_buffers(&readable, indirect).unwrap();
+            expect_frame(&mut b, &sent);
+        }
     }
 }
 
@@ -376,17 +411,27 @@ fn a_chain_may_lie_in_several_regions() {
 fn a_frame_spans_as_many_receive_buffers_as_it_fills() {
     let switch = TestSwitch::start();
     let (_, mut a) = switch.guest(|builder| builder);
-    let (_, mut b) = switch.guest(|builder| builder.ring_size(1024).receive_buffers(0));
-    b.post(200, 512, &Shape::pieces(&[100, 200])).unwrap();
-    for (size, buffers) in [(60, 1), (500, 1), (501, 2), (1012, 2), (1013, 3), (9000, 18), (65_535, 129)] {
-        let sent = frame(B, A, size);
-        a.send(&sent).unwrap();
-        let received = b.receive_whole(SOON).unwrap().expect("the frame comes");
-        assert_same(&received.frame, &sent);
-        assert_eq!(usize::from(received.header.num_buffers), buffers);
-        let lengths: Vec<usize> = received.chains.iter().map(|used| used.len as usize).collect();
-        let last = 12 + size - (buffers - 1) * 512;
-        assert_eq!(lengths, [vec![512; buffers - 1], vec![last]].concat());
+    let port_b = switch.add_port();
+    for (features, shape) in
+        RINGS.into_iter().flat_map(|features| [(features, Shape::one()), (features, Shape::pieces(&[100, 200]))])
+    {
+        let mut b = switch.connect(&port_b, |builder| builder.features(features).ring_size(1024).receive_buffers(0));
+        b.post(200, 512, &shape).unwrap();
+        // Often enough for several laps.
+        for _ in 0..20 {
+            for (size, buffers) in [(60, 1), (500, 1), (501, 2), (1012, 2), (1013, 3), (9000, 18), (65_535, 129)] {
+                let sent = frame(B, A, size);
+                a.send(&sent).unwrap();
+                let received = b.receive_whole(SOON).unwrap().expect("the frame comes");
+                assert_same(&received.frame, &sent);
+                assert_eq!(usize::from(received.header.num_buffers), buffers);
+                let lengths: Vec<usize> = received.chains.iter().map(|used| used.len as usize).collect();
+                let last = 12 + size - (buffers - 1) * 512;
+                assert_eq!(lengths, [vec![512; buffers - 1], vec![last]].concat());
+            }
+        }
+        drop(b);
+        switch.wait_listening(&port_b);
     }
 }
 
@@ -394,51 +439,71 @@ fn a_frame_spans_as_many_receive_buffers_as_it_fills() {
 fn a_full_receiver_loses_frames_alone() {
     let switch = TestSwitch::start();
     let (port_a, mut a) = switch.guest(|builder| builder);
-    let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(4));
     let (port_c, mut c) = switch.guest(|builder| builder);
-    b.set_repost(false);
-    for nth in 0..10 {
-        a.send(&numbered(BROADCAST, A, nth)).unwrap();
+    // A ring that is full as well, and one that is not.
+    for (features, ring_size) in RINGS.into_iter().flat_map(|features| [(features, 256), (features, 4)]) {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features).ring_size(ring_size).receive_buffers(4));
+        b.set_repost(false);
+        for lap in 1..=3 {
+            for nth in 0..10 {
+                a.send(&numbered(BROADCAST, A, nth)).unwrap();
+            }
+            for nth in 0..10 {
+                assert_eq!(number(&c.receive(SOON).unwrap().expect("C takes all")), nth);
+            }
+            for nth in 0..4 {
+                assert_eq!(number(&b.receive(SOON).unwrap().expect("B takes four")), nth);
+            }
+            switch.expect_drops(&port_b, DropReason::ReceiverFull, 6 * lap);
+            b.post(4, 2048, &Shape::one()).unwrap();
+        }
+        let again = numbered(BROADCAST, A, 10);
+        a.send(&again).unwrap();
+        expect_frame(&mut b, &again);
+        expect_frame(&mut c, &again);
+        drop(b);
+        switch.remove(&port_b);
     }
-    for nth in 0..10 {
-        assert_eq!(number(&c.receive(SOON).unwrap().expect("C takes all")), nth);
-    }
-    for nth in 0..4 {
-        assert_eq!(number(&b.receive(SOON).unwrap().expect("B takes four")), nth);
-    }
-    switch.expect_drops(&port_b, DropReason::ReceiverFull, 6);
     assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_c)), (vec![], vec![]));
-    b.post(1, 2048, &Shape::one()).unwrap();
-    a.send(&numbered(B, A, 10)).unwrap();
-    assert_eq!(number(&b.receive(SOON).unwrap().expect("B has room again")), 10);
 }
 
 #[test]
 fn a_frame_for_which_the_buffers_do_not_suffice_takes_none() {
     let switch = TestSwitch::start();
     let (_, mut a) = switch.guest(|builder| builder);
-    let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(3));
-    a.send(&frame(B, A, 9000)).unwrap();
-    switch.expect_drops(&port_b, DropReason::ReceiverFull, 1);
-    let sent = frame(B, A, 6000);
-    a.send(&sent).unwrap();
-    expect_frame(&mut b, &sent);
+    for (features, ring_size) in RINGS.into_iter().flat_map(|features| [(features, 256), (features, 4)]) {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features).ring_size(ring_size).receive_buffers(3));
+        // What it takes goes over the wrap of the small ring, and what it gives back too.
+        for round in 1..=5 {
+            a.send(&frame(BROADCAST, A, 9000)).unwrap();
+            switch.expect_drops(&port_b, DropReason::ReceiverFull, round);
+            let sent = frame(BROADCAST, A, 6000);
+            a.send(&sent).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+        drop(b);
+        switch.remove(&port_b);
+    }
 }
 
 #[test]
 fn a_frame_larger_than_the_one_buffer_it_may_use_is_dropped() {
     let switch = TestSwitch::start();
     let (_, mut a) = switch.guest(|builder| builder);
-    let (port_b, mut b) = switch.guest(|builder| builder.features(feature::VERSION_1).receive_buffers(0));
-    b.post(2, 1526, &Shape::header_apart(12)).unwrap();
-    a.send(&frame(B, A, 1515)).unwrap();
-    switch.expect_drops(&port_b, DropReason::ReceiverBufferTooSmall, 1);
-    for _ in 0..5 {
-        let sent = frame(B, A, 1514);
-        a.send(&sent).unwrap();
-        expect_frame(&mut b, &sent);
+    for features in RINGS.map(|features| features & !feature::MRG_RXBUF) {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features).receive_buffers(0));
+        b.post(2, 1526, &Shape::header_apart(12)).unwrap();
+        a.send(&frame(BROADCAST, A, 1515)).unwrap();
+        switch.expect_drops(&port_b, DropReason::ReceiverBufferTooSmall, 1);
+        for _ in 0..5 {
+            let sent = frame(BROADCAST, A, 1514);
+            a.send(&sent).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+        assert_eq!(switch.all_drops(&port_b), [(DropReason::ReceiverBufferTooSmall, 1)]);
+        drop(b);
+        switch.remove(&port_b);
     }
-    assert_eq!(switch.all_drops(&port_b), [(DropReason::ReceiverBufferTooSmall, 1)]);
 }
 
 #[test]
@@ -461,8 +526,9 @@ fn a_guest_that_left_is_forgotten() {
 #[test]
 fn frames_of_a_disabled_ring_are_consumed_and_discarded() {
     let switch = TestSwitch::start();
-    for order in ORDERS {
-        let (port_a, mut a) = switch.guest(|builder| builder.order(order).acknowledge_everything());
+    for (nth, features) in RINGS.into_iter().enumerate() {
+        let shape = |builder: Builder| builder.order(ORDERS[nth % 2]).features(features).acknowledge_everything();
+        let (port_a, mut a) = switch.guest(shape);
         let (_, mut b) = switch.guest(|builder| builder);
         exchange(&mut a, A, &mut b, B);
         a.session().set_vring_enable(1, false).unwrap();
@@ -497,30 +563,34 @@ fn a_disabled_ring_to_the_guest_gets_nothing() {
 fn interrupts_that_the_guest_does_not_want_are_not_sent() {
     let switch = TestSwitch::start();
     let (_, mut a) = switch.guest(|builder| builder);
-    let (port_b, mut b) = switch.guest(|builder| builder.features(feature::VERSION_1 | feature::MRG_RXBUF));
-    exchange(&mut a, A, &mut b, B);
-    b.flush().unwrap();
-    b.to_guest().disarm_interrupt();
-    b.from_guest().disarm_interrupt();
-    // Whatever was on its way has been sent and counted when the switch sleeps.
-    switch.wait_asleep();
-    let before = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
-    for _ in 0..50 {
+    for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::EVENT_IDX]) {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features));
+        exchange(&mut a, A, &mut b, B);
+        b.flush().unwrap();
+        b.to_guest().disarm_interrupt();
+        b.from_guest().disarm_interrupt();
+        // Whatever was on its way has been sent and counted when the switch sleeps.
+        switch.wait_asleep();
+        let before = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
+        for _ in 0..50 {
+            a.send(&frame(B, A, 60)).unwrap();
+            assert!(b.to_guest().poll_used(SOON));
+            assert_eq!(b.receive(SOON).unwrap(), Some(frame(B, A, 60)));
+            b.send(&frame(A, B, 60)).unwrap();
+            assert!(b.from_guest().poll_used(SOON));
+            b.reclaim().unwrap();
+            expect_frame(&mut a, &frame(A, B, 60));
+        }
+        switch.wait_asleep();
+        let after = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
+        assert_eq!(after, before, "features {features:#x}");
+        b.to_guest().arm_interrupt();
         a.send(&frame(B, A, 60)).unwrap();
-        assert!(b.to_guest().poll_used(SOON));
-        assert_eq!(b.receive(SOON).unwrap(), Some(frame(B, A, 60)));
-        b.send(&frame(A, B, 60)).unwrap();
-        assert!(b.from_guest().poll_used(SOON));
-        b.reclaim().unwrap();
-        expect_frame(&mut a, &frame(A, B, 60));
+        let calls = before.0 + 1;
+        assert!(eventually(|| b.to_guest().calls() == calls), "the interrupt comes once it is wanted");
+        drop(b);
+        switch.remove(&port_b);
     }
-    switch.wait_asleep();
-    let after = (b.to_guest().calls(), b.from_guest().calls(), switch.status(&port_b).counters.notifications);
-    assert_eq!(after, before);
-    b.to_guest().arm_interrupt();
-    a.send(&frame(B, A, 60)).unwrap();
-    let calls = before.0 + 1;
-    assert!(eventually(|| b.to_guest().calls() == calls), "the interrupt comes once it is wanted");
 }
 
 #[test]
@@ -544,12 +614,88 @@ fn with_event_idx_an_interrupt_comes_when_the_asked_index_is_passed() {
     assert!(eventually(|| b.to_guest().calls() == before + 1), "the tenth frame passes the asked index");
 }
 
+/// The descriptor `count` further on than one in event suppression's form.
+fn further(desc: u16, count: u16, size: u16) -> u16 {
+    let at = (desc & 0x7fff) + count;
+    if at < size { desc + count } else { (desc & 0x8000 ^ 0x8000) | (at - size) }
+}
+
+#[test]
+fn with_event_idx_an_interrupt_comes_when_the_asked_descriptor_is_used() {
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    // Eleven frames end everywhere in the second ring, and at two places in the first.
+    for (features, size) in PACKED.into_iter().flat_map(|features| [(features, 22), (features, 23)]) {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features).ring_size(size));
+        exchange(&mut a, A, &mut b, B);
+        a.flush().unwrap();
+        for _ in 0..30 {
+            let ring = b.to_guest();
+            ring.arm_interrupt();
+            let next = ring.driver_event().desc;
+            ring.write_driver_event(EventSuppression { desc: further(next, 9, size), flags: EventSuppression::DESC });
+            let before = ring.calls();
+            for nth in 0..9 {
+                a.send(&numbered(B, A, nth)).unwrap();
+                // The switch notifies before it gives the sender its chains back.
+                a.flush().unwrap();
+            }
+            assert_eq!(b.to_guest().calls(), before, "nine of ten");
+            a.send(&numbered(B, A, 9)).unwrap();
+            assert!(eventually(|| b.to_guest().calls() == before + 1), "the tenth frame uses the asked descriptor");
+            a.send(&numbered(B, A, 10)).unwrap();
+            a.flush().unwrap();
+            assert_eq!(b.to_guest().calls(), before + 1, "the asked descriptor was used before");
+            for nth in 0..11 {
+                assert_eq!(number(&b.receive(SOON).unwrap().expect("all are there")), nth);
+            }
+        }
+        drop(b);
+        switch.remove(&port_b);
+    }
+}
+
+/// Nothing is written to the inner descriptors of a chain, nor, with `IN_ORDER`, to what a batch skips; they are used all the same.
+#[test]
+fn with_event_idx_an_interrupt_comes_when_the_asked_descriptor_is_passed_over() {
+    const SIZE: u16 = 23;
+    let switch = TestSwitch::start();
+    let (_, mut a) = switch.guest(|builder| builder);
+    for features in PACKED {
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features).ring_size(SIZE));
+        exchange(&mut a, A, &mut b, B);
+        for round in 0..60 {
+            b.flush().unwrap();
+            b.from_guest().arm_interrupt();
+            let next = b.from_guest().driver_event().desc;
+            let asked = EventSuppression { desc: further(next, 2 + round % 8, SIZE), flags: EventSuppression::DESC };
+            b.from_guest().write_driver_event(asked);
+            // Whatever was owed from the rounds before has come.
+            switch.wait_asleep();
+            let before = b.from_guest().calls();
+            for nth in 0..5 {
+                b.queue_whole_on(0, &Header::default(), &numbered(A, B, nth), &Shape::header_apart(12)).unwrap();
+            }
+            b.from_guest().publish_and_kick().unwrap();
+            for nth in 0..5 {
+                assert_eq!(a.receive(SOON).unwrap().as_deref().map(number), Some(nth));
+            }
+            assert!(
+                eventually(|| b.from_guest().calls() == before + 1),
+                "asked for {asked:?}, the five chains begin at {next:#x}"
+            );
+        }
+        drop(b);
+        switch.remove(&port_b);
+    }
+}
+
 #[test]
 fn after_an_idle_time_a_kick_wakes_the_switch() {
     let switch = TestSwitch::start();
-    for features in [feature::DEFAULT, feature::DEFAULT & !feature::EVENT_IDX] {
-        let (_, mut a) = switch.guest(|builder| builder.features(features));
-        let (_, mut b) = switch.guest(|builder| builder.features(features));
+    for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::EVENT_IDX]) {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features));
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features));
         for _ in 0..20 {
             exchange(&mut a, A, &mut b, B);
             switch.wait_asleep();
@@ -558,6 +704,9 @@ fn after_an_idle_time_a_kick_wakes_the_switch() {
             assert_eq!(a.from_guest().kicks(), kicks + 1, "a switch that sleeps asks to be kicked");
             expect_frame(&mut b, &frame(B, A, 60));
         }
+        drop((a, b));
+        switch.remove(&port_a);
+        switch.remove(&port_b);
     }
 }
 
@@ -569,7 +718,7 @@ fn a_busy_switch_asks_for_few_kicks() {
         let (_, mut b) = switch.guest(|builder| builder.features(features));
         b.send(&frame(BROADCAST, B, 60)).unwrap();
         b.flush().unwrap();
-        let mut sender = PreparedSend::new(&mut a, &frame(B, A, 60));
+        let mut sender = prepare_send(&mut a, &frame(B, A, 60));
         let mut kicks_of_a_burst = || {
             let before = a.from_guest().kicks();
             let mut sent = 0;
@@ -585,12 +734,38 @@ fn a_busy_switch_asks_for_few_kicks() {
 }
 
 #[test]
+fn a_switch_that_is_awake_asks_for_no_kicks_of_packed_rings() {
+    let switch = TestSwitch::start();
+    let (_, mut b) = switch.guest(|builder| builder);
+    let (_, mut other) = switch.guest(|builder| builder);
+    exchange(&mut other, C, &mut b, B);
+    for features in PACKED {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features));
+        let mut wish = || a.from_guest().device_event().flags;
+        switch.wait_asleep();
+        assert_eq!(wish(), EventSuppression::ENABLE);
+        let flood = Background::start(other, |other, _| other.send(&frame(B, C, 60)).unwrap());
+        assert!(eventually(|| wish() == EventSuppression::DISABLE), "it is kept awake by somebody else");
+        other = flood.stop();
+        switch.wait_asleep();
+        assert_eq!(wish(), EventSuppression::ENABLE);
+        drop(a);
+        switch.remove(&port_a);
+    }
+}
+
+#[test]
 fn rings_without_kick_and_call_descriptors_are_polled() {
     let switch = TestSwitch::start();
-    let (_, mut a) = switch.guest(|builder| builder.without_kick().without_call());
-    let (_, mut b) = switch.guest(|builder| builder.without_kick().without_call());
-    for _ in 0..20 {
-        exchange(&mut a, A, &mut b, B);
+    for features in RINGS {
+        let shape = |builder: Builder| builder.features(features).without_kick().without_call();
+        let ((port_a, mut a), (port_b, mut b)) = (switch.guest(shape), switch.guest(shape));
+        for _ in 0..20 {
+            exchange(&mut a, A, &mut b, B);
+        }
+        drop((a, b));
+        switch.remove(&port_a);
+        switch.remove(&port_b);
     }
 }
 
@@ -664,8 +839,10 @@ fn a_closed_loop_loses_nothing() {
     let switch = TestSwitch::start();
     let (port_a, mut a) = switch.guest(|builder| builder.receive_buffers(0));
     let (port_b, mut b) = switch.guest(|builder| builder.receive_buffers(0));
-    let mut receiver = PreparedReceive::new(&mut b, 2048).unwrap();
-    let mut sender = PreparedSend::new(&mut a, &frame(B, A, 300));
+    let size = b.to_guest().size();
+    let places = b.slots(0, size);
+    let mut receiver = PreparedReceive::new(&mut b, 0, 2048, &places).unwrap();
+    let mut sender = prepare_send(&mut a, &frame(B, A, 300));
     let (mut sent, mut received) = (0_u32, 0_u32);
     let deadline = std::time::Instant::now() + 20 * SOON;
     while received < 100_000 {
@@ -676,6 +853,84 @@ fn a_closed_loop_loses_nothing() {
         received += u32::from(receiver.receive(&mut b).unwrap());
     }
     assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
+}
+
+/// Chains of every kind, so that they begin everywhere in rings whose sizes share no factor with them.
+#[test]
+fn a_closed_loop_of_packed_rings_loses_nothing() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    let sent_as = [Shape::one(), Shape::header_apart(12), Shape::pieces(&[7, 30, 1]), Shape::pieces(&[20, 20]).indirect()];
+    let received_as = [Shape::one(), Shape::pieces(&[100, 5]), Shape::pieces(&[30]).indirect()];
+    for (features, size) in PACKED.into_iter().flat_map(|features| [(features, 31), (features, 256)]) {
+        for received_as in &received_as {
+            let mut a = switch.connect(&port_a, |builder| builder.features(features).ring_size(size));
+            let mut b = switch.connect(&port_b, |builder| builder.features(features).ring_size(size).receive_buffers(0));
+            let buffers = usize::from(size) / received_as.cut(200).len();
+            b.post(buffers, 200, received_as).unwrap();
+            let (mut sent, mut received) = (0_u32, 0_u32);
+            while received < 3000 {
+                // Never more on the way than the receiver has buffers for.
+                while sent < 3000 && (sent - received) as usize * 2 < buffers {
+                    let shape = &sent_as[sent as usize % sent_as.len()];
+                    let long = if sent.is_multiple_of(7) { 300 } else { 60 };
+                    let mut frame = frame(B, A, long);
+                    frame[14..18].copy_from_slice(&sent.to_be_bytes());
+                    a.queue_whole_on(0, &Header::default(), &frame, shape).unwrap();
+                    sent += 1;
+                }
+                a.from_guest().publish_and_kick().unwrap();
+                let came = b.receive_whole(SOON).unwrap().unwrap_or_else(|| panic!("frame {received} of {sent} was lost"));
+                let long = if received.is_multiple_of(7) { 300 } else { 60 };
+                assert_eq!((number(&came.frame), came.frame.len()), (received, long));
+                assert_eq!(usize::from(came.header.num_buffers), (12 + long).div_ceil(200));
+                received += 1;
+            }
+            drop((a, b));
+            switch.wait_listening(&port_a);
+            switch.wait_listening(&port_b);
+        }
+    }
+    assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
+}
+
+#[test]
+fn packed_rings_of_any_size_work() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    for (features, size) in PACKED.into_iter().flat_map(|features| [1, 2, 3, 5, 7, 64, 100, 4095].map(|size| (features, size))) {
+        let shape = |builder: Builder| builder.features(features).ring_size(size).receive_buffers(usize::from(size).min(100));
+        let (mut a, mut b) = (switch.connect(&port_a, shape), switch.connect(&port_b, shape));
+        for nth in 0..300 {
+            let sent = numbered(B, A, nth);
+            a.send(&sent).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+        drop((a, b));
+        switch.wait_listening(&port_a);
+        switch.wait_listening(&port_b);
+    }
+}
+
+/// The largest ring there is, several laps of it: in chains of 1,000 descriptors.
+#[test]
+fn the_largest_packed_ring_works() {
+    let switch = TestSwitch::start();
+    let (port_a, port_b) = (switch.add_port(), switch.add_port());
+    for features in PACKED {
+        let shape = |builder: Builder| builder.features(features).ring_size(0x8000).receive_buffers(0);
+        let (mut a, mut b) = (switch.connect(&port_a, shape), switch.connect(&port_b, shape));
+        b.post(32, 3000, &Shape::pieces(&[2; 999])).unwrap();
+        for nth in 0..100 {
+            let mut sent = frame(B, A, 1500);
+            sent[14..18].copy_from_slice(&u32::to_be_bytes(nth));
+            a.send_shaped(&sent, &Shape::pieces(&[1; 999])).unwrap();
+            expect_frame(&mut b, &sent);
+        }
+        drop((a, b));
+        switch.wait_listening(&port_a);
+        switch.wait_listening(&port_b);
+    }
 }
 
 #[test]
@@ -712,8 +967,8 @@ fn ring_indexes_wrap_without_harm() {
 #[test]
 fn a_front_end_without_protocol_features_is_served() {
     let switch = TestSwitch::start();
-    for order in ORDERS {
-        let (port_a, mut a) = switch.guest(|builder| builder.order(order).without_protocol_features());
+    for (order, features) in ORDERS.into_iter().flat_map(|order| RINGS.map(|features| (order, features))) {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(order).features(features).without_protocol_features());
         let (_, mut b) = switch.guest(|builder| builder);
         assert_eq!(a.protocol_features(), 0);
         exchange(&mut a, A, &mut b, B);
@@ -726,9 +981,9 @@ fn a_front_end_without_protocol_features_is_served() {
 fn every_queue_pair_of_a_guest_is_read() {
     let switch = TestSwitch::start();
     let (_, mut b) = switch.guest(|builder| builder);
-    for order in ORDERS {
+    for (nth, features) in RINGS.into_iter().enumerate() {
         let port_a = switch.add(PortSettings { queue_pairs: 4, ..switch.settings() });
-        let mut a = switch.connect(&port_a, |builder| builder.order(order).queue_pairs(4));
+        let mut a = switch.connect(&port_a, |builder| builder.order(ORDERS[nth % 2]).features(features).queue_pairs(4));
         assert_eq!(a.session().queue_pairs().unwrap(), 4);
         assert_eq!(switch.status(&port_a).rings.len(), 8);
         exchange(&mut a, A, &mut b, B);

@@ -6,6 +6,10 @@
 mod common;
 #[path = "hostile/messages.rs"]
 mod messages;
+#[path = "hostile/packed.rs"]
+mod packed;
+#[path = "hostile/packed_places.rs"]
+mod packed_places;
 #[path = "hostile/rings.rs"]
 mod rings;
 #[path = "hostile/siege.rs"]

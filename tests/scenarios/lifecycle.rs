@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{
-    BROADCAST, Background, LIMIT, ORDERS, Port, SOON, TestSwitch, alone, at_most, eventually, exchange, expect_frame, frame,
-    guest_mappings, mac, number, numbered, open_descriptors, settles,
+    BROADCAST, Background, LIMIT, ORDERS, Port, RINGS, SOON, TestSwitch, alone, at_most, eventually, exchange, expect_frame,
+    frame, guest_mappings, mac, number, numbered, open_descriptors, settles,
 };
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use weft_dataplane::{PortSettings, PortState, SocketRole};
-use weft_guest::{Buffer, Guest, GuestAddr, GuestError, MemoryBy, Order, RegionLayout, Socket, feature};
+use weft_guest::{Buffer, Builder, Guest, GuestAddr, GuestError, MemoryBy, Order, RegionLayout, Socket, feature};
 use weft_switch::DropReason;
 
 const A: [u8; 6] = [2, 0, 0, 0, 0xff, 0xa];
@@ -49,10 +49,10 @@ fn a_guest_that_reconnects_goes_on_where_it_was() {
     let _alone = alone();
     let switch = TestSwitch::start();
     let (_, mut b) = switch.guest(|builder| builder);
-    for order in ORDERS {
-        let (port_a, mut a) = switch.guest(|builder| builder.order(order));
+    for (nth, features) in RINGS.into_iter().enumerate() {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(ORDERS[nth % 2]).features(features).ring_size(64));
         let (descriptors, mappings) = (open_descriptors(), guest_mappings());
-        for round in 0..50 {
+        for round in 0..100 {
             exchange(&mut a, A, &mut b, B);
             if round % 2 == 0 {
                 a.disconnect().unwrap();
@@ -73,18 +73,20 @@ fn a_guest_that_reconnects_goes_on_where_it_was() {
 fn a_guest_may_reconnect_without_waiting_for_anything() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    let (port_a, mut a) = switch.guest(|builder| builder);
     let (_, mut b) = switch.guest(|builder| builder);
-    for _ in 0..50 {
-        // The switch may not have seen the old connection's end when the new one comes: then it turns the new one
-        // away, and the guest tries again, as QEMU does.
-        assert!(eventually(|| match a.reconnect() {
-            Ok(()) => true,
-            Err(GuestError::Closed) => false,
-            Err(error) => panic!("{error}"),
-        }));
-        switch.wait_up(&port_a);
-        exchange(&mut a, A, &mut b, B);
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features));
+        for _ in 0..50 {
+            // The switch may not have seen the old connection's end when the new one comes: then it turns the new one
+            // away, and the guest tries again, as QEMU does.
+            assert!(eventually(|| match a.reconnect() {
+                Ok(()) => true,
+                Err(GuestError::Closed) => false,
+                Err(error) => panic!("{error}"),
+            }));
+            switch.wait_up(&port_a);
+            exchange(&mut a, A, &mut b, B);
+        }
     }
 }
 
@@ -93,7 +95,7 @@ fn frames_offered_while_the_guest_was_cut_off_are_taken_without_a_kick() {
     let _alone = alone();
     let switch = TestSwitch::start();
     let (_, mut b) = switch.guest(|builder| builder);
-    for features in [feature::DEFAULT, feature::DEFAULT & !feature::EVENT_IDX] {
+    for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::EVENT_IDX]) {
         let (port_a, mut a) = switch.guest(|builder| builder.features(features));
         exchange(&mut a, A, &mut b, B);
         a.flush().unwrap();
@@ -116,33 +118,76 @@ fn frames_offered_while_the_guest_was_cut_off_are_taken_without_a_kick() {
 fn a_receiver_that_vanishes_in_the_middle_of_traffic_loses_no_buffer() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    let (_, a) = switch.guest(|builder| builder);
-    let (port_b, mut b) = switch.guest(|builder| builder);
-    b.send(&numbered(BROADCAST, B, 0)).unwrap();
-    b.flush().unwrap();
-    let flood = Background::start(a, |a, nth| {
-        a.send(&numbered(B, A, nth)).unwrap();
-    });
-    for _ in 0..30 {
-        for _ in 0..20 {
-            b.receive(SOON).unwrap().expect("frames come");
+    for features in RINGS {
+        let (port_a, a) = switch.guest(|builder| builder);
+        let (port_b, mut b) = switch.guest(|builder| builder.features(features));
+        b.send(&numbered(BROADCAST, B, 0)).unwrap();
+        b.flush().unwrap();
+        let flood = Background::start(a, |a, nth| {
+            a.send(&numbered(B, A, nth)).unwrap();
+        });
+        for _ in 0..30 {
+            for _ in 0..20 {
+                b.receive(SOON).unwrap().expect("frames come");
+            }
+            drop_out(&switch, &port_b, &mut b);
         }
-        b.hang_up();
-        switch.wait_listening(&port_b);
-        b.reconnect().unwrap();
-        switch.wait_up(&port_b);
+        let mut a = flood.stop();
+        a.flush().unwrap();
+        b.flush().unwrap();
+        while b.receive(Duration::ZERO).unwrap().is_some() {}
+        // Every buffer is in the switch's hands: as many frames as there are buffers arrive in one go.
+        assert_eq!(b.to_guest().in_flight(), 256);
+        for nth in 0..256 {
+            a.send(&numbered(B, A, nth)).unwrap();
+        }
+        for nth in 0..256 {
+            assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(nth));
+        }
+        drop((a, b));
+        switch.remove(&port_a);
+        switch.remove(&port_b);
     }
-    let mut a = flood.stop();
-    a.flush().unwrap();
-    b.flush().unwrap();
-    while b.receive(Duration::ZERO).unwrap().is_some() {}
-    // Every buffer is in the switch's hands: as many frames as there are buffers arrive in one go.
-    assert_eq!(b.to_guest().in_flight(), 256);
-    for nth in 0..256 {
-        a.send(&numbered(B, A, nth)).unwrap();
-    }
-    for nth in 0..256 {
-        assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(nth));
+}
+
+/// Leaves without a word and comes back once the switch has let go: only then it is certain where the rings stand.
+fn drop_out(switch: &TestSwitch, port: &Port, guest: &mut Guest) {
+    guest.hang_up();
+    switch.wait_listening(port);
+    guest.hang_up();
+    guest.reconnect().unwrap();
+    switch.wait_up(port);
+}
+
+/// Frames that were taken have arrived, and the others come over the next connection: none twice, none lost.
+#[test]
+fn a_sender_that_vanishes_in_the_middle_of_traffic_loses_no_frame() {
+    let _alone = alone();
+    let switch = TestSwitch::start();
+    let (_, mut b) = switch.guest(|builder| builder.ring_size(1024));
+    b.send(&numbered(BROADCAST, B, 0)).unwrap();
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features).ring_size(128));
+        let (mut sent, mut due) = (0, 0);
+        for round in 0..100 {
+            for _ in 0..100 {
+                a.queue(&numbered(B, A, sent)).unwrap();
+                sent += 1;
+            }
+            a.from_guest().publish_and_kick().unwrap();
+            // Now and then it waits for some to be taken.
+            for _ in 0..round % 50 {
+                assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(due));
+                due += 1;
+            }
+            drop_out(&switch, &port_a, &mut a);
+            while due < sent {
+                assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(due));
+                due += 1;
+            }
+        }
+        drop(a);
+        switch.remove(&port_a);
     }
 }
 
@@ -197,24 +242,26 @@ fn a_guest_for_whom_there_is_no_descriptor_is_served_when_there_is_one() {
 fn a_ring_stops_at_get_vring_base_and_goes_on_from_there() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    for order in ORDERS {
-        let (_, mut a) = switch.guest(|builder| builder.order(order));
-        let (_, mut b) = switch.guest(|builder| builder.order(order));
+    for (order, features) in ORDERS.into_iter().flat_map(|order| RINGS.map(|features| (order, features))) {
+        let (_, mut a) = switch.guest(|builder| builder.order(order).features(features));
+        let (_, mut b) = switch.guest(|builder| builder.order(order).features(features));
         for nth in 0..300 {
             a.send(&numbered(B, A, nth)).unwrap();
             expect_frame(&mut b, &numbered(B, A, nth));
         }
         a.flush().unwrap();
-        assert_eq!(a.session().vring_base(1).unwrap(), 300);
+        // A packed ring of 256 is 44 descriptors into its second lap, in what was taken as in what was used.
+        let base = if a.from_guest().is_packed() { 44 * 0x1_0001 } else { 300 };
+        assert_eq!(a.session().vring_base(1).unwrap(), base);
+        assert_eq!(a.session().vring_base(1).unwrap(), base, "a ring that is stopped already says the same");
         a.stop().unwrap();
-        let used = a.from_guest().used_index();
         a.send(&numbered(B, A, 300)).unwrap();
         a.from_guest().kick().unwrap();
         for _ in 0..3 {
             b.send(&frame(BROADCAST, B, 60)).unwrap();
             b.flush().unwrap();
         }
-        assert_eq!(a.from_guest().used_index(), used, "a stopped ring is left alone");
+        assert!(!a.from_guest().has_used(), "a stopped ring is left alone");
         assert!(!a.to_guest().has_used(), "a stopped ring is left alone");
         a.start_ring(0).unwrap();
         a.start_ring(1).unwrap();
@@ -227,22 +274,26 @@ fn a_ring_stops_at_get_vring_base_and_goes_on_from_there() {
 fn a_ring_may_be_restarted_any_number_of_times() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    let (_, mut a) = switch.guest(|builder| builder);
     let (_, mut b) = switch.guest(|builder| builder);
-    let (descriptors, mappings) = (open_descriptors(), guest_mappings());
-    for round in 0..100 {
-        exchange(&mut a, A, &mut b, B);
-        a.stop().unwrap();
-        if round % 2 == 0 {
-            // As if the guest had rebooted.
-            a.reset().unwrap();
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features).ring_size(32));
+        let (descriptors, mappings) = (open_descriptors(), guest_mappings());
+        for round in 0..100 {
+            exchange(&mut a, A, &mut b, B);
+            a.stop().unwrap();
+            if round % 40 == 39 {
+                // As if the guest had rebooted, while otherwise the ring goes round several times.
+                a.reset().unwrap();
+            }
+            a.start_ring(0).unwrap();
+            a.start_ring(1).unwrap();
         }
-        a.start_ring(0).unwrap();
-        a.start_ring(1).unwrap();
+        exchange(&mut a, A, &mut b, B);
+        at_most("open descriptors", descriptors, open_descriptors);
+        at_most("mappings of guest memory", mappings, guest_mappings);
+        drop(a);
+        switch.remove(&port_a);
     }
-    exchange(&mut a, A, &mut b, B);
-    at_most("open descriptors", descriptors, open_descriptors);
-    at_most("mappings of guest memory", mappings, guest_mappings);
 }
 
 #[test]
@@ -251,8 +302,8 @@ fn a_guest_reboots_on_the_same_connection() {
     let switch = TestSwitch::start();
     let (port_a, port_b) = (switch.add_port(), switch.add_port());
     let mut b = switch.connect(&port_b, |builder| builder);
-    for order in ORDERS {
-        let mut a = switch.connect(&port_a, |builder| builder.order(order));
+    for (order, features) in ORDERS.into_iter().flat_map(|order| RINGS.map(|features| (order, features))) {
+        let mut a = switch.connect(&port_a, |builder| builder.order(order).features(features));
         for _ in 0..20 {
             exchange(&mut a, A, &mut b, B);
             a.stop().unwrap();
@@ -276,56 +327,65 @@ fn a_guest_reboots_on_the_same_connection() {
 fn a_reset_device_starts_anew() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    let (port_a, mut a) = switch.guest(|builder| builder.order(Order::VirtioUser));
     let (_, mut b) = switch.guest(|builder| builder);
-    for _ in 0..20 {
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(Order::VirtioUser).features(features));
+        for _ in 0..20 {
+            exchange(&mut a, A, &mut b, B);
+            a.flush().unwrap();
+            a.session().reset_device().unwrap();
+            assert_ne!(switch.status(&port_a).state, PortState::Up);
+            b.send(&frame(A, B, 60)).unwrap();
+            b.flush().unwrap();
+            assert!(!a.to_guest().has_used(), "the rings of a reset device are left alone");
+            a.reset().unwrap();
+            a.start().unwrap();
+            switch.wait_up(&port_a);
+        }
         exchange(&mut a, A, &mut b, B);
-        a.flush().unwrap();
-        a.session().reset_device().unwrap();
-        assert_ne!(switch.status(&port_a).state, PortState::Up);
-        b.send(&frame(A, B, 60)).unwrap();
-        b.flush().unwrap();
-        assert!(!a.to_guest().has_used(), "the rings of a reset device are left alone");
-        a.reset().unwrap();
-        a.start().unwrap();
-        switch.wait_up(&port_a);
     }
-    exchange(&mut a, A, &mut b, B);
 }
 
 #[test]
 fn status_zero_resets_the_device() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    let (port_a, mut a) = switch.guest(|builder| builder.order(Order::VirtioUser));
     let (_, mut b) = switch.guest(|builder| builder);
-    exchange(&mut a, A, &mut b, B);
-    a.flush().unwrap();
-    assert_ne!(a.session().status().unwrap() & 4, 0, "DRIVER_OK is kept");
-    a.session().set_status(0).unwrap();
-    assert_eq!(a.session().status().unwrap(), 0);
-    assert_ne!(switch.status(&port_a).state, PortState::Up);
-    a.reset().unwrap();
-    a.start().unwrap();
-    switch.wait_up(&port_a);
-    exchange(&mut a, A, &mut b, B);
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.order(Order::VirtioUser).features(features));
+        exchange(&mut a, A, &mut b, B);
+        a.flush().unwrap();
+        assert_ne!(a.session().status().unwrap() & 4, 0, "DRIVER_OK is kept");
+        a.session().set_status(0).unwrap();
+        assert_eq!(a.session().status().unwrap(), 0);
+        assert_ne!(switch.status(&port_a).state, PortState::Up);
+        a.reset().unwrap();
+        a.start().unwrap();
+        switch.wait_up(&port_a);
+        exchange(&mut a, A, &mut b, B);
+    }
 }
 
 #[test]
 fn memory_may_be_announced_anew_while_traffic_runs() {
     let _alone = alone();
     let switch = TestSwitch::start();
-    for order in ORDERS {
-        let (port_a, mut a) = switch.guest(|builder| builder.order(order).memory_by(MemoryBy::Table));
-        let (_, mut b) = switch.guest(|builder| builder);
+    for (nth, features) in RINGS.into_iter().enumerate() {
+        let shape = |builder: Builder| builder.order(ORDERS[nth % 2]).features(features).memory_by(MemoryBy::Table);
+        let (port_a, mut a) = switch.guest(shape);
+        let (port_b, mut b) = switch.guest(|builder| builder);
         exchange(&mut a, A, &mut b, B);
         let (descriptors, mappings) = (open_descriptors(), guest_mappings());
         let window = Window::default();
-        let sender = Background::start(b, {
+        let sender = Background::start((b, 0), {
             let window = window.clone();
-            move |b, nth| {
+            move |(b, back), nth| {
                 window.wait_for_room(nth);
                 b.send(&numbered(A, B, nth)).unwrap();
+                while let Some(frame) = b.receive(Duration::ZERO).unwrap() {
+                    assert_eq!(number(&frame), *back);
+                    *back += 1;
+                }
             }
         });
         // Rings move to the new memory between two batches, so every frame arrives, in order.
@@ -335,10 +395,15 @@ fn memory_may_be_announced_anew_while_traffic_runs() {
                 a.share_memory().unwrap();
             }
             assert_eq!(number(&a.receive(SOON).unwrap().expect("frames keep coming")), due);
+            a.send(&numbered(B, A, due)).unwrap();
             window.received(due);
             due += 1;
         }
-        let mut b = sender.stop();
+        let (mut b, mut back) = sender.stop();
+        while back < 2000 {
+            assert_eq!(number(&b.receive(SOON).unwrap().expect("what was sent back comes")), back);
+            back += 1;
+        }
         b.flush().unwrap();
         while let Some(frame) = a.receive(Duration::ZERO).unwrap() {
             assert_eq!(number(&frame), due);
@@ -346,8 +411,12 @@ fn memory_may_be_announced_anew_while_traffic_runs() {
         }
         switch.expect_drops(&port_a, DropReason::ReceiverDown, 0);
         exchange(&mut a, A, &mut b, B);
+        assert_eq!((switch.all_drops(&port_a), switch.all_drops(&port_b)), (vec![], vec![]));
         at_most("open descriptors", descriptors, open_descriptors);
         at_most("mappings of guest memory", mappings, guest_mappings);
+        drop((a, b));
+        switch.remove(&port_a);
+        switch.remove(&port_b);
     }
 }
 
@@ -356,26 +425,81 @@ fn a_region_can_be_taken_away_and_given_back() {
     let _alone = alone();
     let switch = TestSwitch::start();
     let layout = RegionLayout::at(0x9000_0000, 0x1_0000);
-    let (port_a, mut a) = switch.guest(|builder| builder.memory_by(MemoryBy::Slots).region(layout));
     let (_, mut b) = switch.guest(|builder| builder);
     let sent = frame(B, A, 500);
-    a.memory().write(GuestAddr(0x9000_0100), &[&[0; 12][..], &sent].concat());
     let chain = [Buffer::readable(GuestAddr(0x9000_0100), 512)];
-    // Two regions of one guest and one of the other, each mapped by the guest and by the switch.
-    let mappings = 6;
-    settles("mappings of guest memory", mappings, guest_mappings);
-    for round in 1..=10 {
-        a.send_buffers(&chain, false).unwrap();
-        expect_frame(&mut b, &sent);
-        a.flush().unwrap();
-        a.session().rem_mem_reg(a.memory().message(1)).unwrap();
-        settles("mappings of guest memory", mappings - 1, guest_mappings);
-        a.send_buffers(&chain, false).unwrap();
-        a.flush().unwrap();
-        switch.expect_drops(&port_a, DropReason::BadAddress, round);
-        a.session().add_mem_reg(a.memory().message(1), a.memory().file(1)).unwrap();
+    for features in RINGS {
+        let (port_a, mut a) = switch.guest(|builder| builder.features(features).memory_by(MemoryBy::Slots).region(layout));
+        a.memory().write(GuestAddr(0x9000_0100), &[&[0; 12][..], &sent].concat());
+        // Two regions of one guest and one of the other, each mapped by the guest and by the switch.
+        let mappings = 6;
+        settles("mappings of guest memory", mappings, guest_mappings);
+        for round in 1..=10 {
+            a.send_buffers(&chain, false).unwrap();
+            expect_frame(&mut b, &sent);
+            a.flush().unwrap();
+            a.session().rem_mem_reg(a.memory().message(1)).unwrap();
+            settles("mappings of guest memory", mappings - 1, guest_mappings);
+            a.send_buffers(&chain, false).unwrap();
+            a.flush().unwrap();
+            switch.expect_drops(&port_a, DropReason::BadAddress, round);
+            a.session().add_mem_reg(a.memory().message(1), a.memory().file(1)).unwrap();
+        }
+        exchange(&mut a, A, &mut b, B);
+        drop(a);
+        switch.remove(&port_a);
     }
-    exchange(&mut a, A, &mut b, B);
+}
+
+/// What a guest had in flight when the switch went away is taken up by the next switch, as long as the front-end knows where
+/// its rings stand.
+#[test]
+fn guests_go_on_with_another_switch() {
+    let _alone = alone();
+    let sockets = tempfile::tempdir().unwrap();
+    for features in RINGS {
+        let start = || {
+            let switch = TestSwitch::start();
+            let [a, b] = ["a", "b"].map(|name| {
+                let socket = sockets.path().join(name);
+                switch.add(PortSettings { socket, ..switch.settings() })
+            });
+            (switch, a, b)
+        };
+        let (mut switch, port_a, port_b) = start();
+        let [mut a, mut b] =
+            [port_a, port_b].map(|port| switch.connect(&port, |builder| builder.features(features).ring_size(64)));
+        let (mut sent, mut due) = (0, 0);
+        for round in 0..20 {
+            exchange(&mut a, A, &mut b, B);
+            for _ in 0..30 {
+                a.send(&numbered(B, A, sent)).unwrap();
+                sent += 1;
+            }
+            for _ in 0..round {
+                assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(due));
+                due += 1;
+            }
+            drop(switch);
+            a.hang_up();
+            b.hang_up();
+            // Published, not kicked.
+            a.queue(&numbered(B, A, sent)).unwrap();
+            a.from_guest().publish();
+            sent += 1;
+            let (port_a, port_b);
+            (switch, port_a, port_b) = start();
+            // The receiver first, or frames find it missing.
+            b.reconnect().unwrap();
+            switch.wait_up(&port_b);
+            a.reconnect().unwrap();
+            switch.wait_up(&port_a);
+            while due < sent {
+                assert_eq!(b.receive(SOON).unwrap().as_deref().map(number), Some(due));
+                due += 1;
+            }
+        }
+    }
 }
 
 #[test]

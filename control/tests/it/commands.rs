@@ -73,14 +73,14 @@ fn every_question_has_an_answer_for_people_and_one_for_programs() {
         }
     };
     has(&["status"], &["version", "pid", "run_dir", "uptime_seconds", "healthy", "ports", "ports_up", "networks", "workers"]);
-    has(&["stats"], &["uptime_ms", "ports"]);
+    has(&["stats"], &["uptime_ms", "ports", "workers"]);
     has(&["port", "list"], &["name", "network", "socket", "client", "queues", "mac", "mtu", "state", "counters"]);
     has(&["port", "show", "vm1"], &["name", "connections", "features", "rings", "last_stop", "guest_mtu"]);
     has(&["network", "list"], &["name", "mode", "ports", "fdb_entries", "fdb"]);
     has(&["network", "show", "default"], &["ageing_seconds", "fdb_capacity", "mtu"]);
     has(&["fdb", "list"], &[]);
     has(&["fdb", "flush"], &["entries"]);
-    has(&["config", "show"], &["networks", "ports"]);
+    has(&["config", "show"], &["workers", "networks", "ports"]);
     has(&["libvirt-xml", "vm1"], &["xml"]);
     let words = weft.json(&["qemu-args", "vm1", "--memory", "512M"]);
     assert!(words.as_array().unwrap().contains(&"memory-backend-memfd,id=mem,size=512M,share=on".into()));

@@ -5,3 +5,4 @@ mod commands;
 mod control_socket;
 mod life;
 mod weft;
+mod workers;

@@ -1,5 +1,6 @@
 //! A running weft with a run directory of its own, and commands for it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -48,10 +49,15 @@ impl Weft {
 
     /// With a configuration file.
     pub(crate) fn start_with_config(config: &str) -> Self {
+        Self::start_with_config_and(config, &[])
+    }
+
+    /// With a configuration file and more arguments.
+    pub(crate) fn start_with_config_and(config: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("weft.toml");
         std::fs::write(&file, config).unwrap();
-        Self::start_in(dir, &["--config", file.to_str().unwrap()])
+        Self::start_in(dir, &[&["--config", file.to_str().unwrap()], args].concat())
     }
 
     /// In a directory that may have been another weft's.
@@ -88,6 +94,22 @@ impl Weft {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// The processors that its workers may run on, as the kernel writes them; the first worker's first.
+    pub(crate) fn cpus_of_workers(&self) -> Vec<String> {
+        let field = |path: PathBuf, name: &str| {
+            let status = std::fs::read_to_string(path).unwrap();
+            status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())).unwrap()
+        };
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let named = threads.map(|thread| thread.unwrap().path().join("status")).map(|status| {
+            let name = field(status.clone(), "Name:");
+            let number = name.strip_prefix("weft-worker-").map(|number| number.parse::<usize>().unwrap());
+            (number, field(status, "Cpus_allowed_list:"))
+        });
+        let workers: BTreeMap<usize, String> = named.filter_map(|(number, cpus)| Some((number?, cpus))).collect();
+        workers.into_values().collect()
     }
 
     /// Waits until it has logged `text`.

@@ -14,11 +14,11 @@
 //! negotiated is refused without harm if the front-end asked for an answer.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{VhostUserConfig, VhostUserProtocolFeatures, VhostUserVringState};
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
@@ -33,7 +33,7 @@ use super::connection::RawMessage;
 use super::descriptor::Received;
 use super::message::{self, MessageError, Request, RingDescriptor};
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError, RegionSpec};
-use crate::ring::{Direction, MAX_RING_SIZE, RingFeatures, RingLayout, SetupError, SplitRing};
+use crate::ring::{Base, Direction, MAX_RING_SIZE, Ring as Virtring, RingFault, RingFeatures, RingLayout, SetupError};
 use crate::snapshot::{RingLink, RunningRings};
 use crate::vhost_port::{FrameFeatures, FromGuest, ToGuest};
 use crate::workers::WorkerStuck;
@@ -44,7 +44,7 @@ const PROTOCOL_FEATURES_BIT: u64 = 1 << 30;
 const MIN_MTU: u64 = 68;
 
 /// Every virtio feature that is offered, with its name.
-const FEATURES: [(u64, &str); 24] = [
+const FEATURES: [(u64, &str); 26] = [
     (1 << VIRTIO_NET_F_CSUM, "CSUM"),
     (1 << VIRTIO_NET_F_GUEST_CSUM, "GUEST_CSUM"),
     (1 << VIRTIO_NET_F_GUEST_TSO4, "GUEST_TSO4"),
@@ -68,6 +68,8 @@ const FEATURES: [(u64, &str); 24] = [
     (1 << VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX"),
     (PROTOCOL_FEATURES_BIT, "PROTOCOL_FEATURES"),
     (1 << VIRTIO_F_VERSION_1, "VERSION_1"),
+    (1 << VIRTIO_F_RING_PACKED, "RING_PACKED"),
+    (1 << VIRTIO_F_IN_ORDER, "IN_ORDER"),
     (1 << VIRTIO_F_RING_RESET, "RING_RESET"),
 ];
 
@@ -84,10 +86,10 @@ const PROTOCOL_FEATURES: VhostUserProtocolFeatures = VhostUserProtocolFeatures::
 pub(crate) trait Host {
     /// Makes these the port's running rings; returns when no worker uses any other of this port.
     fn publish(&mut self, rings: RunningRings) -> Result<(), WorkerStuck>;
-    /// Wakes the port's worker whenever this descriptor is kicked.
-    fn watch_kick(&mut self, kick: BorrowedFd<'_>) -> io::Result<()>;
+    /// Gives a ring a worker, which is woken whenever it is kicked.
+    fn take_in(&mut self, ring: &RingLink<FromGuest>) -> io::Result<()>;
     /// The opposite.
-    fn unwatch_kick(&mut self, kick: BorrowedFd<'_>);
+    fn turn_out(&mut self, ring: u64);
     /// Tells the network that this station is now behind this port.
     fn announce(&mut self, station: MacAddr);
     /// Lets go of memory that no worker uses any more.
@@ -121,6 +123,8 @@ pub(crate) enum SessionError {
     RingRuns { ring: usize, what: &'static str },
     #[error("ring {ring}: its base {base} has more than 16 bits")]
     RingBase { ring: usize, base: u32 },
+    #[error("ring {ring}: {fault}")]
+    Ring { ring: usize, fault: RingFault },
     #[error(
         "the guest shares no memory with weft: start it with memory-backend-memfd,share=on (weft qemu-args prints the whole line)"
     )]
@@ -156,10 +160,10 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 struct Ring {
     layout: RingLayout,
-    base: u16,
+    base: u32,
     /// What `SET_VRING_ENABLE` said last, if it was ever sent.
     enable: Option<bool>,
-    kick: Option<OwnedFd>,
+    kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<OwnedFd>>,
     running: Option<Running>,
 }
@@ -309,9 +313,10 @@ impl Session {
     }
 
     fn set_ring_size(&mut self, ring: usize, size: u32) -> Result<Answer, SessionError> {
+        let packed = self.has(VIRTIO_F_RING_PACKED);
         let state = self.stopped_ring(ring, "SET_VRING_NUM")?;
-        let fits = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= MAX_RING_SIZE);
-        state.layout.size = fits.ok_or(SessionError::RingSize { ring, size })?;
+        let fits = |size: &u16| (1..=MAX_RING_SIZE).contains(size) && (packed || size.is_power_of_two());
+        state.layout.size = u16::try_from(size).ok().filter(fits).ok_or(SessionError::RingSize { ring, size })?;
         Ok(Answer::Done)
     }
 
@@ -322,10 +327,14 @@ impl Session {
         if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
     }
 
-    /// The base is only remembered: where a ring goes on stands in its used index (see [`SplitRing::new`]).
+    /// A split ring goes on where its used index stands, and its base is only remembered; a packed ring goes on there.
     fn set_ring_base(&mut self, ring: usize, base: u32) -> Result<Answer, SessionError> {
+        let packed = self.has(VIRTIO_F_RING_PACKED);
         let state = self.stopped_ring(ring, "SET_VRING_BASE")?;
-        state.base = u16::try_from(base).map_err(|_| SessionError::RingBase { ring, base })?;
+        if !packed && base > u16::MAX.into() {
+            return Err(SessionError::RingBase { ring, base });
+        }
+        state.base = base;
         Ok(Answer::Done)
     }
 
@@ -335,15 +344,11 @@ impl Session {
             self.rings[ring].stop(host);
             self.publish(host)?;
         }
-        self.rings[ring].kick = eventfd(kick, "kick")?;
+        self.rings[ring].kick = eventfd(kick, "kick")?.map(Arc::new);
         let running = self.set_up(ring)?;
-        // Only what comes from the guest has to be looked at when it kicks. Watched last, because a ring that does not run
-        // is not unwatched.
-        if let Some(kick) = &self.rings[ring].kick
-            && direction(ring) == Direction::FromGuest
-        {
-            let unusable = |source| SessionError::Descriptor { ring, what: "kick", source };
-            host.watch_kick(kick.as_fd()).map_err(unusable)?;
+        // Last, because a ring that does not run is not turned out. Only what comes from the guest is looked at.
+        if let Running::FromGuest(link) = &running {
+            host.take_in(link).map_err(|source| SessionError::Descriptor { ring, what: "kick", source })?;
         }
         self.rings[ring].running = Some(running);
         self.publish(host)?;
@@ -354,9 +359,9 @@ impl Session {
         let state = self.ring(ring)?;
         if let Some(running) = state.stop(host) {
             self.publish(host)?;
-            self.rings[ring].base = running.next_available();
+            self.rings[ring].base = running.position();
         }
-        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base.into());
+        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base);
         Ok(Answer::Payload(state.as_slice().to_vec()))
     }
 
@@ -428,7 +433,9 @@ impl Session {
         for (ring, state) in self.rings.iter().enumerate() {
             if let Some(running) = &state.running {
                 running.with_ring(|old| {
-                    *old = self.split_ring(ring)?;
+                    // What the worker has not shown yet would be lost with the old one.
+                    old.queue().publish().map_err(|fault| SessionError::Ring { ring, fault })?;
+                    *old = self.virtqueue(ring, old.queue().position())?;
                     Ok::<_, SessionError>(())
                 })?;
             }
@@ -438,15 +445,19 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    fn split_ring(&self, ring: usize) -> Result<SplitRing, SessionError> {
+    fn virtqueue(&self, ring: usize, position: u32) -> Result<Virtring, SessionError> {
         if self.memory.is_empty() {
             return Err(SessionError::NoMemory);
         }
         let state = &self.rings[ring];
-        let features =
-            RingFeatures { event_idx: self.has(VIRTIO_RING_F_EVENT_IDX), indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC) };
-        SplitRing::new(&self.memory, state.layout, features, direction(ring), state.call.clone())
-            .map_err(|source| SessionError::RingSetup { ring, source })
+        let features = RingFeatures {
+            event_idx: self.has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC),
+            packed: self.has(VIRTIO_F_RING_PACKED),
+            in_order: self.has(VIRTIO_F_IN_ORDER),
+        };
+        let base = Base::new(&self.memory, features, direction(ring), state.call.clone());
+        Virtring::new(state.layout, position, base).map_err(|source| SessionError::RingSetup { ring, source })
     }
 
     fn set_up(&self, ring: usize) -> Result<Running, SessionError> {
@@ -458,15 +469,13 @@ impl Session {
             offloads_from_guest: self.offloads_from_guest(),
             offloads_to_guest: self.offloads_to_guest(),
         };
-        let split = self.split_ring(ring)?;
+        let virtqueue = self.virtqueue(ring, state.base)?;
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
-        let (index, without_kick) = (ring as u16, state.kick.is_none());
+        let (index, kick) = (ring as u16, state.kick.clone());
         Ok(match direction(ring) {
-            Direction::FromGuest => {
-                Running::FromGuest(RingLink::new(index, enabled, without_kick, FromGuest::new(split, frames)))
-            }
-            Direction::ToGuest => Running::ToGuest(RingLink::new(index, enabled, without_kick, ToGuest::new(split, frames))),
+            Direction::FromGuest => Running::FromGuest(RingLink::new(index, enabled, kick, FromGuest::new(virtqueue, frames))),
+            Direction::ToGuest => Running::ToGuest(RingLink::new(index, enabled, kick, ToGuest::new(virtqueue, frames))),
         })
     }
 
@@ -475,8 +484,7 @@ impl Session {
         for running in self.rings.iter().filter_map(|ring| ring.running.clone()) {
             match running {
                 Running::FromGuest(link) => rings.from_guest.push(link),
-                Running::ToGuest(link) if link.index == 0 => rings.to_guest = Some(link),
-                // One pair is enough to receive; the other pairs' frames are taken all the same.
+                Running::ToGuest(link) if link.is_enabled() => rings.to_guest.push(link),
                 Running::ToGuest(_) => {}
             }
         }
@@ -529,10 +537,9 @@ impl Session {
 impl Ring {
     /// Takes the ring out of service; the caller publishes.
     fn stop(&mut self, host: &mut impl Host) -> Option<Running> {
-        if let Some(kick) = self.kick.take()
-            && matches!(self.running, Some(Running::FromGuest(_)))
-        {
-            host.unwatch_kick(kick.as_fd());
+        self.kick = None;
+        if let Some(Running::FromGuest(link)) = &self.running {
+            host.turn_out(link.id);
         }
         self.running.take()
     }
@@ -560,7 +567,7 @@ impl Running {
         }
     }
 
-    fn with_ring<T>(&self, act: impl FnOnce(&mut SplitRing) -> T) -> T {
+    fn with_ring<T>(&self, act: impl FnOnce(&mut Virtring) -> T) -> T {
         match self {
             Self::FromGuest(link) => act(&mut link.lock().ring),
             Self::ToGuest(link) => act(&mut link.lock().ring),
@@ -568,11 +575,11 @@ impl Running {
     }
 
     fn set_call(&self, call: Option<Arc<OwnedFd>>) {
-        self.with_ring(|ring| ring.set_call(call));
+        self.with_ring(|ring| ring.queue().base_mut().set_call(call));
     }
 
-    fn next_available(&self) -> u16 {
-        self.with_ring(|ring| ring.next_available())
+    fn position(&self) -> u32 {
+        self.with_ring(|ring| ring.queue().position())
     }
 }
 

@@ -52,6 +52,7 @@ pub struct Builder {
     pub(crate) acknowledge_everything: bool,
     pub(crate) knows_protocol_features: bool,
     pub(crate) mtu: Option<u16>,
+    pub(crate) accepts_no_num_buffers: bool,
 }
 
 impl Builder {
@@ -76,6 +77,7 @@ impl Builder {
             acknowledge_everything: false,
             knows_protocol_features: true,
             mtu: None,
+            accepts_no_num_buffers: false,
         }
     }
 
@@ -92,7 +94,7 @@ impl Builder {
     }
 
     /// The virtio features to negotiate, each of which the back-end must offer; [`feature::DEFAULT`] unless said
-    /// otherwise.
+    /// otherwise. With [`feature::RING_PACKED`] the rings are packed.
     #[must_use]
     pub fn features(self, features: u64) -> Self {
         Self { features, features_if_offered: 0, ..self }
@@ -129,13 +131,13 @@ impl Builder {
         Self { sealed: true, ..self }
     }
 
-    /// Descriptors of each ring, a power of two; 256 unless said otherwise.
+    /// Descriptors of each ring, a power of two if the rings are split; 256 unless said otherwise.
     #[must_use]
     pub fn ring_size(self, ring_size: u16) -> Self {
         Self { ring_size, ..self }
     }
 
-    /// Queue pairs; one unless said otherwise. Frames go over the first.
+    /// Queue pairs; one unless said otherwise. With several, [`feature::MQ`] is taken if it is offered.
     #[must_use]
     pub fn queue_pairs(self, queue_pairs: u16) -> Self {
         Self { queue_pairs, ..self }
@@ -181,5 +183,12 @@ impl Builder {
     #[must_use]
     pub fn mtu(self, mtu: u16) -> Self {
         Self { mtu: Some(mtu), ..self }
+    }
+
+    /// Takes frames whose `num_buffers` is 0 where it must be 1 (virtio 1.2, 5.1.6.4.1): without `MRG_RXBUF`, DPDK leaves
+    /// it out.
+    #[must_use]
+    pub fn accepts_no_num_buffers(self) -> Self {
+        Self { accepts_no_num_buffers: true, ..self }
     }
 }

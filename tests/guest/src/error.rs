@@ -44,7 +44,7 @@ pub enum GuestError {
         what: String,
     },
     /// A feature that this guest insists on is not offered.
-    #[error("the back-end does not offer the features {missing:#x}")]
+    #[error("the back-end does not offer {} (features {missing:#x})", crate::feature::names(*.missing).join(", "))]
     NotOffered {
         /// The bits.
         missing: u64,

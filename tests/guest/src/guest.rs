@@ -1,4 +1,4 @@
-//! A whole guest: its memory, its session and its rings, with frames in and frames out.
+//! A whole guest: its memory, its session and its rings.
 //!
 //! [`Builder::connect`] brings everything up. The steps it takes ([`Guest::open`], [`Guest::negotiate`],
 //! [`Guest::start`]) are public, so that a test can stop between two of them or put something else there.
@@ -12,63 +12,41 @@ use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::builder::{Builder, MemoryBy, Order, Socket};
+use crate::frames::Posted;
+use crate::ring::RingFeatures;
 use crate::session::Acknowledge;
-use crate::{Buffer, GuestAddr, GuestError, GuestMemory, Header, RegionLayout, Request, Ring, Session, Shape, Used, feature};
+use crate::{GuestAddr, GuestError, GuestMemory, RegionLayout, Request, Ring, Session, feature};
 
 /// How long the guest waits for the back-end in one step.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// Where the region for rings and slots starts.
 const MAIN_REGION: GuestAddr = GuestAddr(0x10_0000);
 /// Bytes of a slot: header, the largest frame, and room for marks behind the pieces.
-const SLOT_LEN: u64 = 0x12000;
-/// Stands behind every piece of a receive buffer and must still be there when the frame has come.
-const MARK: [u8; 8] = *b"untouchd";
-/// What a receive buffer has to take at least where frames can't span several: header and 65,535 bytes.
-const WHOLE_FRAME: usize = 12 + 65_535;
-/// Receive buffers where frames may span several.
-const MERGEABLE_BUFFER: usize = 2048;
+pub(crate) const SLOT_LEN: u64 = 0x12000;
 
 const STATUS_DRIVER: u8 = 1 | 2;
 const STATUS_FEATURES_OK: u8 = STATUS_DRIVER | 8;
 const STATUS_DRIVER_OK: u8 = STATUS_DRIVER | 4;
 
-/// A frame that came, and how it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
-    /// The virtio-net header before it.
-    pub header: Header,
-    /// The frame.
-    pub frame: Vec<u8>,
-    /// The chains it came in, in order.
-    pub chains: Vec<Used>,
-}
-
 /// A guest.
 #[derive(Debug)]
 pub struct Guest {
-    setup: Builder,
+    pub(crate) setup: Builder,
     listener: Option<UnixListener>,
     session: Option<Session>,
-    memory: Arc<GuestMemory>,
-    rings: Vec<Ring>,
-    /// Where each ring is to go on at the next start.
-    bases: Vec<u16>,
-    slots: GuestAddr,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) rings: Vec<Ring>,
+    pub(crate) slots: GuestAddr,
     features: u64,
     protocol_features: u64,
-    /// The receive buffers that are out, by the head of their chain.
-    posted: HashMap<u16, Posted>,
-    repost: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Posted {
-    buffers: Vec<Buffer>,
-    indirect: bool,
-    marked: bool,
+    /// The receive buffers that are out, by the index of their ring and the head of their chain.
+    pub(crate) posted: HashMap<(usize, u16), Posted>,
+    pub(crate) repost: bool,
+    /// The pair that is looked at first for the next frame.
+    pub(crate) next_pair: usize,
 }
 
 impl Builder {
@@ -91,7 +69,6 @@ impl Builder {
         };
         Ok(Guest {
             rings: (0..rings).map(ring).collect::<Result<_, _>>()?,
-            bases: vec![0; usize::from(rings)],
             slots: MAIN_REGION + rings_len,
             listener,
             session: None,
@@ -100,6 +77,7 @@ impl Builder {
             protocol_features: 0,
             posted: HashMap::new(),
             repost: true,
+            next_pair: 0,
             setup: self,
         })
     }
@@ -123,245 +101,6 @@ impl Guest {
     #[must_use]
     pub fn builder(path: impl AsRef<Path>) -> Builder {
         Builder::new(path.as_ref())
-    }
-
-    /// Sends a frame in one descriptor, header included.
-    ///
-    /// # Errors
-    /// When the back-end doesn't take frames in time, or breaks the ring.
-    pub fn send(&mut self, frame: &[u8]) -> Result<(), GuestError> {
-        self.send_shaped(frame, &Shape::one())
-    }
-
-    /// Sends a frame cut into descriptors.
-    ///
-    /// # Errors
-    /// When the back-end doesn't take frames in time, or breaks the ring.
-    pub fn send_shaped(&mut self, frame: &[u8], shape: &Shape) -> Result<(), GuestError> {
-        self.send_with_header(&Header::default(), frame, shape)
-    }
-
-    /// Sends a frame behind a header of the caller's making.
-    ///
-    /// # Errors
-    /// When the back-end doesn't take frames in time, or breaks the ring.
-    pub fn send_with_header(&mut self, header: &Header, frame: &[u8], shape: &Shape) -> Result<(), GuestError> {
-        self.queue_with_header(header, frame, shape)?;
-        self.from_guest().publish_and_kick()
-    }
-
-    /// Puts a frame into the ring without showing it to the back-end yet.
-    ///
-    /// # Errors
-    /// When the back-end doesn't make room in time, or breaks the ring.
-    pub fn queue(&mut self, frame: &[u8]) -> Result<(), GuestError> {
-        self.queue_with_header(&Header::default(), frame, &Shape::one())
-    }
-
-    fn queue_with_header(&mut self, header: &Header, frame: &[u8], shape: &Shape) -> Result<(), GuestError> {
-        let mut bytes = header.bytes(self.header_len());
-        bytes.extend_from_slice(frame);
-        let lengths = shape.cut(bytes.len());
-        let needed = if shape.is_indirect() { 1 } else { lengths.len() };
-        self.wait_for_room(needed)?;
-        let ring = &mut self.rings[1];
-        // The head that `add` will take decides which slot is free.
-        let slot = slot(self.slots, ring, ring.next_head());
-        self.memory.write(slot, &bytes);
-        let mut at = 0;
-        let mut buffers = Vec::with_capacity(lengths.len());
-        for len in lengths {
-            buffers.push(Buffer::readable(slot + at, u32::try_from(len).expect("a frame is small")));
-            at += len as u64;
-        }
-        ring.add(&buffers, shape.is_indirect())?;
-        Ok(())
-    }
-
-    /// Sends a chain of the caller's making.
-    ///
-    /// # Errors
-    /// When there is no room for it.
-    pub fn send_buffers(&mut self, buffers: &[Buffer], indirect: bool) -> Result<u16, GuestError> {
-        let head = self.from_guest().add(buffers, indirect)?;
-        self.from_guest().publish_and_kick()?;
-        Ok(head)
-    }
-
-    /// Waits until the back-end has finished with everything sent, and gives what it said about each chain.
-    ///
-    /// # Errors
-    /// When that takes too long, or the back-end breaks the ring.
-    pub fn flush(&mut self) -> Result<Vec<Used>, GuestError> {
-        let mut done = self.reclaim()?;
-        let deadline = Instant::now() + LIMIT;
-        while self.rings[1].in_flight() > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !self.wait(1, left)? {
-                return Err(GuestError::TimedOut { what: "the end of sending", limit: LIMIT });
-            }
-            done.extend(self.reclaim()?);
-        }
-        Ok(done)
-    }
-
-    /// Takes back the chains of the sending ring that the back-end has finished with.
-    ///
-    /// # Errors
-    /// When the back-end breaks the ring.
-    pub fn reclaim(&mut self) -> Result<Vec<Used>, GuestError> {
-        let mut done = Vec::new();
-        while let Some(used) = self.rings[1].take_used()? {
-            done.push(used);
-        }
-        Ok(done)
-    }
-
-    fn wait_for_room(&mut self, needed: usize) -> Result<(), GuestError> {
-        let deadline = Instant::now() + LIMIT;
-        self.reclaim()?;
-        while self.rings[1].free() < needed {
-            self.rings[1].publish_and_kick()?;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if !self.wait(1, left)? {
-                return Err(GuestError::TimedOut { what: "room in the sending ring", limit: LIMIT });
-            }
-            self.reclaim()?;
-        }
-        Ok(())
-    }
-
-    /// Waits for a frame, at most `limit`.
-    ///
-    /// # Errors
-    /// When the frame, its header or the ring is not as it must be.
-    pub fn receive(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, GuestError> {
-        Ok(self.receive_whole(limit)?.map(|received| received.frame))
-    }
-
-    /// Waits for a frame, at most `limit`, and tells how it came. Its buffers are posted again.
-    ///
-    /// # Errors
-    /// When the frame, its header or the ring is not as it must be.
-    pub fn receive_whole(&mut self, limit: Duration) -> Result<Option<Received>, GuestError> {
-        if !self.rings[0].has_used() && !self.wait(0, limit)? {
-            return Ok(None);
-        }
-        let (first, mut bytes) = self.take_received()?;
-        let header_len = self.header_len();
-        if bytes.len() < header_len {
-            return Err(GuestError::BadFrame(format!("{} bytes came, the header alone has {header_len}", bytes.len())));
-        }
-        let header = Header::parse(&bytes[..header_len]);
-        self.check_header(&header)?;
-        let mut chains = vec![first];
-        for missing in (1..header.num_buffers).rev() {
-            if !self.rings[0].has_used() {
-                return Err(GuestError::BadFrame(format!("{missing} of its {} buffers are missing", header.num_buffers)));
-            }
-            let (used, more) = self.take_received()?;
-            bytes.extend(more);
-            chains.push(used);
-        }
-        self.rings[0].publish_and_kick()?;
-        Ok(Some(Received { header, frame: bytes.split_off(header_len), chains }))
-    }
-
-    fn take_received(&mut self) -> Result<(Used, Vec<u8>), GuestError> {
-        let used = self.rings[0].take_used()?.expect("the caller has seen that a chain is there");
-        let posted = self.posted.remove(&used.head).expect("every receive chain is in the table");
-        let mut left = used.len as usize;
-        let mut bytes = Vec::with_capacity(left);
-        for buffer in &posted.buffers {
-            let part = left.min(buffer.len as usize);
-            bytes.extend(self.memory.bytes(buffer.address, part));
-            left -= part;
-            if posted.marked && self.memory.bytes(buffer.address + u64::from(buffer.len), MARK.len()) != MARK {
-                return Err(GuestError::BadFrame("something was written behind a receive buffer".to_owned()));
-            }
-        }
-        if left > 0 {
-            return Err(GuestError::BadFrame(format!("the used length {} is {left} more than the chain holds", used.len)));
-        }
-        if self.repost {
-            self.add_receive(posted)?;
-        }
-        Ok((used, bytes))
-    }
-
-    fn check_header(&self, header: &Header) -> Result<(), GuestError> {
-        let count = header.num_buffers;
-        let count_expected = match (self.has(feature::MRG_RXBUF), self.has(feature::VERSION_1)) {
-            (true, _) => count >= 1,
-            (false, true) => count == 1,
-            (false, false) => count == 0,
-        };
-        if !count_expected {
-            return Err(GuestError::BadFrame(format!("num_buffers is {count}")));
-        }
-        let offload = Header { num_buffers: 0, ..*header };
-        if !self.has(feature::GUEST_CSUM) && offload != Header::default() {
-            return Err(GuestError::BadFrame(format!("no offload was negotiated and the header is {header:?}")));
-        }
-        Ok(())
-    }
-
-    /// Posts receive buffers: the whole slot of each is cut by `shape`, `len` bytes in all.
-    ///
-    /// # Errors
-    /// When there is no room for them.
-    pub fn post(&mut self, count: usize, len: usize, shape: &Shape) -> Result<(), GuestError> {
-        for _ in 0..count {
-            let ring = &self.rings[0];
-            let base = slot(self.slots, ring, ring.next_head());
-            let lengths = shape.cut(len);
-            let marked = len + lengths.len() * MARK.len() <= SLOT_LEN as usize;
-            let mut at = 0;
-            let mut buffers = Vec::with_capacity(lengths.len());
-            for len in lengths {
-                buffers.push(Buffer::writable(base + at, u32::try_from(len).expect("a buffer is small")));
-                at += len as u64;
-                if marked {
-                    self.memory.write(base + at, &MARK);
-                    at += MARK.len() as u64;
-                }
-            }
-            self.add_receive(Posted { buffers, indirect: shape.is_indirect(), marked })?;
-        }
-        self.to_guest().publish_and_kick()
-    }
-
-    /// Posts one receive chain of the caller's making.
-    ///
-    /// # Errors
-    /// When there is no room for it.
-    pub fn post_buffers(&mut self, buffers: &[Buffer], indirect: bool) -> Result<(), GuestError> {
-        self.add_receive(Posted { buffers: buffers.to_vec(), indirect, marked: false })?;
-        self.to_guest().publish_and_kick()
-    }
-
-    /// Whether receive buffers are posted again once their frame was read.
-    pub fn set_repost(&mut self, repost: bool) {
-        self.repost = repost;
-    }
-
-    fn add_receive(&mut self, posted: Posted) -> Result<(), GuestError> {
-        let head = self.rings[0].add(&posted.buffers, posted.indirect)?;
-        self.posted.insert(head, posted);
-        Ok(())
-    }
-
-    /// Posts the receive buffers that the builder asked for.
-    ///
-    /// # Errors
-    /// When there is no room for them.
-    pub fn post_at_start(&mut self) -> Result<(), GuestError> {
-        let mergeable = self.has(feature::MRG_RXBUF);
-        let len = if mergeable && self.setup.receive_shape.is_none() { MERGEABLE_BUFFER } else { WHOLE_FRAME };
-        let shape = self.setup.receive_shape.clone().unwrap_or_else(Shape::one);
-        let descriptors = if shape.is_indirect() { 1 } else { shape.cut(len).len() };
-        let count = self.setup.receive_buffers.unwrap_or(usize::from(self.setup.ring_size) / descriptors);
-        self.post(count, len, &shape)
     }
 
     /// Opens the connection and says nothing yet.
@@ -393,12 +132,13 @@ impl Guest {
             return Err(GuestError::NotOffered { missing: wanted & !offered });
         }
         let protocol = if self.setup.knows_protocol_features { feature::PROTOCOL_FEATURES } else { 0 };
-        self.features = (wanted | self.setup.features_if_offered | protocol) & offered;
+        let several = if self.setup.queue_pairs > 1 { feature::MQ } else { 0 };
+        self.features = (wanted | self.setup.features_if_offered | protocol | several) & offered;
         if self.has(feature::PROTOCOL_FEATURES) {
             self.negotiate_protocol()?;
         }
         for ring in &mut self.rings {
-            ring.set_event_idx(self.features & feature::EVENT_IDX != 0);
+            ring.set_features(RingFeatures::of(self.features));
         }
         if order == Order::Qemu {
             let session = self.session();
@@ -506,7 +246,7 @@ impl Guest {
         let session = self.session();
         let ring = &self.rings[index];
         session.set_vring_num(ring.index(), ring.size())?;
-        session.set_vring_base(ring.index(), self.bases[index])?;
+        session.set_vring_base(ring.index(), ring.base())?;
         session.set_vring_addr(ring.index(), ring.place())?;
         session.set_vring_descriptor(Request::SET_VRING_KICK, ring.index(), self.setup.kick.then(|| ring.kick_fd()))?;
         session.set_vring_descriptor(Request::SET_VRING_CALL, ring.index(), self.call_of(ring))
@@ -517,8 +257,16 @@ impl Guest {
     /// # Errors
     /// When the back-end refuses or is gone.
     pub fn set_enabled(&self, enabled: bool) -> Result<(), GuestError> {
+        (0..self.pairs()).try_for_each(|pair| self.set_pair_enabled(pair, enabled))
+    }
+
+    /// Enables or disables the rings of one pair, if the back-end knows the difference.
+    ///
+    /// # Errors
+    /// When the back-end refuses or is gone.
+    pub fn set_pair_enabled(&self, pair: usize, enabled: bool) -> Result<(), GuestError> {
         if self.has(feature::PROTOCOL_FEATURES) {
-            for ring in &self.rings {
+            for ring in &self.rings[pair * 2..pair * 2 + 2] {
                 self.session().set_vring_enable(ring.index(), enabled)?;
             }
         }
@@ -531,7 +279,13 @@ impl Guest {
     /// When the back-end refuses or is gone.
     pub fn stop(&mut self) -> Result<(), GuestError> {
         for index in 0..self.rings.len() {
-            self.bases[index] = self.session().vring_base(self.rings[index].index())?;
+            let base = self.session().vring_base(self.rings[index].index())?;
+            let ring = &mut self.rings[index];
+            if !ring.is_packed() && base > u32::from(u16::MAX) {
+                let what = format!("has the base {base:#x} for a split ring");
+                return Err(GuestError::BadReply { request: Request::GET_VRING_BASE, what });
+            }
+            ring.set_base(base);
         }
         Ok(())
     }
@@ -546,12 +300,10 @@ impl Guest {
         Ok(())
     }
 
-    /// Closes the connection without a word. The rings go on at the used index, as after a crash of the back-end.
+    /// Closes the connection without a word. The rings go on at the end of what was used, as after a crash of the back-end.
     pub fn hang_up(&mut self) {
         self.session = None;
-        for (base, ring) in self.bases.iter_mut().zip(&self.rings) {
-            *base = ring.used_index();
-        }
+        self.rings.iter_mut().for_each(Ring::set_base_from_memory);
     }
 
     /// Connects again, with the rings as they are: the guest has not noticed anything.
@@ -574,7 +326,6 @@ impl Guest {
     /// When there is no room for the receive buffers.
     pub fn reset(&mut self) -> Result<(), GuestError> {
         self.rings.iter_mut().for_each(Ring::reset);
-        self.bases.fill(0);
         self.posted.clear();
         self.post_at_start()
     }
@@ -592,6 +343,12 @@ impl Guest {
     #[must_use]
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
+    }
+
+    /// Queue pairs: their rings to the guest have even indexes, those from it odd ones.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.rings.len() / 2
     }
 
     /// The ring that frames of the first pair come from.
@@ -615,6 +372,12 @@ impl Guest {
         slot(self.slots, &self.rings[ring], head)
     }
 
+    /// The slots of the first `count` descriptors of a ring.
+    #[must_use]
+    pub fn slots(&self, ring: usize, count: u16) -> Vec<GuestAddr> {
+        (0..count).map(|head| self.slot(ring, head)).collect()
+    }
+
     /// Negotiated virtio features.
     #[must_use]
     pub fn features(&self) -> u64 {
@@ -633,7 +396,7 @@ impl Guest {
         if self.has(feature::VERSION_1) || self.has(feature::MRG_RXBUF) { 12 } else { 10 }
     }
 
-    fn has(&self, feature: u64) -> bool {
+    pub(crate) fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
 
@@ -643,10 +406,6 @@ impl Guest {
 
     fn call_of<'a>(&self, ring: &'a Ring) -> Option<&'a File> {
         self.setup.call.then(|| ring.call_fd())
-    }
-
-    fn wait(&mut self, ring: usize, limit: Duration) -> Result<bool, GuestError> {
-        if self.setup.call { self.rings[ring].wait_used(limit) } else { Ok(self.rings[ring].poll_used(limit)) }
     }
 }
 
@@ -666,7 +425,7 @@ fn add_regions(
     regions.iter().try_for_each(|&(region, file)| session.add_mem_reg(region, file))
 }
 
-fn slot(slots: GuestAddr, ring: &Ring, head: u16) -> GuestAddr {
+pub(crate) fn slot(slots: GuestAddr, ring: &Ring, head: u16) -> GuestAddr {
     let nth = u64::from(ring.index()) * u64::from(ring.size()) + u64::from(head);
     slots + nth * SLOT_LEN
 }

@@ -2,7 +2,7 @@
 //!
 //! Tests and benches need guests that do exactly what they are told, also what no real guest would do. [`Guest`] is
 //! one: it owns memory files that it shares, speaks vhost-user over a real socket in the order of a chosen front-end,
-//! and drives split rings. Everything that comes back is checked, because a back-end that answers wrongly should
+//! and drives split or packed rings. Everything that comes back is checked, because a back-end that answers wrongly should
 //! fail the test that sees it first.
 //!
 //! ```no_run
@@ -23,6 +23,7 @@
 mod builder;
 mod error;
 pub mod feature;
+mod frames;
 mod guest;
 mod header;
 mod memory;
@@ -33,11 +34,12 @@ mod shape;
 
 pub use builder::{Builder, MemoryBy, Order, Socket};
 pub use error::GuestError;
-pub use guest::{Guest, Received};
+pub use frames::Received;
+pub use guest::Guest;
 pub use header::Header;
 pub use memory::{GuestAddr, GuestMemory, RegionLayout, UserAddr};
-pub use prepared::{PreparedReceive, PreparedSend};
-pub use ring::{Buffer, Descriptor, Ring, RingPlace, Used};
+pub use prepared::{Arrived, PreparedReceive, PreparedSend};
+pub use ring::{Buffer, Descriptor, EventSuppression, PackedDescriptor, Ring, RingAreas, RingPlace, Used};
 pub use session::{NO_DESCRIPTOR, Session};
 pub use shape::Shape;
 pub use vhost::vhost_user::message::FrontendReq as Request;

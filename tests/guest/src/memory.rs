@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
 /// An address as the guest's driver writes it into descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,6 +179,7 @@ impl GuestMemory {
     ///
     /// # Panics
     /// When the guest has no memory there, or the address is odd.
+    #[inline]
     pub fn store_u16(&self, address: GuestAddr, value: u16, order: Ordering) {
         self.store(address, value.to_le(), order);
     }
@@ -187,11 +188,10 @@ impl GuestMemory {
     ///
     /// # Panics
     /// When the guest has no memory there, or the address is odd.
+    #[inline]
     #[must_use]
     pub fn load_u16(&self, address: GuestAddr, order: Ordering) -> u16 {
-        let (region, offset) = self.locate(address);
-        let value = region.mapping.as_volatile_slice().load(offset, order);
-        u16::from_le(value.expect("the place is aligned and inside the region"))
+        u16::from_le(self.load(address, order))
     }
 
     /// Stores an aligned 32-bit number atomically.
@@ -202,12 +202,40 @@ impl GuestMemory {
         self.store(address, value.to_le(), order);
     }
 
+    /// Loads an aligned 32-bit number atomically.
+    ///
+    /// # Panics
+    /// When the guest has no memory there, or the address is not aligned.
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, address: GuestAddr, order: Ordering) -> u32 {
+        u32::from_le(self.load(address, order))
+    }
+
+    /// `len` bytes of one region, to be found once for many accesses.
+    ///
+    /// # Panics
+    /// When they are not all inside one region.
+    pub(crate) fn slice(&self, address: GuestAddr, len: usize) -> VolatileSlice<'_> {
+        let (region, offset) = self.locate(address);
+        region.mapping.get_slice(offset, len).expect("the range is inside the region")
+    }
+
+    #[inline]
+    fn load<T: AtomicAccess>(&self, address: GuestAddr, order: Ordering) -> T {
+        let (region, offset) = self.locate(address);
+        let value = region.mapping.as_volatile_slice().load(offset, order);
+        value.expect("the place is aligned and inside the region")
+    }
+
+    #[inline]
     fn store<T: AtomicAccess>(&self, address: GuestAddr, value: T, order: Ordering) {
         let (region, offset) = self.locate(address);
         let stored = region.mapping.as_volatile_slice().store(value, offset, order);
         stored.expect("the place is aligned and inside the region");
     }
 
+    #[inline]
     fn locate(&self, address: GuestAddr) -> (&Region, usize) {
         for region in &self.regions {
             let offset = address.0.wrapping_sub(region.layout.guest.0);

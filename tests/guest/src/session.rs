@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -196,12 +196,12 @@ impl Session {
         self.vring_state(Request::SET_VRING_NUM, ring, u32::from(size))
     }
 
-    /// `SET_VRING_BASE`.
+    /// `SET_VRING_BASE`, in the form that [`crate::Ring::base`] describes.
     ///
     /// # Errors
     /// When the back-end refuses or is gone.
-    pub fn set_vring_base(&self, ring: u16, base: u16) -> Result<(), GuestError> {
-        self.vring_state(Request::SET_VRING_BASE, ring, u32::from(base))
+    pub fn set_vring_base(&self, ring: u16, base: u32) -> Result<(), GuestError> {
+        self.vring_state(Request::SET_VRING_BASE, ring, base)
     }
 
     /// `SET_VRING_ENABLE`.
@@ -233,11 +233,11 @@ impl Session {
         }
     }
 
-    /// `GET_VRING_BASE`: stops the ring and gives the index at which it goes on.
+    /// `GET_VRING_BASE`: stops the ring and gives where it goes on, in the form that [`crate::Ring::base`] describes.
     ///
     /// # Errors
     /// When the reply does not come or is wrong.
-    pub fn vring_base(&self, ring: u16) -> Result<u16, GuestError> {
+    pub fn vring_base(&self, ring: u16) -> Result<u32, GuestError> {
         let request = Request::GET_VRING_BASE;
         let payload = VhostUserVringState::new(u32::from(ring), 0);
         self.request(request, false, payload.as_slice(), &[])?;
@@ -251,7 +251,7 @@ impl Session {
         if index != u32::from(ring) {
             return Err(bad_reply(request, format!("is about ring {index}, not {ring}")));
         }
-        u16::try_from(num).map_err(|_| bad_reply(request, format!("has the base {num:#x}")))
+        Ok(num)
     }
 
     /// `SET_STATUS`.
@@ -450,13 +450,18 @@ pub(crate) fn message_header(request: u32, flags: u32, size: u32) -> [u8; HEADER
 }
 
 /// Waits until a descriptor can be read, or its other end is gone.
-pub(crate) fn readable(descriptor: &impl std::os::fd::AsFd, limit: Duration) -> io::Result<bool> {
+pub(crate) fn readable(descriptor: &impl AsFd, limit: Duration) -> io::Result<bool> {
+    any_readable(&[descriptor.as_fd()], limit)
+}
+
+/// Waits until one of these descriptors can be read, or its other end is gone.
+pub(crate) fn any_readable(descriptors: &[BorrowedFd<'_>], limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
-    let descriptor: BorrowedFd<'_> = descriptor.as_fd();
+    let mut polled: Vec<_> = descriptors.iter().map(|&descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&left)) {
+        match poll(&mut polled, Some(&left)) {
             Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),

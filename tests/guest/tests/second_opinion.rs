@@ -7,7 +7,7 @@ mod echo;
 use std::time::Duration;
 
 use echo::EchoServer;
-use weft_guest::{Guest, Order, Shape, feature};
+use weft_guest::{Arrived, Guest, GuestAddr, GuestMemory, Header, Order, PreparedReceive, PreparedSend, Shape, feature};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -96,11 +96,50 @@ fn a_stopped_ring_gives_the_index_where_it_goes_on() {
 }
 
 #[test]
-fn prepared_rings_move_frames_by_their_indexes_alone() {
+fn prepared_rings_carry_frames_round_and_round() {
+    for shape in [Shape::one(), Shape::pieces(&[12, 20, 20]), Shape::header_apart(12).indirect()] {
+        let server = EchoServer::start();
+        let mut guest = Guest::builder(server.path()).order(Order::VirtioUser).receive_buffers(0).connect().unwrap();
+        let size = guest.to_guest().size();
+        let places = guest.slots(0, size);
+        let mut receiver = PreparedReceive::new(&mut guest, 0, 2048, &places).unwrap();
+        let pieces = if shape.is_indirect() { 1 } else { shape.cut(72).len() };
+        let places = guest.slots(1, PreparedSend::chains(size, pieces.try_into().unwrap()));
+        let mut sender = PreparedSend::new(&mut guest, 0, 60, &shape, &places);
+        for chain in 0..u16::try_from(places.len()).unwrap() {
+            sender.write(&guest, chain, &Header::default(), &frame(60));
+        }
+        let (mut sent, mut received) = (0_u32, 0_u32);
+        let deadline = std::time::Instant::now() + 10 * SECOND;
+        while received < 3000 {
+            assert!(std::time::Instant::now() < deadline, "{shape:?}: {sent} sent, {received} came back");
+            if sent - received < 32 {
+                let number = |memory: &GuestMemory, frame: GuestAddr| {
+                    memory.write(frame, &sent.to_le_bytes());
+                    sent += 1;
+                };
+                sender.send_each(&mut guest, 32, number).unwrap();
+            }
+            let check = |memory: &GuestMemory, arrived: Arrived| {
+                let mut expected = frame(60);
+                expected[..4].copy_from_slice(&received.to_le_bytes());
+                assert_eq!(memory.bytes(arrived.place, arrived.len as usize)[12..], expected, "{shape:?}");
+                received += 1;
+            };
+            receiver.receive_each(&mut guest, check).unwrap();
+        }
+        server.stop(guest);
+    }
+}
+
+#[test]
+fn prepared_rings_move_frames_without_a_look_at_them() {
     let server = EchoServer::start();
     let mut guest = Guest::builder(server.path()).order(Order::VirtioUser).receive_buffers(0).connect().unwrap();
-    let mut receiver = weft_guest::PreparedReceive::new(&mut guest, 2048).unwrap();
-    let mut sender = weft_guest::PreparedSend::new(&mut guest, &frame(60));
+    let places = guest.slots(0, 256);
+    let mut receiver = PreparedReceive::new(&mut guest, 0, 2048, &places).unwrap();
+    let places = guest.slots(1, 256);
+    let mut sender = PreparedSend::new(&mut guest, 0, 60, &Shape::one(), &places);
     let (mut sent, mut received) = (0_u32, 0_u32);
     let deadline = std::time::Instant::now() + 10 * SECOND;
     while received < 3000 {
@@ -120,5 +159,15 @@ fn a_session_that_breaks_the_protocol_is_closed() {
     guest.open().unwrap();
     guest.session().send_bytes(&[0xff; 12], &[]).unwrap();
     assert!(guest.session().is_closed_within(5 * SECOND).unwrap());
+    server.stop(guest);
+}
+
+#[test]
+fn a_feature_that_is_not_offered_is_named() {
+    let server = EchoServer::start();
+    let mut guest = Guest::builder(server.path()).features(feature::RING_PACKED | feature::IN_ORDER).build().unwrap();
+    guest.open().unwrap();
+    let error = guest.negotiate().unwrap_err().to_string();
+    assert_eq!(error, "the back-end does not offer RING_PACKED, IN_ORDER (features 0xc00000000)");
     server.stop(guest);
 }

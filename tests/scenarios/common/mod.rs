@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
-use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole};
-use weft_guest::{Builder, Guest, Order};
+use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, WorkerSettings};
+use weft_guest::{Builder, Guest, Order, feature};
 use weft_switch::{DropReason, FdbSettings, MacAddr, NetworkId, PortId};
 
 /// The longest that anything here is waited for.
@@ -45,9 +45,13 @@ pub(crate) struct Port {
 
 impl TestSwitch {
     pub(crate) fn start() -> Self {
+        Self::start_with(&WorkerSettings::default())
+    }
+
+    pub(crate) fn start_with(workers: &WorkerSettings) -> Self {
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(Waker::new(poll.registry(), WAKE).unwrap());
-        let mut dataplane = Dataplane::start(poll.registry()).unwrap();
+        let mut dataplane = Dataplane::start(poll.registry(), workers).unwrap();
         let network = dataplane.add_network(FDB).unwrap();
         let (commands, inbox) = channel::<Command>();
         let thread = std::thread::Builder::new().name("switch".to_owned()).spawn(move || {
@@ -314,6 +318,12 @@ pub(crate) fn settles<T: PartialEq + Debug>(what: &str, expected: T, value: impl
 pub(crate) fn at_most(what: &str, before: usize, count: impl Fn() -> usize) {
     assert!(eventually(|| count() <= before), "{what}: they were {before} before, they are {}", count());
 }
+
+/// What a guest with packed rings takes, without and with `IN_ORDER`.
+pub(crate) const PACKED: [u64; 2] =
+    [feature::DEFAULT | feature::RING_PACKED, feature::DEFAULT | feature::RING_PACKED | feature::IN_ORDER];
+/// The same for every kind of ring: split and packed.
+pub(crate) const RINGS: [u64; 4] = [feature::DEFAULT, feature::DEFAULT | feature::IN_ORDER, PACKED[0], PACKED[1]];
 
 /// Both orders of messages.
 pub(crate) const ORDERS: [Order; 2] = [Order::Qemu, Order::VirtioUser];

@@ -426,8 +426,8 @@ fn what_was_not_offered_or_makes_no_sense_ends_the_connection() {
         ("features that were not offered", "were not offered", |session, _| {
             say(session, Request::SET_FEATURES, &u64::MAX.to_ne_bytes(), &[]);
         }),
-        ("a packed ring, which was not offered", "features 0x400000000 were not offered", |session, _| {
-            say(session, Request::SET_FEATURES, &(feature::VERSION_1 | 1 << 34).to_ne_bytes(), &[]);
+        ("an IOMMU, which was not offered", "features 0x200000000 were not offered", |session, _| {
+            say(session, Request::SET_FEATURES, &(feature::VERSION_1 | 1 << 33).to_ne_bytes(), &[]);
         }),
         ("an announcement of a group address", "01:00:00:00:00:01 is no station's address", |session, _| {
             say(session, Request::SEND_RARP, &[1, 0, 0, 0, 0, 1, 0, 0], &[]);

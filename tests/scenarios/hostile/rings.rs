@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use weft_guest::{Buffer, Builder, Descriptor, Guest, GuestAddr, GuestError, Header, Order, RegionLayout, Shape, feature};
+use weft_guest::{Buffer, Builder, Descriptor, Guest, GuestAddr, GuestError, Header, RegionLayout, Shape, feature};
 use weft_switch::DropReason;
 
-use crate::common::{BROADCAST, Background, LIMIT, Numbers, SOON, eventually, frame, mac};
+use crate::common::{BROADCAST, Background, LIMIT, Numbers, ORDERS, RINGS, SOON, eventually, frame, mac};
 use crate::siege::{FROM_GUEST, GOOD, Siege, TO_GUEST, WITNESS};
 
 /// What is tried, part of the reason that must be given beside the ring, and how.
@@ -199,8 +199,8 @@ fn a_bad_frame_is_dropped_and_the_ring_goes_on() {
         ("200 times 64 KiB", TooLong, |guest| vec![readable(slot(guest), 0x1_0000); 200]),
     ];
     let mut siege = Siege::begin();
-    for order in [Order::Qemu, Order::VirtioUser] {
-        let mut guest = siege.attacker(|builder| builder.order(order));
+    for (order, features) in ORDERS.into_iter().flat_map(|order| RINGS.map(|features| (order, features))) {
+        let mut guest = siege.attacker(|builder| builder.order(order).features(features));
         for (what, reason, chain) in &chains {
             for indirect in [false, true] {
                 let before = siege.switch.drops(&siege.port, *reason);
@@ -245,7 +245,7 @@ fn a_bad_receive_buffer_is_given_back_and_the_ring_goes_on() {
         }),
     ];
     let mut siege = Siege::begin();
-    for features in [feature::DEFAULT, feature::VERSION_1 | feature::INDIRECT_DESC] {
+    for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::MRG_RXBUF]) {
         let mut guest = siege.attacker(|builder| builder.features(features));
         guest.set_repost(false);
         for (what, reason, chain) in &chains {
@@ -273,7 +273,7 @@ fn a_bad_receive_buffer_is_given_back_and_the_ring_goes_on() {
 fn receive_buffers_smaller_than_the_header_harm_nobody() {
     let mut siege = Siege::begin();
     for len in [1, 9, 10, 11, 12, 13] {
-        for features in [feature::DEFAULT, feature::VERSION_1] {
+        for features in RINGS.into_iter().flat_map(|features| [features, features & !feature::MRG_RXBUF]) {
             let mut guest = siege.attacker(|builder| builder.features(features));
             for nth in 0..100 {
                 let slot = guest.slot(TO_GUEST, nth);
@@ -335,19 +335,24 @@ fn offloads_that_were_not_agreed_on_are_dropped() {
 #[test]
 fn chains_of_many_times_64_kib_hold_nobody_up() {
     let mut siege = Siege::begin();
-    let big = RegionLayout::at(0x100_0000_0000, 32 << 20);
-    let mut guest = siege.attacker(|builder| builder.ring_size(1024).region(big));
-    let buffer = guest.slot(FROM_GUEST, 0);
-    for len in [1, 0x1_0000, u32::MAX] {
-        let buffers = vec![Buffer::readable(buffer, len); 1024];
-        for indirect in [false, true] {
-            guest.from_guest().add(&buffers, indirect).unwrap();
-            guest.from_guest().publish_and_kick().unwrap();
-            guest.flush().unwrap();
-            siege.while_others_exchange(1);
+    for features in RINGS {
+        let mut guest = siege.attacker(|builder| builder.ring_size(1024).features(features));
+        let buffer = guest.slot(FROM_GUEST, 0);
+        for len in [1, 0x1_0000, u32::MAX] {
+            let buffers = vec![Buffer::readable(buffer, len); 1024];
+            for indirect in [false, true] {
+                guest.from_guest().add(&buffers, indirect).unwrap();
+                guest.from_guest().publish_and_kick().unwrap();
+                guest.flush().unwrap();
+                siege.while_others_exchange(1);
+            }
         }
+        siege.expect_unharmed(&mut guest, "chains of 1,024 descriptors");
+        siege.leave(guest);
     }
-    siege.expect_unharmed(&mut guest, "chains of 1,024 descriptors");
+    let big = RegionLayout::at(0x100_0000_0000, 32 << 20);
+    let mut guest = siege.attacker(|builder| builder.region(big));
+    let buffer = guest.slot(FROM_GUEST, 0);
     let mut table = Vec::with_capacity(16 << 20);
     for at in 0..1_u32 << 20 {
         // `next` has 16 bits: the chain goes round in the first 65,536 entries.
@@ -431,6 +436,13 @@ fn descriptors_that_change_while_they_are_read_harm_nobody() {
 #[test]
 fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
     let mut siege = Siege::begin();
+    for features in RINGS {
+        change_addresses_while_sending(&mut siege, features);
+    }
+    siege.end();
+}
+
+fn change_addresses_while_sending(siege: &mut Siege, features: u64) {
     let (port_x, mut x) = siege.switch.guest(|builder| builder);
     let (port_y, mut y) = siege.switch.guest(|builder| builder);
     let (mac_x, mac_y) = (mac(0x0101), mac(0x0202));
@@ -442,7 +454,7 @@ fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
     for guest in [&mut x, &mut y] {
         while guest.receive(Duration::from_millis(20)).unwrap().is_some() {}
     }
-    let mut guest = siege.attacker(|builder| builder);
+    let mut guest = siege.attacker(|builder| builder.features(features));
     let memory = Arc::clone(guest.memory());
     let slot = guest.slot(FROM_GUEST, 0);
     guest.memory().write(slot, &[&[0; 12][..], &frame(mac_x, GOOD, 60)].concat());
@@ -454,7 +466,7 @@ fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
     let mut received = [0, 0];
     let deadline = std::time::Instant::now() + 4 * LIMIT;
     let mut sent = 0;
-    while sent < 20_000 || received.contains(&0) {
+    while sent < 10_000 || received.contains(&0) {
         assert!(std::time::Instant::now() < deadline, "{sent} sent, received {received:?}");
         guest.reclaim().unwrap();
         while guest.from_guest().free() > 0 && guest.from_guest().in_flight() < 32 {
@@ -476,7 +488,6 @@ fn a_frame_is_delivered_with_the_addresses_that_were_decided_on() {
         drop(receiver);
         siege.switch.remove(port);
     }
-    siege.end();
 }
 
 #[test]
@@ -515,10 +526,9 @@ fn a_memory_file_that_is_cut_ends_the_connection() {
         }),
     ];
     let mut siege = Siege::begin();
-    for round in 0..3 {
+    for (round, features) in RINGS.into_iter().enumerate() {
         for (what, cut) in cuts {
-            let order = if round % 2 == 0 { Order::Qemu } else { Order::VirtioUser };
-            let mut guest = siege.attacker(|builder| builder.order(order));
+            let mut guest = siege.attacker(|builder| builder.order(ORDERS[round % 2]).features(features));
             cut(&mut guest);
             siege.expect_repelled_because(guest, what, "the front-end shortened the file behind its memory");
             siege.forget_frames();
@@ -530,8 +540,8 @@ fn a_memory_file_that_is_cut_ends_the_connection() {
 #[test]
 fn a_memory_file_that_is_cut_before_its_rings_start_ends_the_connection() {
     let mut siege = Siege::begin();
-    for order in [Order::Qemu, Order::VirtioUser] {
-        let mut guest = Guest::builder(&siege.port.path).order(order).build().unwrap();
+    for (order, features) in ORDERS.into_iter().flat_map(|order| RINGS.map(|features| (order, features))) {
+        let mut guest = Guest::builder(&siege.port.path).order(order).features(features).build().unwrap();
         guest.open().unwrap();
         guest.negotiate().unwrap();
         guest.session().set_features(guest.features()).unwrap();

@@ -1,0 +1,52 @@
+//! Instructions for a ring full of frames, from the look at the sender's ring to the publication in the receiver's, counted under
+//! valgrind: the same on every machine, so that a line can be held.
+#![allow(missing_docs)] // What gungraun's macros make is public and has none.
+
+use std::hint::black_box;
+
+use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use weft_benches::rig::{Load, RING_SIZE, Rig};
+use weft_guest::feature;
+
+/// A rig with frames on offer, and the rounds that it takes to forward them.
+fn loaded(load: Load) -> (Rig, u16) {
+    let mut rig = Rig::new(&load).expect("guests on a switch");
+    rig.poll();
+    let rounds = rig.offer(FRAMES / load.pieces).expect("the rings are sound");
+    (rig, rounds)
+}
+
+/// Frames in one piece that are forwarded: the counts divided by this are what one costs.
+const FRAMES: u16 = RING_SIZE;
+
+const PACKED: u64 = feature::MRG_RXBUF | feature::RING_PACKED;
+
+/// What a frame may cost at most: what it did when this was written, and a twentieth more. Whoever makes it cheaper writes the new
+/// number here; whoever has a reason to spend more says so in the commit.
+fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
+    let limit = instructions * u64::from(FRAMES) * 21 / 20;
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(Callgrind::default().hard_limits([(EventKind::Ir, limit)]));
+    config
+}
+
+#[library_benchmark]
+#[bench::split_64(args = (loaded(Load::PLAIN)), config = at_most(446))]
+#[bench::split_512(args = (loaded(Load { frame_len: 508, ..Load::PLAIN })), config = at_most(506))]
+#[bench::split_1518(args = (loaded(Load { frame_len: 1514, ..Load::PLAIN })), config = at_most(602))]
+#[bench::split_in_order_64(args = (loaded(Load { features: feature::MRG_RXBUF | feature::IN_ORDER, ..Load::PLAIN })), config = at_most(439))]
+#[bench::packed_64(args = (loaded(Load { features: PACKED, ..Load::PLAIN })), config = at_most(508))]
+#[bench::packed_in_order_64(args = (loaded(Load { features: PACKED | feature::IN_ORDER, ..Load::PLAIN })), config = at_most(483))]
+#[bench::stations_1000(args = (loaded(Load { stations: 1000, ..Load::PLAIN })), config = at_most(451))]
+#[bench::guests_16(args = (loaded(Load { guests: 16, ..Load::PLAIN })), config = at_most(538))]
+#[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(535))]
+#[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(574))]
+fn forward((mut rig, rounds): (Rig, u16)) -> Rig {
+    for _ in 0..rounds {
+        assert!(black_box(rig.poll()), "there are frames left");
+    }
+    rig
+}
+
+library_benchmark_group!(name = path; benchmarks = forward);
+main!(library_benchmark_groups = path);

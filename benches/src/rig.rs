@@ -1,0 +1,252 @@
+//! A switch whose worker the caller runs, with guests that cost next to nothing: what one frame costs, apart from clocks, caches
+//! and whatever else the machine does.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, ScopedJoinHandle};
+use std::time::Duration;
+
+use mio::{Events, Poll, Token, Waker};
+use tempfile::TempDir;
+use weft_dataplane::{Dataplane, DataplaneError, HandWorker, PortSettings, SocketRole};
+use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
+use weft_switch::{FdbSettings, MacAddr};
+
+use crate::load::traffic::station;
+
+/// The token of the owner's waker.
+const WAKE: Token = Token(0);
+/// Descriptors of each ring.
+pub const RING_SIZE: u16 = 1024;
+/// Frames that a worker takes from a ring in a round.
+const BATCH: u16 = 32;
+
+/// What is to be forwarded.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Guests; each sends to all others in turn.
+    pub guests: usize,
+    /// Bytes of a frame, without FCS.
+    pub frame_len: usize,
+    /// Stations behind each port.
+    pub stations: u16,
+    /// Descriptors over which each frame is spread.
+    pub pieces: u16,
+    /// Bytes of a receive buffer.
+    pub buffer_len: u32,
+    /// Features that the guests negotiate, beside `VERSION_1`.
+    pub features: u64,
+}
+
+impl Load {
+    /// Frames of 60 bytes from one station to another, each in one piece, through split rings.
+    pub const PLAIN: Self =
+        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF };
+
+    fn shape(&self) -> Shape {
+        // The virtio-net header alone, then as many parts as are left, which is how drivers cut frames.
+        let len = self.frame_len / usize::from(self.pieces).saturating_sub(1).max(1);
+        match self.pieces {
+            1 => Shape::one(),
+            2 => Shape::header_apart(LONG_HEADER),
+            pieces => Shape::pieces(&[&[LONG_HEADER][..], &vec![len; usize::from(pieces) - 2]].concat()),
+        }
+    }
+}
+
+/// Bytes of the virtio-net header of every guest here.
+const LONG_HEADER: usize = 12;
+
+/// Guests on a switch.
+pub struct Rig {
+    worker: HandWorker,
+    guests: Vec<Guest>,
+    sends: Vec<PreparedSend>,
+    receives: Vec<PreparedReceive>,
+    owner: Owner,
+}
+
+/// The thread that owns the dataplane, and the directory of its sockets.
+struct Owner {
+    stop: Arc<AtomicBool>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+    sockets: TempDir,
+}
+
+/// Why there is no rig.
+#[derive(Debug, thiserror::Error)]
+pub enum RigError {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The switch refused.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// A guest and the switch don't understand each other.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+impl Rig {
+    /// Starts a switch with a guest on each port. Every station is learned.
+    ///
+    /// # Errors
+    /// When the operating system or the switch refuses something.
+    pub fn new(load: &Load) -> Result<Self, RigError> {
+        let (owner, mut worker) = Owner::start(load.guests)?;
+        let (guests, sends, receives) = polled(&mut worker, || plug_in(&owner, load))?;
+        Ok(Self { worker, guests, sends, receives, owner })
+    }
+
+    /// Offers this many frames, the same number from each guest that sends; returns the rounds that it takes to forward them. With
+    /// two guests only the first one sends.
+    ///
+    /// # Errors
+    /// When the switch broke a ring.
+    ///
+    /// # Panics
+    /// When the rings have not as much room.
+    pub fn offer(&mut self, count: u16) -> Result<u16, RigError> {
+        // No truncation: a handful of guests.
+        let each = count / self.sends.len() as u16;
+        for (send, guest) in self.sends.iter_mut().zip(&mut self.guests) {
+            assert_eq!(send.send(guest, each)?, each, "the ring has room");
+        }
+        Ok(each.div_ceil(BATCH))
+    }
+
+    /// One round of the worker: up to 32 frames of each guest. True if one moved.
+    pub fn poll(&mut self) -> bool {
+        self.worker.poll()
+    }
+
+    /// Takes what has arrived, and offers the buffers again; returns how many there were.
+    ///
+    /// # Errors
+    /// When the switch broke a ring.
+    pub fn take(&mut self) -> Result<u16, RigError> {
+        let received = self.receives.iter_mut().zip(&mut self.guests).map(|(receive, guest)| receive.receive(guest));
+        Ok(received.sum::<Result<u16, _>>()?)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let Self { worker, owner, .. } = self;
+        owner.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = owner.thread.take() else { return };
+        // Without the wake-up it ends when its next tick is due.
+        let _ = owner.waker.wake();
+        // Ports leave only when the worker has seen it.
+        while !thread.is_finished() {
+            worker.poll();
+        }
+        // It has nothing to say, and a panic has been printed.
+        let _ = thread.join();
+    }
+}
+
+impl Owner {
+    fn start(ports: usize) -> Result<(Self, HandWorker), RigError> {
+        let sockets = tempfile::tempdir()?;
+        let mut poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
+        polled(&mut worker, || {
+            let settings = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
+            let network = dataplane.add_network(settings)?;
+            for number in 0..ports {
+                dataplane.add_port(PortSettings {
+                    name: format!("guest{number}"),
+                    network,
+                    socket: sockets.path().join(number.to_string()),
+                    role: SocketRole::Server,
+                    queue_pairs: 1,
+                    mac: MacAddr(station(number, 0)),
+                    mtu: 1500,
+                })?;
+            }
+            Ok::<_, RigError>(())
+        })?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut events = Events::with_capacity(16);
+            while !stopped.load(Ordering::Relaxed) {
+                let due = dataplane.tick();
+                if poll.poll(&mut events, Some(due)).is_ok() {
+                    events.iter().filter(|event| event.token() != WAKE).for_each(|event| dataplane.handle(event));
+                }
+            }
+        });
+        Ok((Self { stop, waker, thread: Some(thread), sockets }, worker))
+    }
+}
+
+/// Runs something that waits for the worker, while another thread polls it.
+fn polled<T, E: From<RigError>>(worker: &mut HandWorker, act: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let poller: ScopedJoinHandle<'_, ()> = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                worker.poll();
+                std::thread::yield_now();
+            }
+        });
+        let result = act();
+        done.store(true, Ordering::Relaxed);
+        // A panic has been printed, and what hangs on it fails next.
+        let _ = poller.join();
+        result
+    })
+}
+
+type Plugged = (Vec<Guest>, Vec<PreparedSend>, Vec<PreparedReceive>);
+
+fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
+    let connect = |number: usize| {
+        let builder = Guest::builder(owner.sockets.path().join(number.to_string())).ring_size(RING_SIZE).receive_buffers(0);
+        builder.features(feature::VERSION_1 | load.features).connect()
+    };
+    let mut guests = (0..load.guests).map(connect).collect::<Result<Vec<_>, _>>()?;
+    for (from, guest) in guests.iter_mut().enumerate() {
+        for number in 0..load.stations {
+            guest.send(&frame([0xff; 6], station(from, number), load.frame_len))?;
+        }
+        guest.flush()?;
+    }
+    for guest in &mut guests {
+        guest.stop()?;
+        guest.reset()?;
+        (0..2).try_for_each(|ring| guest.start_ring(ring))?;
+        guest.session().features()?;
+    }
+    let senders = if load.guests == 2 { 1 } else { load.guests };
+    let sends = guests.iter_mut().enumerate().take(senders).map(|(from, guest)| prepare_send(from, guest, load)).collect();
+    let places = |guest: &Guest| (0..RING_SIZE).map(|at| guest.slot(0, at)).collect::<Vec<_>>();
+    let receive = |guest: &mut Guest| PreparedReceive::new(guest, 0, load.buffer_len, &places(guest));
+    let receives = guests.iter_mut().map(receive).collect::<Result<_, _>>()?;
+    Ok((guests, sends, receives))
+}
+
+/// A ring full of frames: from each station in turn, to each of the other guests in turn.
+fn prepare_send(from: usize, guest: &mut Guest, load: &Load) -> PreparedSend {
+    let chains = PreparedSend::chains(RING_SIZE, load.pieces);
+    let places: Vec<_> = (0..chains).map(|at| guest.slot(1, at)).collect();
+    let send = PreparedSend::new(guest, 0, load.frame_len, &load.shape(), &places);
+    for chain in 0..chains {
+        let to = (from + 1 + usize::from(chain) % (load.guests - 1)) % load.guests;
+        let number = chain % load.stations;
+        send.write(guest, chain, &Header::default(), &frame(station(to, number), station(from, number), load.frame_len));
+    }
+    send
+}
+
+/// A frame of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
+fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
+    let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
+    frame.resize(len, 0);
+    frame
+}

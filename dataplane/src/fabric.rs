@@ -1,0 +1,150 @@
+//! What all ports share: the workers, the networks, and which worker polls which ring.
+//!
+//! # Theory
+//!
+//! Each ring from a guest has a home, the worker that polls it; its kick descriptor is registered there. A new ring goes to the
+//! worker that has the fewest. When rings have gone and one worker has two more than another, one of them moves.
+//!
+//! A flow is the frames of one ring, so it is handled by one worker and keeps its order. Where a ring moves, its old
+//! worker lets go of it, and has shown to the receivers what it took, before the new one gets it: that takes two
+//! snapshots.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use weft_switch::{Fdb, NetworkId};
+
+use crate::snapshot::{PortLink, RingLink, Snapshot};
+use crate::vhost_port::FromGuest;
+use crate::worker::KICK_TOKEN;
+use crate::workers::{Injection, WorkerStuck, Workers};
+
+/// What all ports share.
+#[derive(Debug)]
+pub(crate) struct Fabric {
+    pub(crate) workers: Workers,
+    /// The forwarding database of each network, by [`NetworkId::index`].
+    pub(crate) networks: Vec<Option<Arc<Fdb>>>,
+    pub(crate) links: Vec<Option<Arc<PortLink>>>,
+    /// Where each ring from a guest is polled, by [`RingLink::id`].
+    homes: BTreeMap<u64, Home>,
+}
+
+#[derive(Debug)]
+struct Home {
+    worker: usize,
+    kick: Option<Arc<OwnedFd>>,
+}
+
+impl Fabric {
+    pub(crate) fn new(workers: Workers) -> Self {
+        Self { workers, networks: Vec::new(), links: Vec::new(), homes: BTreeMap::new() }
+    }
+
+    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
+        self.networks.get(id.index())?.as_ref()
+    }
+
+    /// Gives a ring a home, whose worker is woken by its kicks from now on. It is polled when it is published.
+    pub(crate) fn take_in(&mut self, ring: &RingLink<FromGuest>) -> io::Result<()> {
+        let counts = self.rings_of_each();
+        let worker = (0..counts.len()).min_by_key(|&worker| counts[worker]).unwrap_or(0);
+        let home = Home { worker, kick: ring.kick.clone() };
+        watch(self.registry(worker), &home)?;
+        self.homes.insert(ring.id, home);
+        Ok(())
+    }
+
+    /// The opposite; the caller publishes.
+    pub(crate) fn turn_out(&mut self, ring: u64) {
+        if let Some(home) = self.homes.remove(&ring) {
+            unwatch(self.registry(home.worker), &home);
+        }
+    }
+
+    /// Shows the workers the networks and ports as they are now; returns when none uses anything older.
+    pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
+        let moves = self.moves();
+        if !moves.is_empty() {
+            let staying = self.snapshot(|ring| !moves.contains_key(&ring));
+            self.workers.publish(staying)?;
+            moves.into_iter().for_each(|(ring, worker)| self.move_home(ring, worker));
+        }
+        let all = self.snapshot(|_| true);
+        self.workers.publish(all)
+    }
+
+    /// Hands a frame to a worker, as if a port had sent it. A worker that has too many already does not get it.
+    pub(crate) fn inject(&self, injection: Injection) {
+        let first_ring =
+            self.links.get(injection.port.index()).and_then(Option::as_ref).and_then(|link| link.rings.from_guest.first());
+        let home = first_ring.and_then(|ring| self.homes.get(&ring.id));
+        self.workers.inject(home.map_or(0, |home| home.worker), injection);
+    }
+
+    /// How many rings each worker polls.
+    pub(crate) fn rings_of_each(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.workers.count()];
+        self.homes.values().for_each(|home| counts[home.worker] += 1);
+        counts
+    }
+
+    /// The rings that have to move so that no worker has two more than another, and where to.
+    fn moves(&self) -> BTreeMap<u64, usize> {
+        let mut rings: Vec<Vec<u64>> = vec![Vec::new(); self.workers.count()];
+        self.homes.iter().for_each(|(&ring, home)| rings[home.worker].push(ring));
+        let mut moves = BTreeMap::new();
+        loop {
+            let by_count = |&worker: &usize| rings[worker].len();
+            let (Some(least), Some(most)) = ((0..rings.len()).min_by_key(by_count), (0..rings.len()).max_by_key(by_count)) else {
+                return moves;
+            };
+            if rings[most].len() < rings[least].len() + 2 {
+                return moves;
+            }
+            if let Some(ring) = rings[most].pop() {
+                rings[least].push(ring);
+                moves.insert(ring, least);
+            }
+        }
+    }
+
+    /// A ring whose kicks the new worker can't be woken by stays where it is.
+    fn move_home(&mut self, ring: u64, worker: usize) {
+        let Some(home) = self.homes.get(&ring) else { return };
+        if let Err(error) = watch(self.registry(worker), home) {
+            tracing::warn!(%error, "a ring stays with its worker");
+            return;
+        }
+        unwatch(self.registry(home.worker), home);
+        if let Some(home) = self.homes.get_mut(&ring) {
+            home.worker = worker;
+        }
+    }
+
+    /// What the workers are to see; of the rings from guests, those that are chosen.
+    fn snapshot(&self, chosen: impl Fn(u64) -> bool) -> Snapshot {
+        let home = |ring: u64| self.homes.get(&ring).filter(|_| chosen(ring)).map(|home| home.worker);
+        Snapshot::new(self.networks.clone(), self.links.clone(), self.workers.count(), home)
+    }
+
+    fn registry(&self, worker: usize) -> &Registry {
+        &self.workers.handles[worker].registry
+    }
+}
+
+fn watch(registry: &Registry, home: &Home) -> io::Result<()> {
+    let Some(kick) = &home.kick else { return Ok(()) };
+    registry.register(&mut SourceFd(&kick.as_raw_fd()), KICK_TOKEN, Interest::READABLE)
+}
+
+/// Fails only where watching failed.
+fn unwatch(registry: &Registry, home: &Home) {
+    if let Some(kick) = &home.kick {
+        let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
+    }
+}
