@@ -195,6 +195,9 @@ pub(crate) trait Virtqueue {
     /// Returns a chain of which `len` bytes were written. Seen by the guest after [`Self::publish`].
     fn complete(&mut self, chain: &Chain, len: u32);
 
+    /// Returns chains of each of which [`Chain::len`] bytes were written.
+    fn complete_written(&mut self, chains: &[Chain]);
+
     /// Returns chains to which nothing was written: with one entry for all, if the driver agreed to `IN_ORDER`.
     fn complete_unwritten<'a>(&mut self, chains: impl DoubleEndedIterator<Item = &'a Chain> + ExactSizeIterator)
     where

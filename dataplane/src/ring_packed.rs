@@ -258,10 +258,8 @@ impl PackedRing {
     }
 
     /// Makes the descriptor at the next place used, and goes on `slots` further.
-    #[inline(always)]
     fn write_used(&mut self, id: u16, slots: u16, len: u32) {
-        let write = if len > 0 { WRITE } else { 0 };
-        let state = u64::from(len) | u64::from(id) << 32 | u64::from(self.next_used.used() | write) << 48;
+        let state = used(self.next_used, id, len);
         if self.held.is_none() {
             self.held = Some(state);
         } else {
@@ -269,6 +267,23 @@ impl PackedRing {
         }
         self.next_used = self.next_used.advance(slots, self.size);
         self.outstanding -= slots;
+    }
+
+    /// The same for one chain after the other, each with the bytes that were written to it.
+    #[inline(always)]
+    fn write_all_used<'a>(&mut self, mut chains: impl Iterator<Item = (&'a Chain, u32)>) {
+        if self.held.is_none() {
+            let Some((first, len)) = chains.next() else { return };
+            self.write_used(first.id, first.slots, len);
+        }
+        let (mut place, mut returned) = (self.next_used, 0);
+        for (chain, len) in chains {
+            self.state(place.index).store(used(place, chain.id, len).to_le(), Ordering::Relaxed);
+            place = place.advance(chain.slots, self.size);
+            returned += chain.slots;
+        }
+        self.next_used = place;
+        self.outstanding -= returned;
     }
 
     /// Whether the driver wants to hear of what lies between two places (section 2.8.10).
@@ -340,11 +355,15 @@ impl Virtqueue for PackedRing {
         self.write_used(chain.id, chain.slots, len);
     }
 
+    #[inline(always)]
+    fn complete_written(&mut self, chains: &[Chain]) {
+        self.write_all_used(chains.iter().map(|chain| (chain, chain.len)));
+    }
+
     #[inline]
     fn complete_unwritten<'a>(&mut self, mut chains: impl DoubleEndedIterator<Item = &'a Chain> + ExactSizeIterator) {
         if !self.base.features.in_order {
-            chains.for_each(|chain| self.complete(chain, 0));
-            return;
+            return self.write_all_used(chains.map(|chain| (chain, 0)));
         }
         // Section 2.8.9: one descriptor, where the batch begins, names its last chain.
         if let Some(last) = chains.next_back() {
@@ -381,6 +400,13 @@ impl Virtqueue for PackedRing {
     fn position(&self) -> u32 {
         u32::from(self.next_available.pack()) * 0x1_0001
     }
+}
+
+/// The second half of a used descriptor.
+#[inline(always)]
+fn used(place: Place, id: u16, len: u32) -> u64 {
+    let write = if len > 0 { WRITE } else { 0 };
+    u64::from(len) | u64::from(id) << 32 | u64::from(place.used() | write) << 48
 }
 
 /// Section 2.8.12: address, length, id, flags.

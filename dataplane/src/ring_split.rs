@@ -234,6 +234,11 @@ impl Virtqueue for SplitRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    #[inline(always)]
+    fn complete_written(&mut self, chains: &[Chain]) {
+        chains.iter().for_each(|chain| self.complete(chain, chain.len));
+    }
+
     #[inline]
     fn complete_unwritten<'a>(&mut self, mut chains: impl DoubleEndedIterator<Item = &'a Chain> + ExactSizeIterator) {
         if !self.base.features.in_order {

@@ -120,11 +120,11 @@ impl Writer {
             for at in 0..count {
                 let frame = batch.next_of(&mut frames);
                 self.write(batch, frame, at);
-                let written = self.features.header_len() + frame.len;
                 // No truncation: at most a frame and its header.
-                queue.complete(&self.run[at], written as u32);
+                self.run[at].len = (self.features.header_len() + frame.len) as u32;
                 tally.bytes += frame.len as u64;
             }
+            queue.complete_written(&self.run[..count]);
             tally.frames += count as u64;
             tally.handled += count as u32;
             taken?;
