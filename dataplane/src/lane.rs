@@ -91,29 +91,22 @@ impl Lane {
         !batch.frames().is_empty()
     }
 
-    /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
-    pub(crate) fn notify_if_owed(&self, port: &PortLink) {
-        for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
-        }
-        for ring in port.rings.to_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
+    /// Wakes a guest whose rings are new to us and who may have missed an interrupt. Those to a guest belong to no worker in
+    /// particular: the one of its first ring from the guest does it.
+    pub(crate) fn notify_if_owed(&self, PolledRing { port, ring }: &PolledRing) {
+        self.count_notification(port, ring, ring.lock().ring.queue().base_mut().notify_if_owed());
+        if port.rings.from_guest.first().is_some_and(|first| Arc::ptr_eq(first, ring)) {
+            for ring in port.rings.to_guest.iter().filter(|ring| !ring.is_broken()) {
+                self.count_notification(port, ring, ring.lock().ring.queue().base_mut().notify_if_owed());
+            }
         }
     }
 
-    /// Stops a port whose memory was taken away, even if none of its rings moves any more.
-    pub(crate) fn check_memory(&self, port: &PortLink) {
-        for ring in &port.rings.from_guest {
-            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
-                self.report(port, ring, fault);
-            }
-        }
-        for ring in &port.rings.to_guest {
-            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
-                self.report(port, ring, fault);
-            }
+    /// Stops a port whose memory was taken away, even if none of its rings moves any more. All of a port's rings are on the same
+    /// memory.
+    pub(crate) fn check_memory(&self, PolledRing { port, ring }: &PolledRing) {
+        if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
+            self.report(port, ring, fault);
         }
     }
 

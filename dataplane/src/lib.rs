@@ -3,7 +3,7 @@
 //! [`Dataplane`] is the way in. Behind it one thread, its owner's, keeps sockets and sessions, and workers move frames; what
 //! they share is described in `snapshot`.
 //!
-//! Unsafe code lives in `memory`, `ring` and `sys` only.
+//! Unsafe code lives in the modules that are marked below; ARCHITECTURE.md says what for.
 #![deny(unsafe_code)]
 
 mod boundary;

@@ -233,6 +233,15 @@ impl Ring {
         })
     }
 
+    /// Looks whether the position that it was set up with can be right: whoever gave it may have forgotten.
+    pub(crate) fn go_on_where_it_stands(&mut self) {
+        match self {
+            // The index in guest memory tells.
+            Self::Split(_) => {}
+            Self::Packed(ring) => ring.go_on_where_it_stands(),
+        }
+    }
+
     /// For everything that is not done for each frame.
     pub(crate) fn queue(&mut self) -> &mut dyn Virtqueue {
         match self {

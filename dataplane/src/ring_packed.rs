@@ -20,7 +20,7 @@ use crate::ring::{
     SetupError, Step, Virtqueue, WRITE, Walk,
 };
 use crate::ring_copy::{LINE_LEN, prefetch};
-use crate::ring_resume::{Slot, Standing, correct};
+use crate::ring_resume::{Finding, Slot, Standing, find_place};
 use crate::sync::{AtomicU16, AtomicU64, fence};
 use crate::vhost_port::BATCH;
 
@@ -115,8 +115,7 @@ unsafe impl Send for PackedRing {}
 
 impl PackedRing {
     /// Sets a ring up. It goes on at `position`: index and wrap counter in the low 16 bits. The high ones, which say what was
-    /// used, are not believed: front-ends differ in them, and whoever completes in order and at once has used what it took. Nor
-    /// are the low ones where the ring shows that they can't be right.
+    /// used, are not believed: front-ends differ in them, and whoever completes in order and at once has used what it took.
     pub(crate) fn new(layout: RingLayout, position: u32, base: Base) -> Result<Self, SetupError> {
         let size = layout.size;
         if size == 0 || size > MAX_RING_SIZE {
@@ -142,19 +141,22 @@ impl PackedRing {
             held: None,
             base,
         };
-        if let Some(standing) = (0..LOOKS).find_map(|_| ring.corrected(start)) {
-            ring.go_on_at(standing);
-        }
         ring.disable_kicks();
         Ok(ring)
     }
 
-    /// Where the ring stands, if that can't be where the front-end says.
-    fn corrected(&self, told: Place) -> Option<Standing> {
+    /// Goes on where the descriptors say, if the position that it was set up with can't be right. Reads all of them.
+    pub(crate) fn go_on_where_it_stands(&mut self) {
         let skips = self.base.features.in_order && self.base.direction == Direction::FromGuest;
-        let slots: Vec<Slot> =
-            (0..self.size).map(|index| self.load(index)).map(|seen| Slot { flags: seen.flags, id: seen.link }).collect();
-        correct(&slots, told, skips)
+        for _ in 0..LOOKS {
+            let descriptors = (0..self.size).map(|index| self.load(index));
+            let slots: Vec<Slot> = descriptors.map(|Descriptor { flags, link, .. }| Slot { flags, id: link }).collect();
+            match find_place(&slots, self.next_available, skips) {
+                Finding::AsTold => return,
+                Finding::At(standing) => return self.go_on_at(standing),
+                Finding::Unclear => {}
+            }
+        }
     }
 
     fn go_on_at(&mut self, Standing { place, gap }: Standing) {

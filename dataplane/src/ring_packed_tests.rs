@@ -40,7 +40,10 @@ impl Driver {
         let spec = RegionSpec { guest: 0, len: MEMORY_LEN, user: USER, file_offset: 0 };
         let memory = Arc::new(GuestMemory::default().with_region(spec, self.file.try_clone().unwrap().into()).unwrap());
         let layout = RingLayout { size: self.size, descriptors: USER, available: USER + DRIVER_EVENT, used: USER + DEVICE_EVENT };
-        PackedRing::new(layout, position, Base::new(&memory, RingFeatures { packed: true, ..features }, direction, None))
+        let base = Base::new(&memory, RingFeatures { packed: true, ..features }, direction, None);
+        let mut ring = PackedRing::new(layout, position, base)?;
+        ring.go_on_where_it_stands();
+        Ok(ring)
     }
 
     fn ring(&self, features: RingFeatures) -> PackedRing {

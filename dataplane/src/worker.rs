@@ -217,7 +217,8 @@ impl Worker {
         }
         let new_snapshot = self.shared.boundary.pass(snapshot.generation);
         if new_snapshot {
-            polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
+            let whole = polled.iter().filter(|polled| !polled.ring.is_broken());
+            whole.for_each(|polled| self.lane.notify_if_owed(polled));
         }
         for (at, polled) in polled.iter().enumerate() {
             if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
@@ -233,7 +234,7 @@ impl Worker {
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
             self.losses = losses;
-            polled.iter().for_each(|polled| self.lane.check_memory(&polled.port));
+            polled.iter().for_each(|polled| self.lane.check_memory(polled));
         }
         self.shared.rounds.add(1);
         self.shared.busy_rounds.add(busy.into());

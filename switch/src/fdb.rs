@@ -33,6 +33,8 @@ use crate::{MacAddr, MacKey, PortId, Timestamp};
 
 /// Slots in a bucket: one cache line of 64 bytes.
 const WAYS: usize = 4;
+/// How often an entry is looked for while others move.
+const LOOKS: usize = 16;
 /// Entries that get a second chance before one of them is evicted all the same.
 const SECOND_CHANCES: usize = 8;
 /// The end of a list of slots.
@@ -281,14 +283,15 @@ impl Fdb {
     /// it came from, sees that it was counted in between: the counter is read before the one and after the other.
     #[cold]
     fn find_for_sure(&self, key: Key) -> Option<Found<'_>> {
-        loop {
+        // Again only while others learn, and are crowded, each time. One that moves in every one of them is flooded.
+        for _ in 0..LOOKS {
             let before = self.relocations.load(Ordering::Acquire);
             let found = self.find(key);
-            // Again and again only while others learn, and are crowded, each time.
             if found.is_some() || self.relocations.load(Ordering::Relaxed) == before {
                 return found;
             }
         }
+        None
     }
 
     fn slot(&self, index: usize) -> &Slot {

@@ -1,6 +1,5 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use proptest::prelude::*;
 
@@ -136,17 +135,20 @@ fn a_table_of_one_works() {
 fn readers_are_never_misled_by_what_others_learn() {
     const RESIDENTS: u64 = 40;
     const FLOOD: u64 = 4000;
+    const STEPS: u64 = 50_000;
     let fdb = fdb(512);
     let resident = |number: u64| mac(0xa0_0000 + number);
     let flooder = |number: u64| (mac(0xf0_0000 + number), PortId(1 + (number % 7) as u16));
     let roamer = mac(0xb0_0000);
     (0..RESIDENTS).for_each(|number| assert_eq!(fdb.learn(at(0), resident(number), A), Learned::New));
-    let (stop, deadline) = (AtomicBool::new(false), Instant::now() + Duration::from_millis(800));
+    let stop = AtomicBool::new(false);
     let going = || !stop.load(Ordering::Relaxed);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for number in (0..FLOOD).cycle().map(|step| step * 1009 % FLOOD).take_while(|_| going()) {
-                let (mac, port) = flooder(number);
+            // However this thread ends: the others wait for it.
+            let _end = StopAtEnd(&stop);
+            for step in 0..STEPS {
+                let (mac, port) = flooder(step * 1009 % FLOOD);
                 assert!(!matches!(fdb.learn(at(0), mac, port), Learned::Moved(_)));
             }
         });
@@ -165,6 +167,7 @@ fn readers_are_never_misled_by_what_others_learn() {
             for port in (1..8).cycle().take_while(|_| going()) {
                 fdb.expire(at(0));
                 fdb.forget_port(PortId(port));
+                // A pace, nothing that is waited for.
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -181,13 +184,18 @@ fn readers_are_never_misled_by_what_others_learn() {
                 }
             });
         }
-        while Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        stop.store(true, Ordering::Relaxed);
     });
     fdb.audit();
-    println!("{:?}", fdb.counters());
+    let FdbCounters { learned, moved, evicted, .. } = fdb.counters();
+    assert!(learned > FLOOD && moved > 0 && evicted > 0, "{:?}: nothing went on", fdb.counters());
+}
+
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 proptest! {

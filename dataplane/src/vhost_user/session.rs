@@ -14,6 +14,7 @@
 //! negotiated is refused without harm if the front-end asked for an answer.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -119,7 +120,7 @@ pub(crate) enum SessionError {
     FeaturesChanged,
     #[error("ring {ring} is beyond the {rings} rings of this port (two for each queue pair)")]
     NoSuchRing { ring: usize, rings: usize },
-    #[error("ring {ring}: the size {size} is no power of two from 1 to {MAX_RING_SIZE}")]
+    #[error("ring {ring}: the size {size} is no number from 1 to {MAX_RING_SIZE}, in a split ring a power of two")]
     RingSize { ring: usize, size: u32 },
     #[error("ring {ring}: {what} while it runs")]
     RingRuns { ring: usize, what: &'static str },
@@ -309,7 +310,7 @@ impl Session {
 
     fn set_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> Result<Answer, SessionError> {
         let old = std::mem::replace(&mut self.memory, Arc::new(memory));
-        let outcome = self.set_up_again(host);
+        let outcome = self.set_up_again(0..self.rings.len(), host);
         host.dispose(old);
         outcome
     }
@@ -326,7 +327,7 @@ impl Session {
         let state = self.ring(ring)?;
         let moves = state.running.is_some() && state.layout != layout;
         state.layout = layout;
-        if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
+        if moves { self.set_up_again(ring..ring + 1, host) } else { Ok(Answer::Done) }
     }
 
     /// A split ring goes on where its used index stands, and its base is only remembered; a packed ring goes on there.
@@ -429,11 +430,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Sets every running ring up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
+    /// Sets running rings up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
     /// lock, so at a batch boundary: no worker uses the old memory afterwards, and no frame is lost.
-    fn set_up_again(&self, host: &mut impl Host) -> Result<Answer, SessionError> {
-        for (ring, state) in self.rings.iter().enumerate() {
-            if let Some(running) = &state.running {
+    fn set_up_again(&self, rings: Range<usize>, host: &mut impl Host) -> Result<Answer, SessionError> {
+        for ring in rings {
+            if let Some(running) = &self.rings[ring].running {
                 running.with_ring(|old| {
                     // What the worker has not shown yet would be lost with the old one.
                     old.queue().publish().map_err(|fault| SessionError::Ring { ring, fault })?;
@@ -471,7 +472,8 @@ impl Session {
             offloads_from_guest: self.offloads_from_guest(),
             offloads_to_guest: self.offloads_to_guest(),
         };
-        let virtqueue = self.virtqueue(ring, state.base)?;
+        let mut virtqueue = self.virtqueue(ring, state.base)?;
+        virtqueue.go_on_where_it_stands();
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
         let (index, kick) = (ring as u16, state.kick.clone());
