@@ -33,6 +33,9 @@ pub(crate) struct FaultReports {
     pub(crate) event: Arc<EventFd>,
 }
 
+/// After so many bytes a round ends, wherever it is: guests with small frames don't wait until all others had a batch of large ones.
+const ROUND_BYTES: u64 = 4 << 20;
+
 /// What a worker needs to forward a batch, apart from the batch itself.
 pub(crate) struct Lane {
     /// The worker, and how many there are: they share the receivers' rings.
@@ -47,6 +50,8 @@ pub(crate) struct Lane {
     unshown: Vec<RingMask>,
     /// The ports whose rings these are.
     waiting: Vec<PortId>,
+    /// Bytes that were handed out in this round, and those that were finished for it.
+    moved: u64,
     faults: FaultReports,
 }
 
@@ -64,6 +69,7 @@ impl Lane {
             receivers: Vec::new(),
             unshown: Vec::new(),
             waiting: Vec::new(),
+            moved: 0,
             faults,
         }
     }
@@ -217,6 +223,7 @@ impl Lane {
         }
         port.counters.to_guest_frames.add(tally.frames);
         port.counters.to_guest_bytes.add(tally.bytes);
+        self.moved += tally.bytes + tally.finished;
     }
 
     fn remember_to_flush(&mut self, port: PortId, at: usize) {
@@ -227,8 +234,15 @@ impl Lane {
         *rings |= 1 << at;
     }
 
+    /// True when so much was moved in this round that it is time to show it.
+    #[inline(always)]
+    pub(crate) fn is_laden(&self) -> bool {
+        self.moved >= ROUND_BYTES
+    }
+
     /// Shows every guest what it got in this round, which was forwarded with this snapshot.
     pub(crate) fn flush(&mut self, snapshot: &Snapshot) {
+        self.moved = 0;
         while let Some(id) = self.waiting.pop() {
             let mut rings = std::mem::take(&mut self.unshown[id.index()]);
             let Some(port) = snapshot.port(id) else { continue };

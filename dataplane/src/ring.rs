@@ -341,7 +341,7 @@ impl Base {
     pub(crate) fn walked(&mut self, id: u16, slots: u16, walk: Walk<'_>, walked: Result<(), DropReason>) -> Chain {
         let Walk { len, descriptors, start, pieces, .. } = walk;
         let count = pieces.len() - start;
-        // No truncation: a batch looks at twice `MAX_BUFFERS` buffers at most, each of which spans at most all regions.
+        // No truncation: a little more than `MAX_BUFFERS`, by as many as there are regions.
         let chain = Chain { id, slots, cost: descriptors.max(count).max(slots.into()) as u32, ..Chain::NONE };
         if let Err(reason) = walked {
             pieces.truncate(start);
@@ -420,6 +420,10 @@ impl Walk<'_> {
         }
         if !memory.pieces_at_guest(descriptor.address, descriptor.len, self.pieces) {
             return Err(DropReason::BadAddress);
+        }
+        // One buffer may lie in very many regions.
+        if self.pieces.len() - self.start > MAX_BUFFERS {
+            return Err(DropReason::TooLong);
         }
         let enough = self.len >= self.limit && self.direction == Direction::ToGuest;
         Ok(if enough { Step::Enough } else { Step::More })

@@ -19,6 +19,10 @@ const PLAIN_HEADER: [u8; LONG_HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const TCP_LEN: u16 = 20;
 const UDP_LEN: u16 = 8;
 
+/// Pieces and descriptors that the chains of a batch may take in all: buffers of 128 bytes, for as many bytes as a batch has. Whoever
+/// has smaller ones gets no more of that batch, since everybody else waits for it.
+const MAX_SPENT: usize = 4096;
+
 /// The ring in which a guest offers buffers for what it is to receive.
 #[derive(Debug)]
 pub(crate) struct ToGuest {
@@ -38,6 +42,8 @@ struct Writer {
     chains: Vec<Chain>,
     /// The pieces of all these.
     pieces: Vec<Segment>,
+    /// What the chains of the batch at hand took so far: see [`MAX_SPENT`].
+    spent: usize,
     /// Of a frame that has to be finished first: a private copy of it, and the segment at hand.
     whole: Vec<u8>,
     part: Vec<u8>,
@@ -50,6 +56,8 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Those that were dropped included.
     pub(crate) handled: u32,
+    /// Bytes of frames that had to be finished first, delivered or not.
+    pub(crate) finished: u64,
 }
 
 /// Why a frame was not handed to a guest.
@@ -70,7 +78,8 @@ impl From<RingFault> for TransmitError {
 impl ToGuest {
     pub(crate) fn new(ring: Ring, features: FrameFeatures) -> Self {
         let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
-        let writer = Writer { features, run: [Chain::NONE; BATCH], chains, pieces, whole: Vec::new(), part: Vec::new() };
+        let writer =
+            Writer { features, run: [Chain::NONE; BATCH], chains, pieces, spent: 0, whole: Vec::new(), part: Vec::new() };
         Self { ring, writer, unshown: 0 }
     }
 
@@ -115,6 +124,7 @@ impl Writer {
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         queue.prefetch();
+        self.spent = 0;
         while frames != 0 {
             let (count, taken) = self.take_run(queue, batch, frames);
             for at in 0..count {
@@ -143,8 +153,12 @@ impl Writer {
     fn take_run(&mut self, queue: &mut impl Virtqueue, batch: &Batch, mut frames: FrameMask) -> (usize, Result<(), RingFault>) {
         self.pieces.clear();
         let mut count = 0;
+        if self.spent >= MAX_SPENT {
+            return (count, Ok(()));
+        }
         for chain in &mut self.run {
-            if frames == 0 {
+            // Chains of one piece are as many as frames at most.
+            if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
             let frame = batch.next_of(&mut frames);
@@ -165,6 +179,7 @@ impl Writer {
             prefetch(chain.ptr());
             count += 1;
         }
+        self.spent += self.pieces.len();
         (count, Ok(()))
     }
 
@@ -274,6 +289,7 @@ impl Writer {
         whole.resize(frame.len, 0);
         let copied = payload.read(&mut whole[EthernetHeader::LEN..]);
         debug_assert!(copied, "a frame has the length that was counted");
+        tally.finished += frame.len as u64;
         let outcome = match (frame.offload.checksum, frame.offload.segmentation) {
             (Some(checksum), Some(segmentation)) => {
                 let mut outcome = Ok(());
@@ -307,7 +323,7 @@ impl Writer {
         self.pieces.clear();
         let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
         while room < needed {
-            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 {
+            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT {
                 queue.untake(slots);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
@@ -318,6 +334,7 @@ impl Writer {
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             }
             cost += chain.cost;
+            self.spent += chain.cost as usize;
             slots += chain.slots;
             self.pieces.extend(chain.single().filter(|_| chain.bad.is_none()));
             self.chains.push(chain);

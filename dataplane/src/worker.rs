@@ -86,6 +86,7 @@ impl WorkerHandle {
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
+            first: 0,
             moved: Vec::new(),
             lane: Lane::new(number, settings.count, faults),
             losses: 0,
@@ -181,6 +182,8 @@ pub(crate) struct Worker {
     events: Events,
     shared: Arc<WorkerShared>,
     batch: Batch,
+    /// The ring that comes first in the next round.
+    first: usize,
     /// The rings that moved in this round, by their place among those that are polled.
     moved: Vec<usize>,
     lane: Lane,
@@ -220,9 +223,15 @@ impl Worker {
             let whole = polled.iter().filter(|polled| !polled.ring.is_broken());
             whole.for_each(|polled| self.lane.notify_if_owed(polled));
         }
-        for (at, polled) in polled.iter().enumerate() {
-            if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
+        // The ring where the round before ended comes first.
+        let first = std::mem::take(&mut self.first).min(polled.len());
+        for at in (first..polled.len()).chain(0..first) {
+            if self.lane.poll_ring(snapshot, &polled[at], &mut self.batch, now) {
                 self.moved.push(at);
+                if self.lane.is_laden() {
+                    self.first = at + 1;
+                    break;
+                }
             }
         }
         self.lane.flush(snapshot);
