@@ -343,10 +343,7 @@ impl Session {
 
     fn start_ring(&mut self, kick: RingDescriptor, host: &mut impl Host) -> Result<Answer, SessionError> {
         let ring = kick.ring;
-        if self.ring(ring)?.running.is_some() {
-            self.rings[ring].stop(host);
-            self.publish(host)?;
-        }
+        self.halt(ring, host)?;
         self.rings[ring].kick = eventfd(kick, "kick")?.map(Arc::new);
         let running = self.set_up(ring)?;
         // Last, because a ring that does not run is not turned out. Only what comes from the guest is looked at.
@@ -359,13 +356,18 @@ impl Session {
     }
 
     fn stop_ring(&mut self, ring: usize, host: &mut impl Host) -> Result<Answer, SessionError> {
-        let state = self.ring(ring)?;
-        if let Some(running) = state.stop(host) {
+        self.halt(ring, host)?;
+        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base);
+        Ok(Answer::Payload(state.as_slice().to_vec()))
+    }
+
+    /// Stops a ring if it runs, and notes where it stands.
+    fn halt(&mut self, ring: usize, host: &mut impl Host) -> Result<(), SessionError> {
+        if let Some(running) = self.ring(ring)?.stop(host) {
             self.publish(host)?;
             self.rings[ring].base = running.position();
         }
-        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base);
-        Ok(Answer::Payload(state.as_slice().to_vec()))
+        Ok(())
     }
 
     fn set_call(&mut self, call: RingDescriptor) -> Result<Answer, SessionError> {
