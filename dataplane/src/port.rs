@@ -152,7 +152,8 @@ impl Port {
             let Endpoint::Server(listener) = &self.endpoint else {
                 return Turn::Done;
             };
-            let has_room = if self.guest.is_some() { !self.wiring.disposal.is_full() } else { self.wiring.disposal.is_idle() };
+            let disposal = &mut self.wiring.disposal;
+            let has_room = if self.guest.is_some() { !disposal.is_behind() } else { disposal.is_idle() };
             if !has_room {
                 return Turn::Later;
             }
@@ -213,6 +214,10 @@ impl Port {
     pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
         for _ in 0..MESSAGES_PER_TURN {
             let Some(guest) = &mut self.guest else { return Turn::Done };
+            // Each message may leave as much memory behind as a guest has.
+            if self.wiring.disposal.is_behind() {
+                return Turn::Later;
+            }
             let mut host = PortHost { fabric, wiring: &mut self.wiring };
             match guest.serve_one(&mut host) {
                 Ok(true) => {}

@@ -4,6 +4,8 @@
 //! back-ends, through the real socket.
 
 mod common;
+#[path = "hostile/disposal.rs"]
+mod disposal;
 #[path = "hostile/messages.rs"]
 mod messages;
 #[path = "hostile/packed.rs"]
