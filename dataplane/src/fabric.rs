@@ -176,7 +176,7 @@ mod tests {
         let spec = RegionSpec { guest: 0, len: 0x1000, user: 0, file_offset: 0 };
         let file = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, spec.len).unwrap();
-        let memory = Arc::new(GuestMemory::default().with_region(spec, file).unwrap());
+        let memory = Arc::new(GuestMemory::default().with_region(spec, Arc::new(file.into())).unwrap());
         let base = Base::new(&memory, RingFeatures::default(), Direction::FromGuest, None);
         let layout = RingLayout { size: 4, descriptors: 0, available: 0x100, used: 0x200 };
         RingLink::new(1, true, None, FromGuest::new(Ring::new(layout, 0, base).unwrap(), FrameFeatures::default()))

@@ -16,7 +16,6 @@ use crate::endpoint::{Endpoint, Listener};
 use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::lane::Fault;
-use crate::memory::GuestMemory;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::vhost_user::connection::{Connection, ConnectionError};
@@ -122,7 +121,7 @@ impl Host for PortHost<'_> {
         self.fabric.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
     }
 
-    fn dispose(&mut self, memory: Arc<GuestMemory>) {
+    fn dispose(&mut self, memory: impl Send + 'static) {
         self.wiring.disposal.put(memory);
     }
 }

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::sockopt::set_socket_linger;
-use vhost::vhost_user::message::{VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
+use vhost::vhost_user::message::{VhostUserMemory, VhostUserMemoryRegion, VhostUserSingleMemoryRegion};
 use vm_memory::ByteValued;
 use weft_guest::{Request, Session};
 
-use crate::common::{BROADCAST, LIMIT, at_most, exchange, expect_frame, frame, guest_mappings, open_descriptors};
+use crate::common::{BROADCAST, LIMIT, at_most, exchange, expect_frame, frame, guest_mappings, open_descriptors, settles};
 use crate::siege::{GOOD, Siege, WITNESS};
 
 /// Far from the guest's own memory.
@@ -88,6 +88,105 @@ fn memory_that_comes_and_goes_while_the_disposal_hangs_is_taken_from_nobody() {
     drop(neighbour);
     at_most("mappings when everything has been handled", before.0, guest_mappings);
     siege.leave(guest);
+    siege.end();
+}
+
+const REFUSED: &str = "weft-refused";
+
+/// How many descriptors of memory there are that the tests below have given away.
+fn refused_descriptors() -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| std::fs::read_link(entry.unwrap().path()));
+    links.filter(|link| link.as_ref().is_ok_and(|link| link.to_string_lossy().contains(REFUSED))).count()
+}
+
+/// What is sent, with these two files, whether the connection goes on, and how many of the files are then open. The rest has not been
+/// received yet.
+type Refusal = (&'static str, fn(&Session, &[File; 2]), bool, usize);
+
+/// Who gives the last reference to memory away makes the one who closes it free it all, about a second for each 8 GiB.
+#[test]
+fn memory_that_is_not_kept_is_closed_by_the_disposal_only() {
+    fn add(session: &Session, region: VhostUserMemoryRegion, file: &File) {
+        session.request(Request::ADD_MEM_REG, false, single(region).as_slice(), &[file.as_raw_fd()]).unwrap();
+    }
+    fn table(session: &Session, regions: [VhostUserMemoryRegion; 2], files: &[File; 2]) {
+        let payload = [VhostUserMemory::new(2).as_slice(), regions[0].as_slice(), regions[1].as_slice()].concat();
+        session.request(Request::SET_MEM_TABLE, false, &payload, &files.each_ref().map(AsRawFd::as_raw_fd)).unwrap();
+    }
+    let refusals: [Refusal; 6] = [
+        (
+            "with requests that were not negotiated",
+            |session, files| {
+                for file in files {
+                    session.request(Request::SET_LOG_FD, true, &[], &[file.as_raw_fd()]).unwrap();
+                }
+            },
+            true,
+            1,
+        ),
+        (
+            "with a request that takes none",
+            |session, files| {
+                let descriptors = files.each_ref().map(AsRawFd::as_raw_fd);
+                session.request(Request::SET_OWNER, false, &[], &descriptors).unwrap();
+            },
+            false,
+            2,
+        ),
+        (
+            "for a region that overlaps another one",
+            |session, files| {
+                add(session, region(0, PAGE), &files[0]);
+                add(session, region(0, PAGE), &files[1]);
+            },
+            false,
+            2,
+        ),
+        (
+            "for the second region of a table, longer than its file",
+            |session, files| table(session, [region(0, PAGE), region(PAGE, 2 * PAGE)], files),
+            false,
+            2,
+        ),
+        (
+            "for a table whose second region overlaps the first",
+            |session, files| table(session, [region(0, PAGE), region(0, PAGE)], files),
+            false,
+            2,
+        ),
+        (
+            "along with a region that is removed",
+            |session, files| {
+                add(session, region(0, PAGE), &files[0]);
+                session
+                    .request(Request::REM_MEM_REG, false, single(region(0, PAGE)).as_slice(), &[files[1].as_raw_fd()])
+                    .unwrap();
+            },
+            true,
+            2,
+        ),
+    ];
+    let mut siege = Siege::begin();
+    for (what, give, goes_on, open) in refusals {
+        let mut guest = siege.attacker(|builder| builder);
+        let peer = hang_disposal(&siege);
+        let files = [(); 2].map(|()| memfd(REFUSED, PAGE));
+        give(guest.session(), &files);
+        drop(files);
+        if goes_on {
+            // The owner has handled whatever it will handle before the disposal goes on.
+            siege.while_others_exchange(10);
+            siege.switch.status(&siege.port);
+            siege.expect_unharmed(&mut guest, what);
+        } else {
+            assert!(guest.session().is_closed_within(LIMIT).unwrap(), "{what}: the connection goes on");
+            siege.switch.status(&siege.port);
+        }
+        assert_eq!(refused_descriptors(), open, "memory sent {what}: nothing is freed while the disposal hangs");
+        drop(peer);
+        siege.leave(guest);
+        settles(&format!("memory sent {what}"), 0, refused_descriptors);
+    }
     siege.end();
 }
 
