@@ -3,7 +3,7 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
@@ -24,6 +24,8 @@ use crate::workers::{Injection, WorkerStuck};
 
 /// The most messages of one front-end that are handled before others get their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// The same as a time, after which the message at hand is the last one: some take ten thousand times as long as others.
+const TURN: Duration = Duration::from_millis(5);
 /// The most connections that are accepted, or refused, before others get their turn.
 const ACCEPTS_PER_TURN: usize = 16;
 /// How long until a client looks again whether its last guest is gone for good.
@@ -97,6 +99,24 @@ pub(crate) enum Turn {
     Later,
 }
 
+/// What is left of a port's turn for messages, and for looks whether there is one.
+struct Allowance {
+    messages: usize,
+    end: Instant,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self { messages: MESSAGES_PER_TURN, end: Instant::now() + TURN }
+    }
+
+    fn take(&mut self) -> bool {
+        let left = self.messages.checked_sub(1).filter(|_| Instant::now() < self.end);
+        self.messages = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
 /// One port's way to the workers.
 struct PortHost<'a> {
     fabric: &'a mut Fabric,
@@ -145,9 +165,13 @@ impl Port {
 
     /// Takes the guests that wait at the listening socket: the first one in, the others out.
     pub(crate) fn accept(&mut self, registry: &Registry, token: Token, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        let mut allowance = Allowance::new();
         for _ in 0..ACCEPTS_PER_TURN {
             // The one that is there may have left already, with the news still unread.
-            self.serve(registry, now, fabric);
+            match self.serve_within(&mut allowance, registry, now, fabric) {
+                Turn::Done => {}
+                waiting => return waiting,
+            }
             let Endpoint::Server(listener) = &self.endpoint else {
                 return Turn::Done;
             };
@@ -211,11 +235,18 @@ impl Port {
 
     /// Handles what the front-end has sent.
     pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
-        for _ in 0..MESSAGES_PER_TURN {
+        self.serve_within(&mut Allowance::new(), registry, now, fabric)
+    }
+
+    fn serve_within(&mut self, allowance: &mut Allowance, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        loop {
             let Some(guest) = &mut self.guest else { return Turn::Done };
             // Each message may leave as much memory behind as a guest has.
             if self.wiring.disposal.is_behind() {
                 return Turn::Later;
+            }
+            if !allowance.take() {
+                return Turn::More;
             }
             let mut host = PortHost { fabric, wiring: &mut self.wiring };
             match guest.serve_one(&mut host) {
@@ -227,7 +258,6 @@ impl Port {
                 }
             }
         }
-        Turn::More
     }
 
     /// A worker found one of this port's rings broken.

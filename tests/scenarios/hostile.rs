@@ -16,3 +16,5 @@ mod packed_places;
 mod rings;
 #[path = "hostile/siege.rs"]
 mod siege;
+#[path = "hostile/turns.rs"]
+mod turns;
