@@ -75,8 +75,11 @@ pub(crate) fn find_place(slots: &[Slot], told: Place, skips: bool) -> Finding {
 /// Where USED changes, if the rest of the ring bears that out.
 fn find(flags: &[u16]) -> Option<Standing> {
     let size = flags.len();
-    let is_used = |at: usize| (flags[at % size] & USED != 0) != (at >= size);
-    let mut changes = (1..=size).filter(|&at| is_used(at) != is_used(at - 1));
+    let used = |flags: &u16| flags & USED != 0;
+    // Each but the first against the one before; at the end the first one in its next lap.
+    let inside = flags.windows(2).zip(1..).filter(|(pair, _)| used(&pair[0]) != used(&pair[1])).map(|(_, at)| at);
+    let at_the_end = flags.first().zip(flags.last()).filter(|(first, last)| used(first) == used(last)).map(|_| size);
+    let mut changes = inside.chain(at_the_end);
     let (first, more) = (changes.next()?, [changes.next(), changes.next()]);
     if changes.next().is_some() {
         return None;
@@ -96,7 +99,7 @@ fn find(flags: &[u16]) -> Option<Standing> {
     // No truncation, here and below: at most 32,768 descriptors.
     let place = Place::new(index as u16, flags[index] & USED == 0);
     let run = available_from(flags, place).count();
-    let others = (run..size).map(|nth| (index + nth) % size).filter(|&at| Some(at) != gap);
+    let others = (run..size).map(|nth| around(index + nth, size)).filter(|&at| Some(at) != gap);
     others.map(|at| flags[at]).all(|flags| !looks_available(flags)).then_some(Standing { place, gap: gap.map(|at| at as u16) })
 }
 
@@ -113,8 +116,13 @@ fn behind_gap([a, b, c]: [usize; 3], size: usize) -> Option<(usize, usize)> {
 
 /// The run of descriptors that look available, from a place on.
 fn available_from(flags: &[u16], place: Place) -> impl Iterator<Item = usize> + '_ {
-    let all = (0..flags.len()).map(move |nth| (usize::from(place.index) + nth) % flags.len());
+    let all = (0..flags.len()).map(move |nth| around(usize::from(place.index) + nth, flags.len()));
     all.take_while(|&index| looks_available(flags[index]))
+}
+
+/// The index of what is less than a lap beyond the end. A remainder would take most of the time of a look.
+fn around(at: usize, size: usize) -> usize {
+    if at < size { at } else { at - size }
 }
 
 fn looks_available(flags: u16) -> bool {

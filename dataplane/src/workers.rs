@@ -192,12 +192,9 @@ impl Workers {
     ///
     /// # Errors
     /// When a worker does not pass a batch boundary in time. The new snapshot is in place all the same.
-    pub(crate) fn publish(&mut self, mut snapshot: Snapshot) -> Result<(), WorkerStuck> {
-        self.generation += 1;
-        snapshot.generation = self.generation;
+    pub(crate) fn publish(&mut self, snapshot: Snapshot) -> Result<(), WorkerStuck> {
         // Kept until the end, so that what it alone still holds is freed here and not by a worker.
-        let old = self.snapshot.swap(Arc::new(snapshot));
-        self.handles.iter().for_each(WorkerHandle::wake);
+        let old = self.show(snapshot);
         let has_passed = |worker: &WorkerHandle| worker.shared.boundary.is_passed(self.generation);
         let interrupt = |waited| {
             if waited > STUCK_AFTER {
@@ -211,9 +208,24 @@ impl Workers {
         Ok(())
     }
 
+    /// Replaces the snapshot and waits for nobody; gives the old one, which workers may still use.
+    pub(crate) fn show(&mut self, mut snapshot: Snapshot) -> Arc<Snapshot> {
+        self.generation += 1;
+        snapshot.generation = self.generation;
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        self.handles.iter().for_each(WorkerHandle::wake);
+        old
+    }
+
     /// Hands a frame to a worker. One that has too many already does not get it.
     pub(crate) fn inject(&self, worker: usize, injection: Injection) {
         self.handles[worker].inject(injection);
+    }
+
+    /// What the workers are shown now.
+    #[cfg(test)]
+    pub(crate) fn seen(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
     }
 
     /// False when one has died.

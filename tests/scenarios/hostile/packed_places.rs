@@ -4,7 +4,7 @@ use vhost::vhost_user::message::VhostUserVringState;
 use vm_memory::ByteValued;
 use weft_guest::{Buffer, Request, RingPlace, Shape, UserAddr, feature};
 
-use crate::common::{BROADCAST, Numbers, ORDERS, PACKED, exchange, frame};
+use crate::common::{BROADCAST, Numbers, ORDERS, PACKED, exchange, expect_frame, frame};
 use crate::packed::{Place, restart, start};
 use crate::siege::{FROM_GUEST, GOOD, Siege, TO_GUEST, WITNESS};
 
@@ -83,6 +83,28 @@ fn a_lie_about_the_position_harms_only_the_liar() {
                 siege.leave(guest);
             }
         }
+    }
+    siege.end();
+}
+
+/// Where chains have two descriptors, flags don't tell where a ring stands.
+#[test]
+fn a_packed_ring_that_is_started_while_it_runs_goes_on_where_it_is() {
+    let mut siege = Siege::begin();
+    for features in PACKED {
+        let mut guest = siege.attacker(|builder| builder.features(features));
+        let two = Shape::header_apart(guest.header_len());
+        for _ in 0..5 {
+            for _ in 0..6 {
+                let sent = frame(WITNESS, GOOD, 200);
+                guest.send_shaped(&sent, &two).unwrap();
+                expect_frame(&mut siege.witness, &sent);
+            }
+            guest.flush().unwrap();
+            start(&mut guest, FROM_GUEST);
+            siege.expect_unharmed(&mut guest, "a kick descriptor for a ring that runs");
+        }
+        siege.leave(guest);
     }
     siege.end();
 }
