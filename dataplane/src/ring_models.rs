@@ -38,7 +38,7 @@ fn ring(features: RingFeatures) -> (Ring, Chain, Driver) {
     (0..SIZE).for_each(|index| file.write_all_at(&0x800_u64.to_le_bytes(), 16 * u64::from(index)).unwrap());
     file.write_all_at(&0x100_u32.to_le_bytes(), 8).unwrap();
     let spec = RegionSpec { guest: 0, len: MEMORY_LEN, user: 0, file_offset: 0 };
-    let memory = Arc::new(GuestMemory::default().with_region(spec, file.into()).unwrap());
+    let memory = Arc::new(GuestMemory::default().with_region(spec, Arc::new(file)).unwrap());
     let call = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
     let base = Base::new(&memory, features, Direction::FromGuest, Some(call));
     let mut ring = Ring::new(LAYOUT, START, base).unwrap();

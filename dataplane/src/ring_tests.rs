@@ -192,10 +192,10 @@ fn a_chain_that_is_in_too_many_pieces_can_not_be_used() {
     let driver = Driver::new();
     let mut memory = GuestMemory::default();
     let main = RegionSpec { guest: 0, len: MEMORY_LEN, user: USER, file_offset: 0 };
-    memory = memory.with_region(main, driver.file.try_clone().unwrap().into()).unwrap();
+    memory = memory.with_region(main, Arc::new(driver.file.try_clone().unwrap())).unwrap();
     for nth in 0..250 {
         let spec = RegionSpec { guest: 0x100_0000 + nth, len: 1, user: 0x9000_0000 + 0x1000 * nth, file_offset: nth };
-        memory = memory.with_region(spec, driver.file.try_clone().unwrap().into()).unwrap();
+        memory = memory.with_region(spec, Arc::new(driver.file.try_clone().unwrap())).unwrap();
     }
     let base = Base::new(&Arc::new(memory), RingFeatures::default(), Direction::ToGuest, None);
     let mut ring = SplitRing::new(LAYOUT, base).unwrap();
