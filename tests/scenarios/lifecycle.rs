@@ -451,8 +451,8 @@ fn a_region_can_be_taken_away_and_given_back() {
     }
 }
 
-/// What a guest had in flight when the switch went away is taken up by the next switch, as long as the front-end knows where
-/// its rings stand.
+/// What a guest had in flight when the switch went away is taken up by the next switch. Here the front-end knows where its rings
+/// stand; the next test has one that does not.
 #[test]
 fn guests_go_on_with_another_switch() {
     let _alone = alone();
