@@ -39,6 +39,7 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::packed_in_order_64(args = (loaded(Load { features: PACKED | feature::IN_ORDER, ..Load::PLAIN })), config = at_most(486))]
 #[bench::stations_1000(args = (loaded(Load { stations: 1000, ..Load::PLAIN })), config = at_most(457))]
 #[bench::guests_16(args = (loaded(Load { guests: 16, ..Load::PLAIN })), config = at_most(544))]
+#[bench::gateway_64(args = (loaded(Load { gateway: true, ..Load::PLAIN })), config = at_most(448))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(531))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(586))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

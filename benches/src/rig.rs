@@ -2,6 +2,7 @@
 //! and whatever else the machine does.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, ScopedJoinHandle};
@@ -9,8 +10,9 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token, Waker};
 use tempfile::TempDir;
-use weft_dataplane::{Dataplane, DataplaneError, HandWorker, PortSettings, SocketRole};
+use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NetworkSettings, PortSettings, SocketRole};
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
+use weft_switch::gateway::GatewaySettings;
 use weft_switch::{FdbSettings, MacAddr};
 
 use crate::load::traffic::station;
@@ -37,12 +39,14 @@ pub struct Load {
     pub buffer_len: u32,
     /// Features that the guests negotiate, beside `VERSION_1`.
     pub features: u64,
+    /// Their network has a gateway, which none of the frames is for.
+    pub gateway: bool,
 }
 
 impl Load {
     /// Frames of 60 bytes from one station to another, each in one piece, through split rings.
     pub const PLAIN: Self =
-        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF };
+        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF, gateway: false };
 
     fn shape(&self) -> Shape {
         // The virtio-net header alone, then as many parts as are left, which is how drivers cut frames.
@@ -95,7 +99,7 @@ impl Rig {
     /// # Errors
     /// When the operating system or the switch refuses something.
     pub fn new(load: &Load) -> Result<Self, RigError> {
-        let (owner, mut worker) = Owner::start(load.guests)?;
+        let (owner, mut worker) = Owner::start(load)?;
         let (guests, sends, receives) = polled(&mut worker, || plug_in(&owner, load))?;
         Ok(Self { worker, guests, sends, receives, owner })
     }
@@ -149,15 +153,15 @@ impl Drop for Rig {
 }
 
 impl Owner {
-    fn start(ports: usize) -> Result<(Self, HandWorker), RigError> {
+    fn start(load: &Load) -> Result<(Self, HandWorker), RigError> {
         let sockets = tempfile::tempdir()?;
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
-            let settings = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
-            let network = dataplane.add_network(settings)?;
-            for number in 0..ports {
+            let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
+            let network = dataplane.add_network(NetworkSettings { fdb, gateway: load.gateway.then(gateway) })?;
+            for number in 0..load.guests {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
                     network,
@@ -182,6 +186,18 @@ impl Owner {
             }
         });
         Ok((Self { stop, waker, thread: Some(thread), sockets }, worker))
+    }
+}
+
+fn gateway() -> GatewaySettings {
+    GatewaySettings {
+        subnet: "10.77.0.0/24".parse().expect("the subnet in the source is a good one"),
+        address: Ipv4Addr::new(10, 77, 0, 1),
+        mac: MacAddr([2, 0x77, 0, 0, 0, 1]),
+        mtu: 1500,
+        dhcp: true,
+        dns: true,
+        host_access: false,
     }
 }
 

@@ -2,6 +2,7 @@
 //! place where a method is listed: dispatch, the client's types and the JSON Schema all come from it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_switch::MacAddr;
 
+use crate::addressing::StaticLease;
 use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode};
@@ -105,6 +107,51 @@ pub struct NetworkAdd {
     /// What is declared about it; the same keys as in the configuration file.
     #[serde(default)]
     pub settings: NetworkConfig,
+}
+
+/// An address to keep for one client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseAdd {
+    /// The network.
+    pub network: Name,
+    /// The address and for whom it is kept; the same keys as in the configuration file.
+    pub lease: StaticLease,
+}
+
+/// A lease, by network and address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseOf {
+    /// The network.
+    pub network: Name,
+    /// The address.
+    pub address: Ipv4Addr,
+}
+
+/// An address that a client has, or that is kept for one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeaseLine {
+    /// The network.
+    pub network: Name,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// `leased`, `quarantined` (somebody uses it without a lease, and nobody gets it for a while), or `reserved` (kept for a client that
+    /// does not have it now).
+    pub state: String,
+    /// It is kept for one client, as declared.
+    pub fixed: bool,
+    /// What the client is known by: a MAC address, or its client identifier in hexadecimal.
+    pub client: Option<String>,
+    /// The client's MAC address.
+    #[schemars(with = "Option<String>")]
+    pub mac: Option<MacAddr>,
+    /// The port behind which it is.
+    pub port: Option<String>,
+    /// What the host is called.
+    pub hostname: Option<String>,
+    /// Until it ends, in seconds.
+    pub seconds_left: Option<u64>,
 }
 
 /// The switch as a whole.
@@ -234,12 +281,54 @@ pub struct NetworkInfo {
     pub fdb_capacity: u32,
     /// The MTU that guests are told, in bytes.
     pub mtu: u16,
+    /// Its subnet, if it has one.
+    #[serde(default)]
+    pub subnet: Option<String>,
+    /// The gateway's address.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
+    /// The gateway's MAC address.
+    #[serde(default)]
+    #[schemars(with = "Option<String>")]
+    pub gateway_mac: Option<MacAddr>,
+    /// What DHCP does there, if it is served.
+    #[serde(default)]
+    pub dhcp: Option<DhcpInfo>,
+    /// What DNS does there, if it is served.
+    #[serde(default)]
+    pub dns: Option<DnsInfo>,
     /// Its ports.
     pub ports: Vec<Name>,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
     /// What its forwarding database did.
     pub fdb: FdbCounts,
+}
+
+/// What a network's DHCP server does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DhcpInfo {
+    /// The addresses that are given to whoever asks.
+    pub range: String,
+    /// How many of them nobody has.
+    pub free: u32,
+    /// How long a lease lasts, in seconds.
+    pub lease_seconds: u64,
+    /// What it did since it started.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What a network's DNS forwarder does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DnsInfo {
+    /// The domain of the network's hosts.
+    pub domain: String,
+    /// The servers that it asks.
+    pub servers: Vec<String>,
+    /// Answers that are kept now.
+    pub cached: usize,
+    /// What it did since it started.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// What a forwarding database did since the network was added.
@@ -391,6 +480,12 @@ methods! {
     "fdb.list" => ListFdb, fdb_list(MaybeNetwork) -> Vec<FdbLine>;
     /// Forgets the MAC addresses that were learned.
     "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
+    /// The addresses that clients have, and those that are kept for one.
+    "lease.list" => ListLeases, lease_list(MaybeNetwork) -> Vec<LeaseLine>;
+    /// Keeps an address for one client.
+    "lease.add" => AddLease, lease_add(LeaseAdd) -> LeaseLine;
+    /// Ends a lease, and keeps the address for nobody any more.
+    "lease.remove" => RemoveLease, lease_remove(LeaseOf) -> LeaseOf;
     /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
     /// The declared value that runs; as TOML it is a configuration file.

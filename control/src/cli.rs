@@ -1,7 +1,11 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
+mod leases;
+mod networks;
+
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,9 +14,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
-use crate::api::{self, MaybeNetwork, Named, NetworkAdd, Nothing, PortAdd, PortInfo, Stats};
+use self::leases::{LeaseCommand, lease};
+use self::networks::{NetworkCommand, network};
+use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats};
 use crate::client::{Client, ClientError};
-use crate::config::{Config, NetworkConfig, PortConfig, WorkerOverrides};
+use crate::config::{Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
@@ -20,9 +26,8 @@ use crate::host::Host;
 use crate::logging::{self, LogError};
 use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
-use crate::values::{
-    AgeingSeconds, CpuList, FdbCapacity, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath, WorkerCount,
-};
+use crate::state_dir;
+use crate::values::{CpuList, Name, PollingMode, PortMac, Queues, SocketPath, ValueError, WorkerCount};
 
 /// How often `weft stats --watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,6 +68,9 @@ enum Command {
     /// MAC addresses: which one is behind which port.
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// Leases: which address belongs to which client.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
     /// Show how the switch is.
     Status,
     /// Show what passed through the ports, and how busy the workers were.
@@ -115,6 +123,10 @@ struct RunArgs {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where leases are kept; $WEFT_STATE_DIR or $STATE_DIRECTORY, else DIR/state if the run directory DIR was chosen, /var/lib/weft for root,
+    /// $XDG_STATE_HOME/weft or ~/.local/state/weft.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, trace or off, or a list of MODULE=LEVEL.
     #[arg(long, value_name = "LEVEL", env = "WEFT_LOG")]
     log: Option<String>,
@@ -152,6 +164,9 @@ enum PortCommand {
         /// The guest's address; derived from the host and the names if none is given.
         #[arg(long)]
         mac: Option<PortMac>,
+        /// The IP address that DHCP keeps for the guest; any that is free if none is given.
+        #[arg(long, value_name = "IP")]
+        address: Option<Ipv4Addr>,
     },
     /// List all ports.
     List,
@@ -163,39 +178,6 @@ enum PortCommand {
     /// Remove a port; its guest is disconnected.
     Remove {
         /// The port.
-        name: Name,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum NetworkCommand {
-    /// Add a network.
-    Add {
-        /// The new network's name.
-        name: Name,
-        /// What kind of network it is: private.
-        #[arg(long, default_value_t = NetworkMode::default())]
-        mode: NetworkMode,
-        /// After how many seconds of silence a MAC address is forgotten, 10 to 86400.
-        #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::default().ageing_seconds)]
-        ageing: AgeingSeconds,
-        /// How many MAC addresses are kept, 16 to 262144.
-        #[arg(long, value_name = "N", default_value_t = NetworkConfig::default().fdb_capacity)]
-        fdb_capacity: FdbCapacity,
-        /// The MTU that guests are told, 68 to 65535 bytes.
-        #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
-        mtu: Mtu,
-    },
-    /// List all networks.
-    List,
-    /// Show one network.
-    Show {
-        /// The network.
-        name: Name,
-    },
-    /// Remove a network that has no ports.
-    Remove {
-        /// The network.
         name: Name,
     },
 }
@@ -244,6 +226,10 @@ enum CliError {
     RunDir(#[from] RunDirError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error("cannot resolve the path of the state directory: {0}")]
+    StateDir(io::Error),
+    #[error(transparent)]
+    Value(#[from] ValueError),
     /// The command itself was wrong.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -273,7 +259,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) => 2,
+            Self::Log(_) | Self::Value(_) => 2,
             _ => 1,
         }
     }
@@ -283,10 +269,14 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
     let run_dirs = || run_dir::candidates(cli.run_dir.as_deref());
     let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?) };
     match cli.command {
-        Command::Run(args) => run(args, &run_dirs()?[0], output),
+        Command::Run(args) => {
+            let was_chosen = cli.run_dir.is_some() || std::env::var_os("WEFT_RUN_DIR").is_some_and(|dir| !dir.is_empty());
+            run(args, &run_dirs()?[0], was_chosen, output)
+        }
         Command::Port(command) => port(command, &mut connect()?, output),
         Command::Network(command) => network(command, &mut connect()?, output),
         Command::Fdb(command) => fdb(command, &mut connect()?, output),
+        Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {
             output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))
@@ -309,10 +299,11 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
     }
 }
 
-fn run(args: RunArgs, run_dir: &Path, output: &Output) -> Result<(), CliError> {
+fn run(args: RunArgs, run_dir: &Path, run_dir_was_chosen: bool, output: &Output) -> Result<(), CliError> {
     logging::start(args.log.as_deref())?;
     let overrides = WorkerOverrides { count: args.workers, cpus: args.cpus, polling: args.polling };
-    let mut daemon = Daemon::start(run_dir, args.config, overrides)?;
+    let state_dir = state_dir::find(args.state_dir.as_deref(), run_dir, run_dir_was_chosen).map_err(CliError::StateDir)?;
+    let mut daemon = Daemon::start(run_dir, &state_dir, args.config, overrides)?;
     let told = if output.json {
         daemon.status().map_or(Ok(()), |status| print_line(&status))
     } else {
@@ -348,8 +339,8 @@ fn guest_text(port: &PortInfo) -> String {
 
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
-        PortCommand::Add { name, network, socket, client: is_client, queues, mac } => {
-            let settings = PortConfig { network, socket, client: is_client, queues, mac };
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address } => {
+            let settings = PortConfig { network, socket, client: is_client, queues, mac, address };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }
@@ -359,26 +350,6 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
         PortCommand::Show { name } => output.show(&client.call::<api::ShowPort>(&Named { name })?, render::port),
         PortCommand::Remove { name } => output
             .show(&client.call::<api::RemovePort>(&Named { name })?, |_, removed| format!("Port {} is gone.\n", removed.name)),
-    }
-}
-
-fn network(command: NetworkCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
-    match command {
-        NetworkCommand::Add { name, mode, ageing, fdb_capacity, mtu } => {
-            let settings = NetworkConfig { mode, ageing_seconds: ageing, fdb_capacity, mtu };
-            let info = client.call::<api::AddNetwork>(&NetworkAdd { name, settings })?;
-            output.show(&info, |_, info| {
-                format!("Network {} is there. Put a port on it with: weft port add NAME --network {}\n", info.name, info.name)
-            })
-        }
-        NetworkCommand::List => {
-            output.show(&client.call::<api::ListNetworks>(&Nothing {})?, |style, networks| render::networks(style, networks))
-        }
-        NetworkCommand::Show { name } => output.show(&client.call::<api::ShowNetwork>(&Named { name })?, render::network),
-        NetworkCommand::Remove { name } => {
-            let removed = client.call::<api::RemoveNetwork>(&Named { name })?;
-            output.show(&removed, |_, removed| format!("Network {} is gone.\n", removed.name))
-        }
     }
 }
 

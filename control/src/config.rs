@@ -3,20 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weft_dataplane::{Polling, WorkerSettings};
-use weft_switch::{FdbSettings, MacAddr};
+use weft_switch::{DomainName, FdbSettings, Subnet};
 
+use crate::addressing::{DhcpChoice, DnsChoice, StaticLease};
+pub use crate::conflict::Conflict;
+use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
-use crate::refusal::list;
 use crate::render::counted;
 use crate::values::{
-    AgeingSeconds, CpuList, FdbCapacity, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath, WorkerCount,
-    cpu_ranges,
+    AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
+    WorkerCount, cpu_ranges,
 };
 
 /// Everything that is declared about a switch.
@@ -60,12 +62,31 @@ pub struct WorkerOverrides {
 pub struct NetworkConfig {
     /// What kind of network it is.
     pub mode: NetworkMode,
+    /// The addresses of its hosts; a network with a way out gets one that is free if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub subnet: Option<Subnet>,
+    /// The gateway's address; the first of the subnet's hosts if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Which addresses are given out by DHCP.
+    pub dhcp: DhcpChoice,
+    /// How long an address is leased, in seconds.
+    pub lease_seconds: LeaseSeconds,
+    /// Whom the DNS forwarder asks.
+    pub dns: DnsChoice,
+    /// The domain of its hosts.
+    #[schemars(with = "String")]
+    pub domain: DomainName,
     /// After how many seconds of silence a MAC address is forgotten.
     pub ageing_seconds: AgeingSeconds,
     /// How many MAC addresses are kept.
     pub fdb_capacity: FdbCapacity,
     /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
     pub mtu: Mtu,
+    /// Addresses that are kept for one client each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub leases: Vec<StaticLease>,
 }
 
 /// What is declared about a port.
@@ -84,51 +105,9 @@ pub struct PortConfig {
     /// The guest's address; derived from the host and the names if none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<PortMac>,
-}
-
-/// Two declarations, or one and the host, don't go together.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Conflict {
-    /// A port's network is not declared.
-    #[error("port {port:?} names network {network:?}, which is not there; there are: {}", list(known))]
-    NoSuchNetwork {
-        /// The port.
-        port: Name,
-        /// Its network.
-        network: Name,
-        /// The networks that are there.
-        known: Vec<Name>,
-    },
-    /// Two guests of one network have the same address.
-    #[error("ports {other:?} and {port:?} on network {network:?} have the same MAC address, {mac}: give one of them another")]
-    SameMac {
-        /// The later port.
-        port: Name,
-        /// The earlier one.
-        other: Name,
-        /// Their network.
-        network: Name,
-        /// Their address.
-        mac: MacAddr,
-    },
-    /// Two ports have the same socket.
-    #[error("ports {other:?} and {port:?} have the same socket, {path:?}: give one of them another")]
-    SameSocket {
-        /// The later port.
-        port: Name,
-        /// The earlier one.
-        other: Name,
-        /// Their socket.
-        path: PathBuf,
-    },
-    /// A port's socket would be the control socket.
-    #[error("the socket of port {port:?} would be {path:?}, which is weft's control socket: choose another name or socket")]
-    ControlSocket {
-        /// The port.
-        port: Name,
-        /// The control socket.
-        path: PathBuf,
-    },
+    /// The IP address that DHCP keeps for the guest; any that is free if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
 }
 
 impl Config {
@@ -181,7 +160,7 @@ impl Config {
                 return Err(Conflict::SameSocket { port: name.clone(), other: other.clone(), path });
             }
         }
-        Ok(())
+        self.networks.iter().try_for_each(|(name, network)| GatewayPlan::new(name, self, host, network.subnet).map(drop))
     }
 
     /// The ports of a network.
@@ -251,6 +230,9 @@ impl WorkerOverrides {
 }
 
 impl NetworkConfig {
+    /// The domain of hosts if nothing else is said. `internal` is for such (ICANN Board resolution 2024.07.29.06), nobody has it outside.
+    pub const DOMAIN: &'static str = "weft.internal";
+
     /// The forwarding database that is declared.
     #[must_use]
     pub fn fdb(&self) -> FdbSettings {
@@ -268,18 +250,6 @@ impl fmt::Display for WorkersConfig {
     }
 }
 
-impl Conflict {
-    /// The key that can be changed to solve it.
-    #[must_use]
-    pub fn key(&self) -> [&str; 3] {
-        match self {
-            Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
-            Self::SameMac { port, .. } => ["ports", port.as_str(), "mac"],
-            Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
-        }
-    }
-}
-
 impl Default for WorkersConfig {
     fn default() -> Self {
         Self { count: WorkerCount::of::<1>(), cpus: CpuList::default(), polling: PollingMode::default() }
@@ -290,9 +260,16 @@ impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             mode: NetworkMode::default(),
+            subnet: None,
+            gateway: None,
+            dhcp: DhcpChoice::default(),
+            lease_seconds: LeaseSeconds::of::<43_200>(),
+            dns: DnsChoice::default(),
+            domain: Self::DOMAIN.parse().expect("the domain in the source is a good one"),
             ageing_seconds: AgeingSeconds::of::<300>(),
             fdb_capacity: FdbCapacity::of::<16_384>(),
             mtu: Mtu::of::<1500>(),
+            leases: Vec::new(),
         }
     }
 }
@@ -300,7 +277,7 @@ impl Default for NetworkConfig {
 impl Default for PortConfig {
     fn default() -> Self {
         let network = plain_name(Config::DEFAULT_NETWORK);
-        Self { network, socket: None, client: false, queues: Queues::of::<1>(), mac: None }
+        Self { network, socket: None, client: false, queues: Queues::of::<1>(), mac: None, address: None }
     }
 }
 
@@ -380,6 +357,44 @@ mod tests {
     fn a_port_can_not_take_the_control_socket() {
         let config = with_ports(&[("control", PortConfig::default())]);
         assert!(matches!(config.check(&host()), Err(Conflict::ControlSocket { .. })));
+    }
+
+    #[test]
+    fn addresses_need_a_subnet() {
+        let address = Some(Ipv4Addr::new(10, 77, 0, 9));
+        let lease = r#"{"address":"10.77.0.9","mac":"02:00:00:00:00:09"}"#;
+        let networks = [
+            NetworkConfig { gateway: address, ..NetworkConfig::default() },
+            NetworkConfig { dhcp: "10.77.0.10-10.77.0.19".parse().unwrap(), ..NetworkConfig::default() },
+            NetworkConfig { leases: vec![serde_json::from_str(lease).unwrap()], ..NetworkConfig::default() },
+        ];
+        for network in networks {
+            let mut config = Config { networks: [(name("lab"), network)].into(), ..Config::default() };
+            assert!(matches!(config.check(&host()), Err(Conflict::NeedsSubnet { .. })), "{config:?}");
+            config.networks.get_mut(&name("lab")).unwrap().subnet = Some("10.77.0.0/24".parse().unwrap());
+            assert_eq!(config.check(&host()), Ok(()), "{config:?}");
+        }
+        let port = PortConfig { address, ..PortConfig::default() };
+        assert!(matches!(with_ports(&[("a", port)]).check(&host()), Err(Conflict::NeedsSubnet { .. })));
+    }
+
+    #[test]
+    fn what_a_network_has_no_use_for_is_refused() {
+        let lab = |network| Config { networks: [(name("lab"), network)].into(), ..Config::default() };
+        let private = NetworkConfig { mode: NetworkMode::Private, dns: "192.0.2.1".parse().unwrap(), ..NetworkConfig::default() };
+        assert!(matches!(lab(private).check(&host()), Err(Conflict::PrivateDns { .. })));
+        let subnet = Some("10.77.0.0/24".parse().unwrap());
+        let outside = NetworkConfig { subnet, gateway: Some(Ipv4Addr::new(10, 78, 0, 1)), ..NetworkConfig::default() };
+        assert!(matches!(lab(outside).check(&host()), Err(Conflict::Gateway { .. })));
+        let outside = NetworkConfig { subnet, dhcp: "10.78.0.1-10.78.0.9".parse().unwrap(), ..NetworkConfig::default() };
+        assert!(matches!(lab(outside).check(&host()), Err(Conflict::Dhcp { .. })));
+        let mac = PortMac::try_from(host().gateway_mac(&name("default"))).unwrap();
+        let gateways = with_ports(&[("a", PortConfig { mac: Some(mac), ..PortConfig::default() })]);
+        assert!(matches!(gateways.check(&host()), Err(Conflict::GatewayMac { .. })));
+        let mut config = with_ports(&[("a", PortConfig { address: Some(Ipv4Addr::new(10, 77, 0, 9)), ..PortConfig::default() })]);
+        *config.networks.get_mut(&name("default")).unwrap() =
+            NetworkConfig { subnet, dhcp: DhcpChoice::Off, ..NetworkConfig::default() };
+        assert!(matches!(config.check(&host()), Err(Conflict::AddressWithoutDhcp { .. })));
     }
 
     #[test]

@@ -128,6 +128,23 @@ mod tests {
             fdb_capacity = 1024
             mtu = 9000
 
+            [networks.office]
+            mode = "nat"
+            subnet = "10.78.0.0/16"
+            gateway = "10.78.0.254"
+            dhcp = "10.78.1.0-10.78.1.255"
+            lease_seconds = 3600
+            dns = "192.0.2.1,192.0.2.2:5353"
+            domain = "office.example"
+            leases = [
+                { address = "10.78.0.9", mac = "02:00:00:00:00:09", hostname = "printer" },
+                { address = "10.78.0.10", client_id = "ff:00:01" },
+            ]
+
+            [ports.db]
+            network = "office"
+            address = "10.78.0.8"
+
             [ports.web]
             network = "lab"
             socket = "/run/vm/web.sock"
@@ -138,8 +155,8 @@ mod tests {
         let config = parse_text(text).unwrap();
         let again = parse_text(&toml::to_string_pretty(&config).unwrap()).unwrap();
         assert_eq!(config, again, "what is shown can be read back");
-        assert_eq!(config.networks.len(), 1);
-        assert_eq!(config.ports.len(), 1);
+        assert_eq!(config.networks.len(), 2);
+        assert_eq!(config.ports.len(), 2);
         assert_eq!(config.workers.settings().cpus, [2, 3, 4, 5]);
     }
 
@@ -167,7 +184,25 @@ mod tests {
                 "weft.toml:1:18: ports.a.queues: invalid type: string \"x\", expected a whole number from 1 to 16",
             ),
             ("[ports.\"a/b\"]\n", "weft.toml:1:8: ports.a/b: \"a/b\" can't be a name"),
-            ("[networks.n]\nmode = \"nat\"\n", "weft.toml:2:8: networks.n.mode: mode \"nat\" is not there yet"),
+            ("[networks.n]\nmode = \"bridge\"\n", "weft.toml:2:8: networks.n.mode: mode \"bridge\" is not there yet"),
+            (
+                "[networks.n]\nsubnet = \"10.77.0.1/24\"\n",
+                "weft.toml:2:10: networks.n.subnet: 10.77.0.1/24 is not the first address of its subnet: write 10.77.0.0/24",
+            ),
+            (
+                "[networks.n]\nsubnet = \"10.77.0.0/24\"\ngateway = \"10.78.0.1\"\n",
+                "weft.toml:3:11: networks.n.gateway: network \"n\": the gateway's address 10.78.0.1 is not the address of a host",
+            ),
+            ("[networks.n]\ndhcp = \"10.77.0.9\"\n", "weft.toml:2:8: networks.n.dhcp: \"10.77.0.9\" is not a range of addresses"),
+            (
+                "[networks.n]\nmtu = 9000\ndhcp = \"10.77.0.9-10.77.0.19\"\n",
+                "weft.toml:1:11: networks.n.subnet: network \"n\" has a range for DHCP, but no subnet: give it one",
+            ),
+            ("[networks.n]\ndns = \"dns.example\"\n", "weft.toml:2:7: networks.n.dns: \"dns.example\" are no DNS servers"),
+            (
+                "[networks.n]\nleases = [{ address = \"10.77.0.9\" }]\n",
+                "weft.toml:2:10: networks.n.leases: an address is kept for one client: give either a MAC address or",
+            ),
             ("[networks.n]\nmtu = 67\n", "weft.toml:2:7: networks.n.mtu: 67 is out of range"),
             (
                 "[ports.a]\nmac = \"ff:ff:ff:ff:ff:ff\"\n",

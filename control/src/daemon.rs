@@ -23,6 +23,7 @@ use crate::refusal::Refusal;
 use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
 use crate::server::{Server, ServerError};
+use crate::services::Services;
 use crate::switch::Switch;
 
 /// SIGTERM and SIGINT.
@@ -93,12 +94,17 @@ struct Watchdog {
 }
 
 impl Daemon {
-    /// Takes the run directory and starts everything; when this returns, guests and clients can connect. About the workers,
-    /// `overrides` come before the file.
+    /// Takes the run directory and starts everything; when this returns, guests and clients can connect. What outlives weft is in
+    /// `state_dir`. About the workers, `overrides` come before the file.
     ///
     /// # Errors
     /// When anything of that fails. Nothing is left behind then.
-    pub fn start(run_dir: &Path, config_file: Option<PathBuf>, overrides: WorkerOverrides) -> Result<Self, DaemonError> {
+    pub fn start(
+        run_dir: &Path,
+        state_dir: &Path,
+        config_file: Option<PathBuf>,
+        overrides: WorkerOverrides,
+    ) -> Result<Self, DaemonError> {
         let host = Host::this(run_dir);
         let config_file = config_file.map(absolute).transpose()?;
         let declared = match &config_file {
@@ -120,7 +126,9 @@ impl Daemon {
         let reload = signal_pipe(&poll, RELOAD, &[SIGHUP])?;
         let control_socket = host.control_socket();
         let dataplane = Dataplane::start(poll.registry(), &workers.settings())?;
-        let mut switch = Switch::new(dataplane, workers.clone(), host, config_file);
+        let services = Services::new(poll.registry(), state_dir)
+            .map_err(|source| DaemonError::Io { what: "make what DHCP and DNS need", source })?;
+        let mut switch = Switch::new(dataplane, services, workers.clone(), host, config_file);
         switch.apply(&config)?;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
@@ -162,7 +170,7 @@ impl Daemon {
         let mut events = Events::with_capacity(256);
         notify(&[NotifyState::Ready, NotifyState::Status(&self.summary())]);
         loop {
-            let due = self.switch.dataplane.tick();
+            let due = self.switch.tick();
             let timeout = due.min(self.own_timeout());
             match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -181,9 +189,11 @@ impl Daemon {
                     RELOAD => self.reload(),
                     token if self.server.owns(token) => self.server.handle(event, self.poll.registry(), &mut self.switch),
                     token if token.0 >= Dataplane::FIRST_TOKEN => self.switch.dataplane.handle(event),
+                    token if Services::owns(token) => self.switch.handle(event),
                     token => warn!("an event with the unknown token {}", token.0),
                 }
             }
+            self.switch.serve();
             self.server.finish(self.poll.registry(), &mut self.switch);
             self.watch();
         }

@@ -6,8 +6,8 @@ use tracing::debug;
 use weft_dataplane::{Polling, WorkerStatus};
 
 use crate::api::{
-    Counters, FdbCounts, FdbLine, Flushed, Handler, HelloAnswer, HelloParams, MaybeNetwork, Named, NetworkAdd, NetworkInfo,
-    Nothing, PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
+    Counters, FdbCounts, FdbLine, Flushed, Handler, HelloAnswer, HelloParams, LeaseAdd, LeaseLine, LeaseOf, MaybeNetwork, Named,
+    NetworkAdd, NetworkInfo, Nothing, PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
@@ -43,6 +43,9 @@ impl Handler for Switch {
     fn port_add(&mut self, params: PortAdd) -> Result<PortInfo, RpcError> {
         let PortAdd { name, settings } = params;
         let mut wanted = self.config.clone();
+        if settings.address.is_some() {
+            self.pin_subnet(&mut wanted, &settings.network);
+        }
         if wanted.ports.insert(name.clone(), settings).is_some() {
             return Err(Refusal::Exists { what: "port", name }.into());
         }
@@ -78,7 +81,8 @@ impl Handler for Switch {
     }
 
     fn network_list(&mut self, _: Nothing) -> Result<Vec<NetworkInfo>, RpcError> {
-        self.config.networks.keys().map(|name| self.network_info(name)).collect()
+        let names: Vec<_> = self.config.networks.keys().cloned().collect();
+        names.iter().map(|name| self.network_info(name)).collect()
     }
 
     fn network_show(&mut self, params: Named) -> Result<NetworkInfo, RpcError> {
@@ -116,6 +120,18 @@ impl Handler for Switch {
         let chosen = self.chosen(&params)?;
         let entries = chosen.iter().map(|network| self.dataplane.flush_fdb(self.networks[network])).sum();
         Ok(Flushed { entries })
+    }
+
+    fn lease_list(&mut self, params: MaybeNetwork) -> Result<Vec<LeaseLine>, RpcError> {
+        self.list_leases(&params)
+    }
+
+    fn lease_add(&mut self, params: LeaseAdd) -> Result<LeaseLine, RpcError> {
+        self.add_lease(params)
+    }
+
+    fn lease_remove(&mut self, params: LeaseOf) -> Result<LeaseOf, RpcError> {
+        self.remove_lease(params)
     }
 
     fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> {
@@ -177,20 +193,26 @@ impl Switch {
         self.dataplane.worker_status().into_iter().enumerate().map(info).collect()
     }
 
-    fn network_info(&self, name: &Name) -> Result<NetworkInfo, RpcError> {
-        let (Some(config), Some(&id)) = (self.config.networks.get(name), self.networks.get(name)) else {
+    fn network_info(&mut self, name: &Name) -> Result<NetworkInfo, RpcError> {
+        let (Some(config), Some(&id)) = (self.config.networks.get(name).cloned(), self.networks.get(name)) else {
             return Err(self.no_network(name).into());
         };
         let Some(status) = self.dataplane.network_status(id) else {
             return Err(RpcError::internal(format!("the dataplane does not know network {name:?}")));
         };
         let fdb = status.fdb;
+        let gateway = self.gateway_plan(name).map(|plan| plan.gateway);
         Ok(NetworkInfo {
             name: name.clone(),
             mode: config.mode,
             ageing_seconds: config.ageing_seconds.value(),
             fdb_capacity: config.fdb_capacity.value(),
             mtu: config.mtu.value_u16(),
+            subnet: gateway.map(|gateway| gateway.subnet.to_string()),
+            gateway: gateway.map(|gateway| gateway.address),
+            gateway_mac: gateway.map(|gateway| gateway.mac),
+            dhcp: self.dhcp_info(id),
+            dns: self.dns_info(name, id),
             ports: self.config.ports_of(name).cloned().collect(),
             fdb_entries: status.fdb_entries,
             fdb: FdbCounts { learned: fdb.learned, moved: fdb.moved, evicted: fdb.evicted, expired: fdb.expired },
@@ -198,7 +220,7 @@ impl Switch {
     }
 
     /// The network that was asked for, or all of them.
-    fn chosen(&self, params: &MaybeNetwork) -> Result<Vec<Name>, Refusal> {
+    pub(crate) fn chosen(&self, params: &MaybeNetwork) -> Result<Vec<Name>, Refusal> {
         match &params.network {
             None => Ok(self.networks.keys().cloned().collect()),
             Some(name) if self.networks.contains_key(name) => Ok(vec![name.clone()]),
@@ -210,7 +232,7 @@ impl Switch {
         Refusal::NotThere { what: "port", name: name.clone(), known: self.config.ports.keys().cloned().collect() }
     }
 
-    fn no_network(&self, name: &Name) -> Refusal {
+    pub(crate) fn no_network(&self, name: &Name) -> Refusal {
         Refusal::NotThere { what: "network", name: name.clone(), known: self.config.networks.keys().cloned().collect() }
     }
 }

@@ -62,8 +62,18 @@ impl Host {
     ///
     /// The machine ID must not leave the host (machine-id(5)); 40 bits of a SHA-256 don't give it away.
     fn derived_mac(&self, network: &Name, port: &Name) -> MacAddr {
+        Self::hashed_mac(&["weft guest address", &self.identity, network.as_str(), port.as_str()])
+    }
+
+    /// The address of a network's gateway, made in the same way.
+    #[must_use]
+    pub fn gateway_mac(&self, network: &Name) -> MacAddr {
+        Self::hashed_mac(&["weft gateway address", &self.identity, network.as_str()])
+    }
+
+    fn hashed_mac(parts: &[&str]) -> MacAddr {
         let mut hash = Sha256::new();
-        for part in ["weft guest address", &self.identity, network.as_str(), port.as_str()] {
+        for part in parts {
             hash.update(part);
             hash.update([0]);
         }
@@ -99,6 +109,8 @@ mod tests {
         assert_ne!(vm1, host().mac(&name("vm1"), &elsewhere));
         assert_ne!(vm1, Host::new(Path::new("/run/weft"), "other").mac(&name("vm1"), &PortConfig::default()));
         assert!(!vm1.is_multicast());
+        assert_ne!(host().gateway_mac(&name("default")), host().gateway_mac(&name("lab")));
+        assert_ne!(host().gateway_mac(&name("default")), vm1);
     }
 
     #[test]

@@ -4,22 +4,29 @@
 //! by making a new `config` value, `plan` finds the steps from the old value to the new one, and `switch` takes them.
 #![forbid(unsafe_code)]
 
+pub mod addressing;
 pub mod api;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod config_file;
+pub mod conflict;
 pub mod daemon;
+pub mod gateway_plan;
 pub mod guest_line;
 mod handler;
 pub mod host;
+mod lease_handler;
 mod logging;
 pub mod plan;
 pub mod processors;
 pub mod refusal;
 mod render;
+pub mod routes;
 pub mod rpc;
 pub mod run_dir;
 mod server;
+pub mod services;
+pub mod state_dir;
 pub mod switch;
 pub mod values;

@@ -1,9 +1,12 @@
 //! Why the switch refused a request. Every message names the thing and the way out.
 
+use std::net::Ipv4Addr;
+
 use weft_dataplane::DataplaneError;
 
 use crate::config::Conflict;
 use crate::plan::Step;
+use crate::services::LeaseStoreError;
 use crate::values::Name;
 
 /// A request that was not carried out; what runs is as it was before.
@@ -38,6 +41,41 @@ pub enum Refusal {
     /// The declarations don't go together.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// What was kept of networks can't be read.
+    #[error(transparent)]
+    Leases(#[from] LeaseStoreError),
+    /// Nothing is known about an address.
+    #[error("network {network:?} has no lease of {address}: weft lease list shows those that there are")]
+    NoLease {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// An address is kept for somebody already.
+    #[error("network {network:?} keeps {address} for somebody already: remove that lease first")]
+    LeaseExists {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// An address that a port has by its own declaration.
+    #[error("network {network:?} keeps {address} for port {port:?}: remove that port, and add it without --address")]
+    PortLease {
+        /// The network.
+        network: Name,
+        /// The address.
+        address: Ipv4Addr,
+        /// The port.
+        port: Name,
+    },
+    /// A static lease where nobody would give it out.
+    #[error("network {network:?} has no DHCP, which would give out the address")]
+    NoDhcp {
+        /// The network.
+        network: Name,
+    },
     /// The workers differ from those that run.
     #[error("it takes a restart to change {0}: restart weft, or take this change back to have the rest applied")]
     Workers(String),
@@ -60,7 +98,18 @@ pub struct FailedStep {
     /// The step.
     pub step: Step,
     /// Why.
-    pub source: DataplaneError,
+    pub source: StepError,
+}
+
+/// Why a step was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The dataplane refused.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The leases can't be kept.
+    #[error(transparent)]
+    Leases(#[from] LeaseStoreError),
 }
 
 impl Refusal {
@@ -68,12 +117,12 @@ impl Refusal {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::NotThere { .. } => "not_there",
-            Self::Exists { .. } => "exists",
+            Self::NotThere { .. } | Self::NoLease { .. } => "not_there",
+            Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
-            Self::Conflict(_) | Self::Workers(_) => "conflict",
-            Self::Step(_) => "failed",
+            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::PortLease { .. } => "conflict",
+            Self::Step(_) | Self::Leases(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }
     }

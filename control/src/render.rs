@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
-use crate::api::{Counters, FdbLine, NetworkInfo, PortInfo, Stats, Status, WorkerInfo};
+use crate::api::{Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, Stats, Status, WorkerInfo};
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -72,11 +72,12 @@ pub(crate) fn networks(style: Style, networks: &[NetworkInfo]) -> String {
     if networks.is_empty() {
         return "There are no networks. Add one with: weft network add NAME\n".to_owned();
     }
-    let mut table = table(style, &["NETWORK", "MODE", "PORTS", "MACS", "AGEING", "MTU"]);
+    let mut table = table(style, &["NETWORK", "MODE", "SUBNET", "PORTS", "MACS", "AGEING", "MTU"]);
     for network in networks {
         table.add_row([
             Cell::new(&network.name),
             Cell::new(network.mode),
+            Cell::new(network.subnet.as_deref().unwrap_or("-")),
             number(network.ports.len()),
             number(network.fdb_entries),
             Cell::new(format!("{} s", network.ageing_seconds)).set_alignment(CellAlignment::Right),
@@ -89,21 +90,59 @@ pub(crate) fn networks(style: Style, networks: &[NetworkInfo]) -> String {
 pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     let ports = network.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let fdb = &network.fdb;
-    pairs(
-        style,
-        vec![
-            ("Network", network.name.to_string()),
-            ("Mode", network.mode.to_string()),
-            ("Ports", or_none(ports)),
-            ("MTU", network.mtu.to_string()),
-            ("Ageing", format!("{} s", network.ageing_seconds)),
-            ("MAC addresses", format!("{} of {}", network.fdb_entries, network.fdb_capacity)),
-            ("Learned", fdb.learned.to_string()),
-            ("Moved", fdb.moved.to_string()),
-            ("Evicted", fdb.evicted.to_string()),
-            ("Expired", fdb.expired.to_string()),
-        ],
-    )
+    let mut rows = vec![("Network", network.name.to_string()), ("Mode", network.mode.to_string()), ("Ports", or_none(ports))];
+    rows.extend(network.subnet.clone().map(|subnet| ("Subnet", subnet)));
+    if let (Some(address), Some(mac)) = (network.gateway, network.gateway_mac) {
+        rows.push(("Gateway", format!("{address} ({mac})")));
+        rows.push(("DHCP", network.dhcp.as_ref().map_or_else(|| "off".to_owned(), dhcp)));
+        rows.push(("DNS", network.dns.as_ref().map_or_else(|| "off".to_owned(), dns)));
+    }
+    rows.extend([
+        ("MTU", network.mtu.to_string()),
+        ("Ageing", format!("{} s", network.ageing_seconds)),
+        ("MAC addresses", format!("{} of {}", network.fdb_entries, network.fdb_capacity)),
+        ("Learned", fdb.learned.to_string()),
+        ("Moved", fdb.moved.to_string()),
+        ("Evicted", fdb.evicted.to_string()),
+        ("Expired", fdb.expired.to_string()),
+    ]);
+    pairs(style, rows)
+}
+
+fn dhcp(info: &DhcpInfo) -> String {
+    let counters = happened(&info.counters);
+    format!("{}, {} free, for {}{counters}", info.range, info.free, duration(info.lease_seconds))
+}
+
+fn dns(info: &DnsInfo) -> String {
+    let servers = or_none(info.servers.join(", "));
+    format!("{}, asks {servers}, {} kept{}", info.domain, counted(info.cached, "answer"), happened(&info.counters))
+}
+
+/// What is not zero, each on a line of its own.
+fn happened(counters: &std::collections::BTreeMap<String, u64>) -> String {
+    counters.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("\n{name}: {count}")).collect()
+}
+
+pub(crate) fn leases(style: Style, lines: &[LeaseLine]) -> String {
+    if lines.is_empty() {
+        return "No address is leased.\n".to_owned();
+    }
+    let mut table = table(style, &["NETWORK", "ADDRESS", "STATE", "CLIENT", "PORT", "HOSTNAME", "ENDS IN"]);
+    for line in lines {
+        let text = |text: &Option<String>| Cell::new(text.as_deref().unwrap_or("-"));
+        let state = if line.fixed && line.state == "leased" { "leased, fixed" } else { &line.state };
+        table.add_row([
+            Cell::new(&line.network),
+            Cell::new(line.address),
+            Cell::new(state),
+            text(&line.client),
+            text(&line.port),
+            text(&line.hostname),
+            number(line.seconds_left.map_or_else(|| "-".to_owned(), duration)),
+        ]);
+    }
+    finish(&table)
 }
 
 pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {

@@ -235,6 +235,9 @@ mod tests {
         fn network_show(&mut self, _: Named) -> Result<NetworkInfo, RpcError> { unreachable!() }
         fn network_remove(&mut self, _: Named) -> Result<Named, RpcError> { unreachable!() }
         fn fdb_list(&mut self, _: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> { unreachable!() }
+        fn lease_list(&mut self, _: MaybeNetwork) -> Result<Vec<LeaseLine>, RpcError> { unreachable!() }
+        fn lease_add(&mut self, _: LeaseAdd) -> Result<LeaseLine, RpcError> { unreachable!() }
+        fn lease_remove(&mut self, _: LeaseOf) -> Result<LeaseOf, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }
     }

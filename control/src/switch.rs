@@ -5,27 +5,36 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use tracing::{error, info};
-use weft_dataplane::{Dataplane, DataplaneError, PortSettings, SocketRole};
-use weft_switch::{MacAddr, NetworkId, PortId};
+use weft_dataplane::{Dataplane, NetworkSettings, PortSettings, SocketRole};
+use weft_switch::dhcp::DhcpServer;
+use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
-use crate::config::{Config, PortConfig, WorkersConfig};
+use crate::addressing::DhcpChoice;
+use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
+use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::plan::{Step, steps};
-use crate::refusal::{FailedStep, Refusal};
-use crate::values::Name;
+use crate::refusal::{FailedStep, Refusal, StepError};
+use crate::routes;
+use crate::services::Services;
+use crate::values::{Name, NetworkMode};
 
 /// A running switch.
 #[derive(Debug)]
 pub struct Switch {
     pub(crate) dataplane: Dataplane,
+    pub(crate) services: Services,
     pub(crate) config: Config,
     pub(crate) host: Host,
     pub(crate) config_file: Option<PathBuf>,
     pub(crate) started: Instant,
     pub(crate) networks: BTreeMap<Name, NetworkId>,
+    /// The subnets of networks that have one, declared or chosen.
+    pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
 }
 
@@ -41,14 +50,22 @@ pub(crate) struct Plugged {
 impl Switch {
     /// A switch without networks and ports, whose dataplane was started with `workers`.
     #[must_use]
-    pub fn new(dataplane: Dataplane, workers: WorkersConfig, host: Host, config_file: Option<PathBuf>) -> Self {
+    pub fn new(
+        dataplane: Dataplane,
+        services: Services,
+        workers: WorkersConfig,
+        host: Host,
+        config_file: Option<PathBuf>,
+    ) -> Self {
         Self {
             dataplane,
+            services,
             config: Config { workers, ..Config::default() },
             host,
             config_file,
             started: Instant::now(),
             networks: BTreeMap::new(),
+            subnets: BTreeMap::new(),
             ports: BTreeMap::new(),
         }
     }
@@ -63,18 +80,126 @@ impl Switch {
         }
         wanted.check(&self.host)?;
         let before = self.config.clone();
+        let old_subnets = self.subnets.clone();
+        self.subnets = self.choose_subnets(wanted)?;
         let plan = steps(&before, wanted);
         let count = plan.len();
         for step in plan {
             if let Err(source) = self.take(step.clone()) {
-                return Err(self.take_back(&before, step, source));
+                self.subnets = old_subnets;
+                let refusal = self.take_back(&before, step, source);
+                self.sync_services();
+                return Err(refusal);
             }
         }
+        self.sync_services();
+        self.remember_subnets(wanted, &old_subnets);
+        let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
+        gone.for_each(|name| self.services.forget(name));
         Ok(count)
     }
 
+    /// Does what is due, and says after how long to call again at the latest.
+    pub(crate) fn tick(&mut self) -> Duration {
+        self.services.tick(&mut self.dataplane);
+        let due = self.dataplane.tick();
+        due.min(self.services.due(&self.dataplane))
+    }
+
+    /// Handles an event of the services.
+    pub(crate) fn handle(&mut self, event: &Event) {
+        self.services.handle(&mut self.dataplane, event);
+    }
+
+    /// Deals with what guests have sent to the services.
+    pub(crate) fn serve(&mut self) {
+        self.services.serve(&mut self.dataplane);
+    }
+
+    /// The subnets of the networks that are wanted. One that has been chosen stays as long as its network does, whatever routes the host gets.
+    ///
+    /// # Errors
+    /// When the host reaches something else by the addresses of a network that is new or has another subnet now.
+    fn choose_subnets(&mut self, wanted: &Config) -> Result<BTreeMap<Name, Subnet>, Refusal> {
+        let mut subnets = BTreeMap::new();
+        let mut chosen_later = Vec::new();
+        let mut routes = None;
+        for (name, network) in &wanted.networks {
+            let current = self.subnets.get(name).copied();
+            match (network.subnet, network.mode) {
+                (Some(subnet), _) if current == Some(subnet) => drop(subnets.insert(name.clone(), subnet)),
+                (Some(subnet), _) => {
+                    let routes = routes.get_or_insert_with(routes::of_this_host);
+                    if let Some(route) = routes::overlapping(subnet, routes) {
+                        let (to, device) = (route.to, route.device.clone());
+                        let suggestion = routes::free_subnet(routes, &declared_subnets(wanted));
+                        let network = name.clone();
+                        return Err(Conflict::SubnetTaken { network, subnet, route: to, device, suggestion }.into());
+                    }
+                    subnets.insert(name.clone(), subnet);
+                }
+                (None, NetworkMode::Nat) => match current.filter(|_| was_chosen(self.config.networks.get(name))) {
+                    Some(current) => drop(subnets.insert(name.clone(), current)),
+                    None => chosen_later.push(name),
+                },
+                (None, NetworkMode::Private) => {}
+            }
+        }
+        for name in chosen_later {
+            let taken: Vec<_> = subnets.values().copied().collect();
+            let routes = routes.get_or_insert_with(routes::of_this_host);
+            // Where leases are kept, so is the subnet that they are of.
+            let has_leases = wanted.networks[name].dhcp != DhcpChoice::Off;
+            let remembered = if has_leases { self.services.remembered_subnet(name)? } else { None };
+            let chosen = remembered.filter(|subnet| routes::is_free(*subnet, routes, &taken));
+            let chosen = chosen.or_else(|| routes::free_subnet(routes, &taken));
+            subnets.insert(name.clone(), chosen.ok_or_else(|| Conflict::NoFreeSubnet { network: name.clone() })?);
+        }
+        Ok(subnets)
+    }
+
+    /// Has the subnets written down that were chosen.
+    fn remember_subnets(&mut self, config: &Config, before: &BTreeMap<Name, Subnet>) {
+        for (name, subnet) in &self.subnets {
+            if was_chosen(config.networks.get(name)) && before.get(name) != Some(subnet) {
+                self.services.remember_subnet(name, *subnet);
+            }
+        }
+    }
+
+    /// What is to be of a network's gateway, as things are declared now.
+    pub(crate) fn gateway_plan(&self, name: &Name) -> Option<GatewayPlan> {
+        let planned = GatewayPlan::new(name, &self.config, &self.host, self.subnets.get(name).copied());
+        planned.unwrap_or_else(|conflict| {
+            // It was checked before anything was done, but for a subnet that weft chose itself.
+            error!("network \"{name}\" has no gateway: {conflict}");
+            None
+        })
+    }
+
+    /// Tells DHCP servers of the addresses that are kept for ports, after ports have come or gone.
+    fn sync_services(&mut self) {
+        for (name, id) in self.networks.clone() {
+            let (plan, ports) = (self.gateway_plan(&name), self.ports_on(&name));
+            let wanted = plan.as_ref().and_then(|plan| plan.dhcp.as_ref());
+            if self.services.dhcp(id).map(DhcpServer::settings) == wanted {
+                continue;
+            }
+            match self.services.prepare(Some(id), &name, plan.as_ref()) {
+                Ok(prepared) => self.services.install(&mut self.dataplane, id, &name, plan.as_ref(), prepared, &ports),
+                Err(error) => error!("network \"{name}\" has no DHCP: {error}"),
+            }
+        }
+    }
+
+    /// The ports that are plugged into a network.
+    fn ports_on(&self, network: &Name) -> Vec<(PortId, Name)> {
+        let plugged = |name: &Name| self.ports.get(name).map(|port| (port.id, name.clone()));
+        self.config.ports_of(network).filter_map(plugged).collect()
+    }
+
     /// Goes on at the first failure of a step back: the other ports shall be as they were.
-    fn take_back(&mut self, before: &Config, step: Step, source: DataplaneError) -> Refusal {
+    fn take_back(&mut self, before: &Config, step: Step, source: StepError) -> Refusal {
         let mut failed = None;
         for undo in steps(&self.config, before) {
             if let Err(error) = self.take(undo.clone()) {
@@ -91,17 +216,19 @@ impl Switch {
 
     /// Takes one step, and records it if it happened. A step that removes or changes something happens even when a
     /// stuck worker makes it fail: what was removed is out of our hands, and the worker may still look at it.
-    fn take(&mut self, step: Step) -> Result<(), DataplaneError> {
+    fn take(&mut self, step: Step) -> Result<(), StepError> {
         let line = step.to_string();
         let outcome = match &step {
-            Step::RemovePort(name) => self.ports.remove(name).map_or(Ok(()), |port| self.dataplane.remove_port(port.id)),
-            Step::RemoveNetwork(name) => self.networks.remove(name).map_or(Ok(()), |id| self.dataplane.remove_network(id)),
-            Step::ChangeNetwork(name, network) => {
-                self.networks.get(name).map_or(Ok(()), |&id| self.dataplane.set_network(id, network.fdb()))
-            }
+            Step::RemovePort(name) => self.unplug(name),
+            Step::RemoveNetwork(name) => self.remove_network(name),
+            Step::ChangeNetwork(name, network) => self.set_network(name, network),
             Step::AddNetwork(name, network) => {
-                let id = self.dataplane.add_network(network.fdb())?;
-                self.networks.insert(name.clone(), id);
+                self.config.networks.insert(name.clone(), network.clone());
+                let added = self.add_network(name, network);
+                if added.is_err() {
+                    self.config.networks.remove(name);
+                }
+                added?;
                 Ok(())
             }
             Step::AddPort(name, port) => {
@@ -117,7 +244,43 @@ impl Switch {
         outcome
     }
 
-    fn plug(&mut self, name: &Name, port: &PortConfig) -> Result<Plugged, DataplaneError> {
+    fn add_network(&mut self, name: &Name, network: &NetworkConfig) -> Result<(), StepError> {
+        let plan = self.gateway_plan(name);
+        let prepared = self.services.prepare(None, name, plan.as_ref())?;
+        let gateway = plan.as_ref().map(|plan| plan.gateway);
+        let id = self.dataplane.add_network(NetworkSettings { fdb: network.fdb(), gateway })?;
+        self.networks.insert(name.clone(), id);
+        self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &[]);
+        Ok(())
+    }
+
+    fn set_network(&mut self, name: &Name, network: &NetworkConfig) -> Result<(), StepError> {
+        let Some(&id) = self.networks.get(name) else { return Ok(()) };
+        // Recorded as taken whatever comes of it, so that it is taken back.
+        self.config.networks.insert(name.clone(), network.clone());
+        let (plan, ports) = (self.gateway_plan(name), self.ports_on(name));
+        let prepared = self.services.prepare(Some(id), name, plan.as_ref())?;
+        let gateway = plan.as_ref().map(|plan| plan.gateway);
+        self.dataplane.set_network(id, NetworkSettings { fdb: network.fdb(), gateway })?;
+        self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &ports);
+        Ok(())
+    }
+
+    fn remove_network(&mut self, name: &Name) -> Result<(), StepError> {
+        let Some(id) = self.networks.remove(name) else { return Ok(()) };
+        self.services.remove(id);
+        Ok(self.dataplane.remove_network(id)?)
+    }
+
+    fn unplug(&mut self, name: &Name) -> Result<(), StepError> {
+        let Some(port) = self.ports.remove(name) else { return Ok(()) };
+        if let Some(&network) = self.config.ports.get(name).and_then(|config| self.networks.get(&config.network)) {
+            self.services.detach(network, port.id);
+        }
+        Ok(self.dataplane.remove_port(port.id)?)
+    }
+
+    fn plug(&mut self, name: &Name, port: &PortConfig) -> Result<Plugged, StepError> {
         let (socket, mac) = (self.host.socket(name, port), self.host.mac(name, port));
         let mtu = self.config.networks[&port.network].mtu.value_u16();
         let id = self.dataplane.add_port(PortSettings {
@@ -129,6 +292,17 @@ impl Switch {
             mac,
             mtu,
         })?;
+        self.services.attach(&mut self.dataplane, self.networks[&port.network], id, name);
         Ok(Plugged { id, socket, mac, mtu })
     }
+}
+
+/// The subnets that are declared.
+fn declared_subnets(config: &Config) -> Vec<Subnet> {
+    config.networks.values().filter_map(|network| network.subnet).collect()
+}
+
+/// True for a network whose subnet weft chose.
+fn was_chosen(network: Option<&NetworkConfig>) -> bool {
+    network.is_some_and(|network| network.subnet.is_none())
 }

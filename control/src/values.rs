@@ -8,7 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 use weft_dataplane::WorkerSettings;
-use weft_switch::{MacAddr, ParseMacError};
+use weft_switch::dns::UPSTREAMS_MAX;
+use weft_switch::{MacAddr, ParseMacError, SubnetError};
 
 /// The name of a port or a network. It is part of a file name, a QEMU option and a log line, so it is plain.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeriveDeserialize)]
@@ -26,6 +27,9 @@ pub type AgeingSeconds = Bounded<10, 86_400>;
 
 /// How many MAC addresses a network keeps.
 pub type FdbCapacity = Bounded<16, 262_144>;
+
+/// How long an address is leased, in seconds: a minute to a year.
+pub type LeaseSeconds = Bounded<60, 31_536_000>;
 
 /// How many workers there are.
 pub type WorkerCount = Bounded<1, 64>;
@@ -50,8 +54,10 @@ pub struct SocketPath(String);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, DeriveDeserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 pub enum NetworkMode {
-    /// Guests see the other guests of this network and nothing else.
+    /// Guests have a subnet with a gateway, DHCP and DNS.
     #[default]
+    Nat,
+    /// Guests see the other guests of this network and nothing else.
     Private,
 }
 
@@ -110,11 +116,20 @@ pub enum ValueError {
     )]
     SocketPathTooLong(String),
     /// A mode of the design that this version lacks.
-    #[error("mode {0:?} is not there yet; there is: private")]
+    #[error("mode {0:?} is not there yet; there are: nat, private")]
     ModeNotYet(String),
     /// Not a mode.
-    #[error("{0:?} is no network mode; there is: private")]
+    #[error("{0:?} is no network mode; there are: nat, private")]
     Mode(String),
+    /// Not a subnet or a range of addresses.
+    #[error(transparent)]
+    Subnet(#[from] SubnetError),
+    /// Not a list of DNS servers.
+    #[error("{0:?} are no DNS servers: write at most {UPSTREAMS_MAX} addresses, as in 192.0.2.1,192.0.2.2, or auto, or off")]
+    DnsServers(String),
+    /// A static lease for nobody, or for two.
+    #[error("an address is kept for one client: give either a MAC address or a client identifier")]
+    LeaseOwner,
     /// Not a list of processors.
     #[error("{0:?} is no list of processors: write numbers and ranges, as in 2,3 or 2-5,8, or any")]
     CpuList(String),
@@ -291,10 +306,14 @@ impl FromStr for SocketPath {
 }
 
 impl NetworkMode {
+    /// Every mode's name.
+    pub const NAMES: [&'static str; 2] = [Self::Nat.name(), Self::Private.name()];
+
     /// The mode's name, as in the configuration file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Nat => "nat",
             Self::Private => "private",
         }
     }
@@ -305,8 +324,9 @@ impl FromStr for NetworkMode {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
+            "nat" => Ok(Self::Nat),
             "private" => Ok(Self::Private),
-            "nat" | "bridge" | "direct" | "custom" => Err(ValueError::ModeNotYet(text.to_owned())),
+            "bridge" | "direct" | "custom" => Err(ValueError::ModeNotYet(text.to_owned())),
             _ => Err(ValueError::Mode(text.to_owned())),
         }
     }
@@ -474,7 +494,7 @@ text_value!(SocketPath, "SocketPath", {
 text_value!(NetworkMode, "NetworkMode", {
     "type": "string",
     "description": "What kind of network it is.",
-    "enum": ["private"],
+    "enum": NetworkMode::NAMES,
 });
 
 text_value!(CpuList, "CpuList", {
@@ -625,7 +645,8 @@ mod tests {
     #[test]
     fn modes_to_come_say_that_they_are_to_come() {
         assert_eq!("private".parse(), Ok(NetworkMode::Private));
-        assert!("nat".parse::<NetworkMode>().unwrap_err().to_string().contains("not there yet"));
+        assert_eq!("nat".parse(), Ok(NetworkMode::Nat));
+        assert!("bridge".parse::<NetworkMode>().unwrap_err().to_string().contains("not there yet"));
         assert!("vlan".parse::<NetworkMode>().unwrap_err().to_string().contains("is no network mode"));
     }
 

@@ -21,7 +21,7 @@ impl Counter {
 }
 
 /// What passed through a port, from its first guest to its last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LiveCounters {
     pub(crate) from_guest_frames: Counter,
     pub(crate) from_guest_bytes: Counter,
@@ -29,6 +29,19 @@ pub(crate) struct LiveCounters {
     pub(crate) to_guest_bytes: Counter,
     pub(crate) notifications: Counter,
     drops: [Counter; DropReason::COUNT],
+}
+
+impl Default for LiveCounters {
+    fn default() -> Self {
+        Self {
+            from_guest_frames: Counter::default(),
+            from_guest_bytes: Counter::default(),
+            to_guest_frames: Counter::default(),
+            to_guest_bytes: Counter::default(),
+            notifications: Counter::default(),
+            drops: [const { Counter(AtomicU64::new(0)) }; DropReason::COUNT],
+        }
+    }
 }
 
 impl LiveCounters {

@@ -16,10 +16,12 @@ use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{DropReason, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, NetworkId, PortId, Timestamp};
+use weft_switch::gateway::GatewaySettingsError;
+use weft_switch::{DropReason, FdbCounters, FdbEntry, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
 use crate::fabric::Fabric;
+use crate::gateway::Mail;
 use crate::lane::{Fault, FaultReports};
 use crate::port::{Port, Turn};
 use crate::worker::{Clock, Worker, WorkerHandle};
@@ -27,6 +29,8 @@ use crate::workers::{WorkerSettings, WorkerStuck, Workers};
 
 /// How often old addresses are forgotten.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How often gateways give up what has waited for too long.
+const GATEWAY_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the workers are looked after.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -193,6 +197,9 @@ pub enum DataplaneError {
         /// How many there can be.
         limit: usize,
     },
+    /// A gateway's settings contradict each other.
+    #[error(transparent)]
+    Gateway(#[from] GatewaySettingsError),
     /// A worker did not answer in time.
     #[error("{0}: restart weft")]
     WorkerStuck(WorkerStuck),
@@ -218,10 +225,11 @@ impl From<WorkerStuck> for DataplaneError {
 /// A running switch: its workers, its networks and its ports.
 #[derive(Debug)]
 pub struct Dataplane {
-    fabric: Fabric,
+    pub(crate) fabric: Fabric,
     ports: Vec<Option<Port>>,
     registry: Registry,
-    clock: Clock,
+    pub(crate) clock: Clock,
+    pub(crate) mail: Arc<Mail>,
     faults: Receiver<Fault>,
     /// Raised by whoever has news.
     event: Arc<EventFd>,
@@ -230,6 +238,7 @@ pub struct Dataplane {
     /// Ports that wait for something; they get their turn with the next news or watch.
     postponed: VecDeque<Task>,
     next_expiry: Timestamp,
+    next_gateways: Timestamp,
     next_watch: Timestamp,
     healthy: bool,
 }
@@ -323,59 +332,17 @@ impl Dataplane {
             ports: Vec::new(),
             registry,
             clock,
+            mail: Arc::new(Mail::new(Arc::clone(&event))),
             faults,
             event,
             unfinished: VecDeque::new(),
             postponed: VecDeque::new(),
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
+            next_gateways: clock.now().after(GATEWAY_INTERVAL),
             next_watch: clock.now().after(WATCH_INTERVAL),
             healthy: true,
         };
         Ok((dataplane, started))
-    }
-
-    /// Adds a network with a forwarding database of this size and ageing.
-    ///
-    /// # Errors
-    /// When there are too many, or a worker is stuck. Nothing is left behind then.
-    pub fn add_network(&mut self, settings: FdbSettings) -> Result<NetworkId, DataplaneError> {
-        let networks = &mut self.fabric.networks;
-        let place = free_place(networks, Self::MAX_NETWORKS)
-            .ok_or(DataplaneError::TooMany { what: "networks", limit: Self::MAX_NETWORKS })?;
-        networks[place] = Some(Arc::new(Fdb::new(settings)));
-        if let Err(stuck) = self.fabric.publish() {
-            self.fabric.networks[place] = None;
-            return Err(stuck.into());
-        }
-        Ok(NetworkId(place as u16))
-    }
-
-    /// Changes a network in place; its ports are not disturbed. What was learned stays, unless the size of the
-    /// forwarding database changes.
-    ///
-    /// # Errors
-    /// When a worker is stuck; the change is made all the same.
-    pub fn set_network(&mut self, id: NetworkId, settings: FdbSettings) -> Result<(), DataplaneError> {
-        let Some(fdb) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else {
-            return Ok(());
-        };
-        if fdb.capacity() == settings.capacity {
-            fdb.set_ageing(settings.ageing);
-            return Ok(());
-        }
-        *fdb = Arc::new(Fdb::new(settings));
-        Ok(self.fabric.publish()?)
-    }
-
-    /// Removes a network. Its ports must have been removed before.
-    ///
-    /// # Errors
-    /// When a worker is stuck; the network is gone all the same.
-    pub fn remove_network(&mut self, id: NetworkId) -> Result<(), DataplaneError> {
-        if let Some(place) = self.fabric.networks.get_mut(id.index()) {
-            *place = None;
-        }
-        Ok(self.fabric.publish()?)
     }
 
     /// Adds a port: when this returns, its socket listens (or is being connected to).
@@ -417,9 +384,14 @@ impl Dataplane {
         let Some(port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
             return Ok(());
         };
+        let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
         self.fabric.links[id.index()] = None;
-        Ok(removed.and(self.fabric.publish())?)
+        let published = self.fabric.publish();
+        if let Some(gateway) = self.fabric.gateway(network) {
+            gateway.shared.lock().forget_port(id);
+        }
+        Ok(removed.and(published)?)
     }
 
     /// How a port is, or `None` if there is no such port.
@@ -460,7 +432,7 @@ impl Dataplane {
         self.fabric.workers.handles.iter().zip(self.fabric.rings_of_each()).map(status).collect()
     }
 
-    /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`].
+    /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`]. [`Self::take_messages`] comes after it.
     pub fn handle(&mut self, event: &Event) {
         match Task::of(event.token()) {
             // Its turn comes anyway.
@@ -480,14 +452,18 @@ impl Dataplane {
         let now = self.clock.now();
         if now >= self.next_expiry {
             self.next_expiry = now.after(EXPIRY_INTERVAL);
-            self.fabric.networks.iter().flatten().for_each(|fdb| fdb.expire(now));
+            self.fabric.networks.iter().flatten().for_each(|network| network.fdb.expire(now));
+        }
+        if now >= self.next_gateways {
+            self.next_gateways = now.after(GATEWAY_INTERVAL);
+            self.tick_gateways(now);
         }
         if now >= self.next_watch {
             self.next_watch = now.after(WATCH_INTERVAL);
             self.healthy = self.fabric.workers.are_alive();
             self.resume();
         }
-        let mut next = self.next_expiry.min(self.next_watch);
+        let mut next = self.next_expiry.min(self.next_gateways).min(self.next_watch);
         for port in self.ports.iter_mut().flatten() {
             if let Some(due) = port.dial(&self.registry, Task::Serve(port.id()).token(), now) {
                 next = next.min(due);
@@ -558,7 +534,7 @@ impl Drop for Dataplane {
 }
 
 /// The first free place in a table of at most `limit`, which grows by one if there is none.
-fn free_place<T>(table: &mut Vec<Option<T>>, limit: usize) -> Option<usize> {
+pub(crate) fn free_place<T>(table: &mut Vec<Option<T>>, limit: usize) -> Option<usize> {
     if let Some(place) = table.iter().position(Option::is_none) {
         return Some(place);
     }

@@ -5,6 +5,8 @@
 //! Each ring from a guest has a home, the worker that polls it; its kick descriptor is registered there. A new ring goes to the
 //! worker that has the fewest. When rings have gone and one worker has two more than another, one of them moves.
 //!
+//! A gateway has a home, too: the worker with the fewest gateways when it came. It stays there.
+//!
 //! A flow is the frames of one ring, so it is handled by one worker and keeps its order. Where a ring moves, its old
 //! worker lets go of it, and has shown to the receivers what it took, before the new one gets it: that takes two
 //! snapshots.
@@ -16,9 +18,10 @@ use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use weft_switch::{Fdb, NetworkId};
+use weft_switch::{Fdb, NetworkId, Outgoing};
 
 use crate::from_guest::FromGuest;
+use crate::gateway::{GatewayLink, SharedGateway};
 use crate::snapshot::{PortLink, RingLink, Snapshot};
 use crate::worker::KICK_TOKEN;
 use crate::workers::{Injection, WorkerStuck, Workers};
@@ -27,11 +30,18 @@ use crate::workers::{Injection, WorkerStuck, Workers};
 #[derive(Debug)]
 pub(crate) struct Fabric {
     pub(crate) workers: Workers,
-    /// The forwarding database of each network, by [`NetworkId::index`].
-    pub(crate) networks: Vec<Option<Arc<Fdb>>>,
+    /// By [`NetworkId::index`].
+    pub(crate) networks: Vec<Option<Network>>,
     pub(crate) links: Vec<Option<Arc<PortLink>>>,
     /// Where each ring from a guest is polled, by [`RingLink::id`].
     homes: BTreeMap<u64, Home>,
+}
+
+/// What the ports of a network share.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(crate) fdb: Arc<Fdb>,
+    pub(crate) gateway: Option<GatewayLink>,
 }
 
 #[derive(Debug)]
@@ -45,8 +55,29 @@ impl Fabric {
         Self { workers, networks: Vec::new(), links: Vec::new(), homes: BTreeMap::new() }
     }
 
-    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
+    pub(crate) fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.get(id.index())?.as_ref()
+    }
+
+    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
+        self.network(id).map(|network| &network.fdb)
+    }
+
+    pub(crate) fn gateway(&self, id: NetworkId) -> Option<&GatewayLink> {
+        self.network(id)?.gateway.as_ref()
+    }
+
+    /// Gives a gateway a home.
+    pub(crate) fn link_gateway(&self, shared: Arc<SharedGateway>) -> GatewayLink {
+        let mut counts = vec![0; self.workers.count()];
+        self.networks
+            .iter()
+            .flatten()
+            .filter_map(|network| network.gateway.as_ref())
+            .for_each(|gateway| counts[gateway.home] += 1);
+        let home = (0..counts.len()).min_by_key(|&worker| counts[worker]).unwrap_or(0);
+        let screen = shared.lock().gateway.screen();
+        GatewayLink { screen, home, shared }
     }
 
     /// Gives a ring a home, whose worker is woken by its kicks from now on. It is polled when it is published.
@@ -93,6 +124,14 @@ impl Fabric {
         self.workers.inject(home.map_or(0, |home| home.worker), injection);
     }
 
+    /// Hands frames of a gateway to its home worker. Returns those for which there is no room.
+    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Outgoing>) -> Vec<Outgoing> {
+        match self.gateway(network) {
+            Some(gateway) => self.workers.handles[gateway.home].send(network, frames),
+            None => Vec::new(),
+        }
+    }
+
     /// How many rings each worker polls.
     pub(crate) fn rings_of_each(&self) -> Vec<usize> {
         let mut counts = vec![0; self.workers.count()];
@@ -136,7 +175,9 @@ impl Fabric {
     /// What the workers are to see; of the rings from guests, those that are chosen.
     fn snapshot(&self, chosen: impl Fn(u64) -> bool) -> Snapshot {
         let home = |ring: u64| self.homes.get(&ring).filter(|_| chosen(ring)).map(|home| home.worker);
-        Snapshot::new(self.networks.clone(), self.links.clone(), self.workers.count(), home)
+        let network = |network: &Network| (Arc::clone(&network.fdb), network.gateway.clone());
+        let networks = self.networks.iter().map(|place| place.as_ref().map(network));
+        Snapshot::new(networks, self.links.clone(), self.workers.count(), home)
     }
 
     fn registry(&self, worker: usize) -> &Registry {

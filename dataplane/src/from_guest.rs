@@ -34,6 +34,15 @@ pub(crate) struct Frame {
 impl Frame {
     const NONE: Self = Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], bad: None, offload: Offload::NONE };
 
+    /// A frame in weft's own memory.
+    fn private(bytes: &mut [u8], offload: Offload) -> Self {
+        let header = bytes.first_chunk().copied();
+        let bad = header.is_none().then_some(DropReason::TooShort);
+        // No truncation: weft makes no longer frames than guests.
+        let chain = Chain::of_one(0, bytes.as_mut_ptr(), bytes.len() as u32);
+        Self { chain, len: bytes.len(), header: header.unwrap_or_default(), bad, offload }
+    }
+
     /// The private copy of the Ethernet header, or why the frame goes no further.
     #[inline(always)]
     pub(crate) fn header(&self) -> Result<&[u8; EthernetHeader::LEN], DropReason> {
@@ -41,6 +50,12 @@ impl Frame {
             None => Ok(&self.header),
             Some(reason) => Err(reason),
         }
+    }
+
+    /// True for ARP (RFC 826), as the private copy of the header says.
+    #[inline(always)]
+    pub(crate) fn is_arp(&self) -> bool {
+        self.header[12..] == [0x08, 0x06]
     }
 
     /// Reads both headers: to private memory, where they are in one piece with one move each.
@@ -91,8 +106,8 @@ pub(crate) struct Batch {
     pieces: Vec<Segment>,
     /// Bytes in the buffers before the Ethernet header.
     pub(crate) header_len: usize,
-    /// The bytes of a frame that comes from weft itself.
-    private: Vec<u8>,
+    /// The bytes of frames that come from weft itself.
+    private: Vec<Vec<u8>>,
 }
 
 impl Batch {
@@ -100,16 +115,17 @@ impl Batch {
         Self { frames: [const { Frame::NONE }; BATCH], count: 0, pieces: Vec::new(), header_len: 0, private: Vec::new() }
     }
 
-    /// A batch of one frame that no guest sent.
-    pub(crate) fn of_private(frame: Vec<u8>) -> Self {
-        let mut batch = Self { private: frame, count: 1, ..Self::new() };
-        let len = batch.private.len();
-        let header = batch.private.first_chunk().copied();
-        let bad = header.is_none().then_some(DropReason::TooShort);
-        // No truncation: weft makes no longer frames than guests.
-        let chain = Chain::of_one(0, batch.private.as_mut_ptr(), len as u32);
-        batch.frames[0] = Frame { chain, len, header: header.unwrap_or_default(), bad, offload: Offload::NONE };
-        batch
+    /// Fills the batch with frames that no guest sent, at most [`BATCH`].
+    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = (Vec<u8>, Offload)>) {
+        self.private.clear();
+        self.pieces.clear();
+        self.header_len = 0;
+        self.count = 0;
+        for (place, (mut bytes, offload)) in self.frames.iter_mut().zip(frames) {
+            *place = Frame::private(&mut bytes, offload);
+            self.private.push(bytes);
+            self.count += 1;
+        }
     }
 
     #[inline(always)]

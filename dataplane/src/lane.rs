@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{DropReason, EthernetHeader, FlowHash, PortId, Timestamp, Verdict, forward};
+use weft_switch::gateway::Interest;
+use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
+use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
 use crate::ring::RingFault;
-use crate::snapshot::{PolledRing, PortLink, RingLink, Snapshot};
+use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
 use crate::to_guest::Tally;
 use crate::vhost_port::{BATCH, FrameMask};
 
@@ -46,6 +48,12 @@ pub(crate) struct Lane {
     masks: Vec<FrameMask>,
     /// The ports whose mask is not zero, in the order in which they were found.
     receivers: Vec<PortId>,
+    /// The frames of the batch that the gateway sees before anybody else does. Zero between batches.
+    for_gateway: FrameMask,
+    /// Frames in weft's own memory that are to be sent on a network. None between rounds.
+    dispatches: Vec<Dispatch>,
+    dispatched_on: NetworkId,
+    own_batch: Option<Box<Batch>>,
     /// For each port the rings to its guest that hold frames which the guest was not shown. All zero between rounds.
     unshown: Vec<RingMask>,
     /// The ports whose rings these are.
@@ -67,6 +75,10 @@ impl Lane {
             flows: FlowHash::default(),
             masks: Vec::new(),
             receivers: Vec::new(),
+            for_gateway: 0,
+            dispatches: Vec::new(),
+            dispatched_on: NetworkId(0),
+            own_batch: None,
             unshown: Vec::new(),
             waiting: Vec::new(),
             moved: 0,
@@ -126,53 +138,153 @@ impl Lane {
     /// Forwards a frame that weft made itself, as if `port` had sent it.
     pub(crate) fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
         if let Some(port) = snapshot.port(port) {
-            self.forward_batch(snapshot, port, &Batch::of_private(frame), now);
+            let mut batch = Batch::new();
+            batch.fill_private([(frame, Offload::NONE)].into_iter());
+            self.forward_batch(snapshot, port, &batch, now);
         }
     }
 
     fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
-        self.decide(snapshot, ingress, batch, now);
-        let mut receivers = std::mem::take(&mut self.receivers);
-        for &receiver in &receivers {
-            let frames = std::mem::take(&mut self.masks[receiver.index()]);
-            // A port that has gone, or whose number another network's port has by now, is as good as down.
-            match snapshot.port(receiver).filter(|port| port.network == ingress.network) {
-                Some(port) => self.transmit(port, batch, frames),
-                None => ingress.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            }
-        }
-        receivers.clear();
-        self.receivers = receivers;
-    }
-
-    /// Finds the receivers of each frame.
-    fn decide(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
         let Some(network) = snapshot.network(ingress.network) else {
             ingress.counters.drop_frames(DropReason::NoOtherPort, batch.frames().len() as u64);
             return;
         };
+        self.fit(snapshot);
+        match &network.gateway {
+            None => self.decide::<false>(network, ingress, batch, now),
+            Some(_) => self.decide::<true>(network, ingress, batch, now),
+        }
+        let down = self.transmit_batch(snapshot, ingress.network, batch);
+        if down > 0 {
+            ingress.counters.drop_frames(DropReason::ReceiverDown, down);
+        }
+        if let Some(gateway) = network.gateway.as_ref().filter(|_| self.for_gateway != 0) {
+            self.pass_gateway(snapshot, gateway, ingress, batch, now);
+        }
+    }
+
+    /// Makes room for what is kept for each port.
+    fn fit(&mut self, snapshot: &Snapshot) {
         if self.masks.len() < snapshot.port_places() {
             self.masks.resize(snapshot.port_places(), 0);
             self.unshown.resize(snapshot.port_places(), 0);
         }
+    }
+
+    /// Hands the frames of a batch to the receivers that were found. Returns how often there was none after all: a port that has
+    /// gone, or whose number another network's port has by now, is as good as down.
+    fn transmit_batch(&mut self, snapshot: &Snapshot, network: NetworkId, batch: &Batch) -> u64 {
+        let mut receivers = std::mem::take(&mut self.receivers);
+        let mut down = 0;
+        for &receiver in &receivers {
+            let frames = std::mem::take(&mut self.masks[receiver.index()]);
+            match snapshot.port(receiver).filter(|port| port.network == network) {
+                Some(port) => self.transmit(port, batch, frames),
+                None => down += u64::from(frames.count_ones()),
+            }
+        }
+        receivers.clear();
+        self.receivers = receivers;
+        down
+    }
+
+    /// Finds the receivers of each frame. Where there is a gateway, every ARP packet is for it, too: nobody takes its address away with one.
+    fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
         for (bit, frame) in batch.frames().iter().enumerate() {
             let verdict = match frame.header() {
                 Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
                 Err(reason) => Verdict::Drop(reason),
             };
             match verdict {
+                Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
                 Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
+                Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
                 Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
+                Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
                 Verdict::Flood => {
-                    let mut others = network.members.iter().filter(|&&member| member != ingress.id).peekable();
-                    if others.peek().is_none() {
+                    if !self.add_all(network, Some(ingress.id), bit) {
                         ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
                     }
-                    others.for_each(|&member| self.add_receiver(member, bit));
                 }
                 Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
             }
         }
+    }
+
+    /// Shows the gateway the frames that concern it, and sends what comes of that.
+    #[cold]
+    #[inline(never)]
+    fn pass_gateway(&mut self, snapshot: &Snapshot, gateway: &GatewayLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+        self.dispatched_on = ingress.network;
+        let mut frames = std::mem::take(&mut self.for_gateway);
+        let mut state = gateway.shared.lock();
+        while frames != 0 {
+            let frame = batch.next_of(&mut frames);
+            match state.receive(now, ingress.id, batch, frame, &mut self.dispatches) {
+                Passage::Taken => {}
+                Passage::Dropped(reason) => ingress.counters.drop_frames(reason, 1),
+                Passage::On(copy) => self.pass_on(snapshot, ingress, frame, copy, now),
+            }
+        }
+        gateway.shared.announce_mail(&state);
+        // Still locked: what the gateway sends keeps its order.
+        self.finish_sending(snapshot);
+    }
+
+    /// A frame that the gateway leaves to the others, in the form in which it has seen it.
+    fn pass_on(&mut self, snapshot: &Snapshot, ingress: &PortLink, frame: &Frame, copy: Vec<u8>, now: Timestamp) {
+        let Some(network) = snapshot.network(ingress.network) else { return };
+        let to = match forward(now, ingress.id, &EthernetHeader::parse(&frame.header), &network.fdb) {
+            Verdict::To(PortId::GATEWAY) => return,
+            Verdict::To(port) => Receivers::One(port),
+            Verdict::Flood => Receivers::AllBut(ingress.id),
+            Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
+        };
+        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload });
+    }
+
+    /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
+    pub(crate) fn send(&mut self, snapshot: &Snapshot, network: NetworkId, frame: Outgoing) {
+        if self.dispatched_on != network || self.dispatches.len() >= BATCH {
+            self.finish_sending(snapshot);
+            self.dispatched_on = network;
+        }
+        self.dispatches.push(frame.into());
+    }
+
+    /// Sends all frames that are in weft's own memory.
+    pub(crate) fn finish_sending(&mut self, snapshot: &Snapshot) {
+        let id = self.dispatched_on;
+        while !self.dispatches.is_empty() {
+            self.fit(snapshot);
+            let count = self.dispatches.len().min(BATCH);
+            if let Some(network) = snapshot.network(id) {
+                for bit in 0..count {
+                    match self.dispatches[bit].to {
+                        // To a port that has gone since, nothing is sent.
+                        Receivers::One(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
+                        Receivers::One(_) => {}
+                        Receivers::All => drop(self.add_all(network, None, bit)),
+                        Receivers::AllBut(port) => drop(self.add_all(network, Some(port), bit)),
+                    }
+                }
+            }
+            let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
+            batch.fill_private(self.dispatches.drain(..count).map(|dispatch| (dispatch.frame, dispatch.offload)));
+            self.transmit_batch(snapshot, id, &batch);
+            self.own_batch = Some(batch);
+        }
+    }
+
+    /// The frame is for every port of the network but one. True if there is any.
+    #[inline]
+    fn add_all(&mut self, network: &NetworkLink, but: Option<PortId>, bit: usize) -> bool {
+        let mut found = false;
+        for &member in network.members.iter().filter(|&&member| Some(member) != but) {
+            self.add_receiver(member, bit);
+            found = true;
+        }
+        found
     }
 
     #[inline]
@@ -298,6 +410,12 @@ impl RingChoice {
             },
         }
     }
+}
+
+/// A glance at a frame for many, on a network with a gateway.
+#[inline(never)]
+fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
+    network.gateway.as_ref().is_some_and(|gateway| gateway.interest(batch, frame) != Interest::Foreign)
 }
 
 fn count_received(port: &PortLink, batch: &Batch) {

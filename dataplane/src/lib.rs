@@ -13,6 +13,7 @@ mod disposal;
 mod endpoint;
 mod fabric;
 mod from_guest;
+mod gateway;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;
@@ -26,6 +27,7 @@ mod ring_packed;
 mod ring_resume;
 #[allow(unsafe_code)]
 mod ring_split;
+mod services;
 mod snapshot;
 mod sync;
 #[allow(unsafe_code)]
@@ -40,4 +42,6 @@ pub use dataplane::{
     Dataplane, DataplaneError, HandWorker, NetworkStatus, PortCounters, PortSettings, PortState, PortStatus, RingStatus,
     SocketRole, WorkerStatus,
 };
+pub use gateway::ServiceMessage;
+pub use services::NetworkSettings;
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

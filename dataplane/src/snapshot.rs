@@ -9,7 +9,7 @@
 //!
 //! Memory safety does not hang on that wait: rings, and the memory below them, live as long as a snapshot that names them.
 //!
-//! Lock order: a worker holds one `from_guest` ring and then one `to_guest` ring, never two of a kind. Only its home's worker takes
+//! Lock order: a worker holds one `from_guest` ring, then one [gateway](crate::gateway), then one `to_guest` ring, never two of a kind. Only its home's worker takes
 //! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 
@@ -21,6 +21,7 @@ use weft_switch::{Fdb, NetworkId, PortId};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
+use crate::gateway::GatewayLink;
 use crate::to_guest::ToGuest;
 
 /// Everything that a worker needs to know, as it is at one moment.
@@ -40,6 +41,7 @@ pub(crate) struct Snapshot {
 #[derive(Debug)]
 pub(crate) struct NetworkLink {
     pub(crate) fdb: Arc<Fdb>,
+    pub(crate) gateway: Option<GatewayLink>,
     /// The ports that can receive right now.
     pub(crate) members: Vec<PortId>,
 }
@@ -121,13 +123,13 @@ impl Snapshot {
     /// Puts together what the workers are to see. `networks` and `ports` are indexed by their ids; `home` says which worker, if
     /// any, polls the ring of a [`RingLink::id`].
     pub(crate) fn new(
-        networks: Vec<Option<Arc<Fdb>>>,
+        networks: impl Iterator<Item = Option<(Arc<Fdb>, Option<GatewayLink>)>>,
         ports: Vec<Option<Arc<PortLink>>>,
         workers: usize,
         home: impl Fn(u64) -> Option<usize>,
     ) -> Self {
-        let empty = |fdb| NetworkLink { fdb, members: Vec::new() };
-        let mut networks: Vec<_> = networks.into_iter().map(|fdb| fdb.map(empty)).collect();
+        let empty = |(fdb, gateway)| NetworkLink { fdb, gateway, members: Vec::new() };
+        let mut networks: Vec<_> = networks.map(|network| network.map(empty)).collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
             let receives = !port.rings.to_guest.is_empty();

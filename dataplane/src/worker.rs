@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
 use rustix::thread::CpuSet;
-use weft_switch::Timestamp;
+use weft_switch::{NetworkId, Outgoing, Timestamp};
 
 use crate::from_guest::Batch;
 use crate::lane::{FaultReports, Lane};
@@ -27,6 +27,8 @@ use crate::workers::{Injection, WorkerSettings, WorkerShared};
 const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
 /// The most frames of weft's own that wait for a worker. A lost announcement is made up for by the station's next frame.
 const INJECTIONS: usize = 64;
+/// The most frames of gateways that wait for their home worker. What the services lose, clients ask for again.
+const GATEWAY_FRAMES: usize = 1024;
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
@@ -57,6 +59,7 @@ pub(crate) struct WorkerHandle {
     pub(crate) registry: Registry,
     waker: Waker,
     injections: Sender<Injection>,
+    gateway_frames: Sender<(NetworkId, Outgoing)>,
     pub(crate) thread: Arc<WorkerThread>,
     /// The processor that it is pinned to.
     pub(crate) cpu: Option<usize>,
@@ -76,12 +79,14 @@ impl WorkerHandle {
         let registry = poll.registry().try_clone()?;
         let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
         let (injections, injected) = crossbeam::channel::bounded(INJECTIONS);
+        let (gateway_frames, from_gateways) = crossbeam::channel::bounded(GATEWAY_FRAMES);
         let worker = Worker {
             number,
             patience: settings.polling.patience(),
             clock,
             snapshots: Cache::new(snapshots),
             injected,
+            from_gateways,
             poll,
             events: Events::with_capacity(64),
             shared: Arc::clone(&shared),
@@ -92,7 +97,7 @@ impl WorkerHandle {
             losses: 0,
         };
         let cpu = settings.cpu(number);
-        Ok((Self { shared, registry, waker, injections, thread: Arc::default(), cpu }, worker))
+        Ok((Self { shared, registry, waker, injections, gateway_frames, thread: Arc::default(), cpu }, worker))
     }
 
     /// Gives the worker a thread, on its processor.
@@ -122,6 +127,18 @@ impl WorkerHandle {
         if self.injections.try_send(injection).is_ok() {
             self.wake();
         }
+    }
+
+    /// Hands over frames of a gateway; returns those for which there is no room.
+    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Outgoing>) -> Vec<Outgoing> {
+        let mut lost = Vec::new();
+        for frame in frames {
+            if let Err(error) = self.gateway_frames.try_send((network, frame)) {
+                lost.push(error.into_inner().1);
+            }
+        }
+        self.wake();
+        lost
     }
 
     pub(crate) fn stop(&mut self) {
@@ -178,6 +195,7 @@ pub(crate) struct Worker {
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     injected: Receiver<Injection>,
+    from_gateways: Receiver<(NetworkId, Outgoing)>,
     poll: Poll,
     events: Events,
     shared: Arc<WorkerShared>,
@@ -218,6 +236,11 @@ impl Worker {
             self.lane.inject(snapshot, port, frame, now);
             busy = true;
         }
+        for (network, frame) in self.from_gateways.try_iter().take(GATEWAY_FRAMES) {
+            self.lane.send(snapshot, network, frame);
+            busy = true;
+        }
+        self.lane.finish_sending(snapshot);
         let new_snapshot = self.shared.boundary.pass(snapshot.generation);
         if new_snapshot {
             let whole = polled.iter().filter(|polled| !polled.ring.is_broken());

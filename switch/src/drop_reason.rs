@@ -36,6 +36,44 @@ pub enum DropReason {
     ReceiverDown,
     /// The sending ring is disabled: its frames are consumed and discarded, as the vhost-user protocol demands.
     RingDisabled,
+    /// The frame claims the gateway's MAC or IP address.
+    GatewayClaimed,
+    /// An ARP packet that is cut short, about other kinds of addresses, or names another sender than its frame.
+    BadArp,
+    /// An IPv4 header with a wrong version, length, checksum or option.
+    BadIpv4,
+    /// An IPv4 packet that brings its own route.
+    SourceRouted,
+    /// An IPv4 source that no host can have.
+    BadIpSource,
+    /// An IPv4 source that belongs to another port, or does not belong to the network.
+    SpoofedSource,
+    /// A fragment that contradicts itself or the other fragments of its datagram.
+    BadFragment,
+    /// A fragment for which there was no room, or that came on top of too many of its datagram.
+    FragmentsFull,
+    /// A fragment whose datagram was not complete in time.
+    FragmentTimeout,
+    /// A UDP, TCP or ICMP header with a wrong length or checksum.
+    BadTransport,
+    /// Something for the gateway of a kind that it does not speak.
+    UnsupportedProtocol,
+    /// The gateway has no service on that port or for that protocol.
+    NoListener,
+    /// The packet may not pass another router.
+    TtlExceeded,
+    /// Nothing leads to the destination.
+    Unreachable,
+    /// A DHCP message that can't be read or contradicts itself.
+    BadDhcp,
+    /// A DNS message that can't be read or is no query.
+    BadDns,
+    /// A client asks for an address, and none is free.
+    NoFreeAddress,
+    /// The port has its share of a table already.
+    ShareExceeded,
+    /// Too many messages wait for the network's DHCP and DNS already.
+    ServicesBusy,
 }
 
 impl DropReason {

@@ -37,6 +37,8 @@ const WAYS: usize = 4;
 const LOOKS: usize = 16;
 /// Entries that get a second chance before one of them is evicted all the same.
 const SECOND_CHANCES: usize = 8;
+/// The second in which a reserved address was last heard: it never gets old.
+const RESERVED_SECS: u32 = u32::MAX;
 /// The end of a list of slots.
 const NIL: u32 = u32::MAX;
 
@@ -84,6 +86,8 @@ pub enum Learned {
     Moved(PortId),
     /// Somebody else is changing the table; the next frame will teach it.
     Later,
+    /// The address is reserved for somebody who is not a station of this port.
+    Reserved,
 }
 
 /// The forwarding database of one network. Shared by all workers.
@@ -163,7 +167,7 @@ impl Fdb {
     }
 
     /// The port behind which `mac`, the address of a station, was last heard, unless that was too long ago.
-    #[inline]
+    #[inline(always)]
     pub fn lookup(&self, now: Timestamp, mac: impl Into<MacKey>) -> Option<PortId> {
         let key = Key::new(mac.into());
         let found = self.find(key).or_else(|| self.find_for_sure(key))?;
@@ -171,7 +175,7 @@ impl Fdb {
     }
 
     /// Remembers that `mac`, the address of a station, was heard behind `port`. Writes only when that says something new.
-    #[inline]
+    #[inline(always)]
     pub fn learn(&self, now: Timestamp, mac: impl Into<MacKey>, port: PortId) -> Learned {
         let key = Key::new(mac.into());
         match self.find(key) {
@@ -183,6 +187,33 @@ impl Fdb {
                 Learned::Known
             }
             _ => self.learn_news(now, key, port),
+        }
+    }
+
+    /// Keeps `mac` for `port`, whoever else claims it, until it is [`release`](Self::release)d. Reserved addresses are few: they don't
+    /// count as entries, and don't make way.
+    pub fn reserve(&self, mac: impl Into<MacKey>, port: PortId) {
+        let mut book = self.lock();
+        let key = Key::new(mac.into());
+        let index = match self.find(key) {
+            Some(Found { index, slot, .. }) => {
+                if !slot.is_reserved() {
+                    self.remove(&mut book, index);
+                }
+                index
+            }
+            None => self.free_slot(&mut book, key),
+        };
+        let slot = self.slot(index);
+        slot.seen_secs.store(RESERVED_SECS, Ordering::Relaxed);
+        slot.station.store(Station::new(key, port).0, Ordering::Release);
+    }
+
+    /// The opposite of [`Self::reserve`].
+    pub fn release(&self, mac: impl Into<MacKey>) {
+        let _book = self.lock();
+        if let Some(Found { slot, .. }) = self.find(Key::new(mac.into())).filter(|found| found.slot.is_reserved()) {
+            slot.station.store(Station::NONE.0, Ordering::Release);
         }
     }
 
@@ -211,7 +242,7 @@ impl Fdb {
         let mut book = self.lock();
         let before = self.len();
         for index in 0..self.slots() {
-            if !self.slot(index).is_free() {
+            if !self.slot(index).is_free() && !self.slot(index).is_reserved() {
                 self.remove(&mut book, index);
             }
         }
@@ -252,11 +283,11 @@ impl Fdb {
         }
     }
 
-    /// Every address that is not too old, in no particular order.
+    /// Every address that was learned and is not too old, in no particular order.
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<FdbEntry> {
         let _book = self.lock();
-        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free());
+        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free() && !slot.is_reserved());
         let fresh = occupied.filter(|slot| !self.is_stale(now, slot.seen_secs()));
         let entry = |slot: &Slot| {
             let (station, age_secs) = (slot.station(), now.as_secs().saturating_sub(slot.seen_secs()));
@@ -311,6 +342,10 @@ impl Fdb {
 
     #[cold]
     fn learn_news(&self, now: Timestamp, key: Key, port: PortId) -> Learned {
+        // Whether or not the lock can be had: nobody gets through with it by chance.
+        if self.find(key).is_some_and(|found| found.slot.is_reserved()) {
+            return Learned::Reserved;
+        }
         let mut book = match self.book.try_lock() {
             Ok(book) => book,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -357,7 +392,7 @@ impl Fdb {
     /// that belongs to the largest port goes.
     fn free_slot(&self, book: &mut Book, key: Key) -> usize {
         let [first, second] = self.buckets_of(key);
-        let candidates = || slots_of(first).chain(slots_of(second));
+        let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !self.slot(index).is_reserved());
         let is_free = |&index: &usize| self.slot(index).is_free();
         let free_in = |bucket: usize| slots_of(bucket).filter(is_free).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
@@ -433,6 +468,11 @@ impl Slot {
 
     fn is_free(&self) -> bool {
         self.station() == Station::NONE
+    }
+
+    /// For whoever holds the lock, or may be wrong for a moment.
+    fn is_reserved(&self) -> bool {
+        !self.is_free() && self.seen_secs() == RESERVED_SECS
     }
 
     #[inline]

@@ -122,6 +122,29 @@ fn forgetting_a_port_leaves_the_others() {
 }
 
 #[test]
+fn a_reserved_address_stays_whatever_happens_to_the_others() {
+    let fdb = fdb(100);
+    fdb.learn(at(0), mac(7), A);
+    fdb.reserve(mac(7), PortId::GATEWAY);
+    fdb.reserve(mac(7), PortId::GATEWAY);
+    assert_eq!((fdb.len(), fdb.entries(at(0)).len()), (0, 0), "it is no entry");
+    for number in 0..5_000 {
+        let learned = fdb.learn(at(number / 10), mac(number), B);
+        assert_eq!(learned == Learned::Reserved, number == 7, "{number}: {learned:?}");
+    }
+    fdb.expire(at(100_000));
+    fdb.forget_port(B);
+    fdb.flush();
+    assert_eq!(fdb.lookup(at(100_000), mac(7)), Some(PortId::GATEWAY));
+    fdb.release(mac(7));
+    fdb.release(mac(8));
+    assert_eq!(fdb.lookup(at(100_000), mac(7)), None);
+    assert_eq!(fdb.learn(at(100_000), mac(7), A), Learned::New);
+    fdb.release(mac(7));
+    assert_eq!((fdb.lookup(at(100_000), mac(7)), fdb.len()), (Some(A), 1), "what was learned can't be released");
+}
+
+#[test]
 fn a_table_of_one_works() {
     let fdb = fdb(1);
     fdb.learn(at(0), mac(1), A);

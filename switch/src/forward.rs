@@ -1,11 +1,11 @@
 //! The decision about one frame.
 
-use crate::{DropReason, EthernetHeader, Fdb, PortId, Timestamp};
+use crate::{DropReason, EthernetHeader, Fdb, Learned, PortId, Timestamp};
 
 /// What is to happen to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Deliver to one port.
+    /// Deliver to one port, or to the network's gateway ([`PortId::GATEWAY`]).
     To(PortId),
     /// Deliver to every port of the network but the one it came from.
     Flood,
@@ -22,7 +22,9 @@ pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &F
     if header.source.is_multicast() || header.source.is_zero() {
         return Verdict::Drop(DropReason::BadSource);
     }
-    fdb.learn(now, header.source, ingress);
+    if fdb.learn(now, header.source, ingress) == Learned::Reserved {
+        return Verdict::Drop(DropReason::GatewayClaimed);
+    }
     if header.destination.is_multicast() {
         if header.destination.is_link_local() {
             return Verdict::Drop(DropReason::LinkLocal);
@@ -87,6 +89,15 @@ mod tests {
         let lldp = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x0e]);
         assert_eq!(forward(NOW, A, &frame(MAC_A, lldp), &fdb), Verdict::Drop(DropReason::LinkLocal));
         assert_eq!(forward(NOW, B, &frame(MAC_B, MAC_A), &fdb), Verdict::To(A));
+    }
+
+    #[test]
+    fn frames_for_the_gateway_go_there_and_nobody_else_can_have_its_address() {
+        let fdb = fdb();
+        fdb.reserve(MAC_B, PortId::GATEWAY);
+        assert_eq!(forward(NOW, A, &frame(MAC_A, MAC_B), &fdb), Verdict::To(PortId::GATEWAY));
+        assert_eq!(forward(NOW, A, &frame(MAC_B, MAC_A), &fdb), Verdict::Drop(DropReason::GatewayClaimed));
+        assert_eq!(forward(NOW, A, &frame(MAC_A, MAC_B), &fdb), Verdict::To(PortId::GATEWAY));
     }
 
     #[test]

@@ -9,6 +9,9 @@ pub struct PortId(pub u16);
 pub struct NetworkId(pub u16);
 
 impl PortId {
+    /// Stands for the gateway of whichever network it is about. No port has this number.
+    pub const GATEWAY: Self = Self(u16::MAX);
+
     /// The place of this port in tables that hold one entry a port.
     #[must_use]
     pub fn index(self) -> usize {

@@ -3,26 +3,36 @@
 //! This crate sees private copies of headers and gives verdicts. It never does I/O, never reads a clock (`now` comes
 //! in as an argument) and holds no unsafe code, so every behaviour in it can be tested on a laptop in a microsecond.
 //!
-//! Start with [`forward`]: it decides about one frame. [`Fdb`] is the table that it learns into.
+//! Start with [`forward()`]: it decides about one frame. [`Fdb`] is the table that it learns into. A network may have a [`gateway`],
+//! which answers for itself.
 #![forbid(unsafe_code)]
 
+pub mod dhcp;
+pub mod dns;
 mod drop_reason;
 mod ethernet;
 mod fdb;
 mod flow;
 mod forward;
+pub mod gateway;
+mod host_name;
 mod id;
 mod mac;
 mod offload;
+mod subnet;
 mod sync;
 mod time;
+mod wire;
 
 pub use drop_reason::DropReason;
 pub use ethernet::{EthernetHeader, MAX_FRAME_LEN};
 pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
 pub use flow::FlowHash;
 pub use forward::{Verdict, forward};
+pub use host_name::{DomainName, HostName, NameError};
 pub use id::{NetworkId, PortId};
 pub use mac::{MacAddr, MacKey, ParseMacError};
 pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
+pub use subnet::{AddressRange, Subnet, SubnetError};
 pub use time::Timestamp;
+pub use wire::{Egress, Ipv4Header, Ipv4Packet, Outgoing, Station, UdpDatagram};

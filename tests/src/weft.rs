@@ -1,6 +1,7 @@
 //! The daemon under test.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -8,11 +9,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{Process, find_program};
 use crate::wait::wait_for;
 
 /// A start answers in milliseconds; a machine that compiles something at the same time needs more.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+/// The user and group of that name.
+const NOBODY: u32 = 65_534;
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running `weft run` in a run directory of its own.
@@ -21,6 +24,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Weft {
     binary: PathBuf,
+    /// What starts it, with arguments of its own before those of weft.
+    launcher: Option<PathBuf>,
     dir: TempDir,
     args: Vec<String>,
     process: Option<Process>,
@@ -40,6 +45,28 @@ impl Weft {
         weft
     }
 
+    /// Starts it with more arguments as a user who may do nothing: nobody, without any capability. Without the right to be somebody else, as
+    /// the user who runs the test.
+    pub fn start_unprivileged(args: &[&str]) -> Weft {
+        let mut weft = Weft::prepare();
+        if rustix::process::geteuid().is_root() {
+            // What runs must be reachable for nobody, wherever it was built.
+            let binary = weft.dir.path().join("weft");
+            fs::copy(&weft.binary, &binary).expect("the binary can be copied");
+            let set_mode = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
+            set_mode(weft.dir.path()).and_then(|()| set_mode(&binary)).expect("modes can be set in a folder of our own");
+            std::os::unix::fs::chown(weft.run_dir(), Some(NOBODY), Some(NOBODY)).expect("root can give a folder away");
+            let ids = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+            let rights = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL", "--"];
+            let before = ids.into_iter().chain(rights.map(str::to_owned)).chain([binary.display().to_string()]);
+            weft.args = before.chain(weft.args).collect();
+            weft.launcher = Some(find_program("setpriv"));
+        }
+        weft.args.extend(args.iter().map(|&arg| arg.to_owned()));
+        weft.start_again();
+        weft
+    }
+
     fn prepare() -> Weft {
         // Under /tmp, not in the target folder: the path of a socket has 107 bytes.
         let dir = tempfile::Builder::new().prefix("weft-").tempdir_in("/tmp").expect("/tmp takes a folder");
@@ -47,6 +74,7 @@ impl Weft {
         fs::create_dir(&run_dir).expect("a folder in our own folder can be made");
         Weft {
             binary: binary(),
+            launcher: None,
             args: vec!["run".to_owned(), "--run-dir".to_owned(), run_dir.display().to_string()],
             dir,
             process: None,
@@ -57,7 +85,7 @@ impl Weft {
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "weft is running already");
         let log = self.dir.path().join("weft.log");
-        self.process = Some(Process::spawn("weft", &self.binary, &self.args, &log));
+        self.process = Some(Process::spawn("weft", self.launcher.as_ref().unwrap_or(&self.binary), &self.args, &log));
         wait_for("weft to answer `weft status`", READY_LIMIT, || {
             self.process.as_mut().expect("it was started above").assert_alive();
             self.try_cli(&["status"]).status.success().then_some(())

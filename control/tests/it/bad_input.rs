@@ -148,7 +148,7 @@ fn values_out_of_range_are_wrong_usage() {
         ["port", "add", "web", "--socket", ""],
         ["network", "add", "lab", "--mtu", "67"],
         ["network", "add", "lab", "--ageing", "9"],
-        ["network", "add", "lab", "--mode", "nat"],
+        ["network", "add", "lab", "--mode", "bridge"],
         ["qemu-args", "vm1", "--memory", "1", "--json"],
     ] {
         let ran = weft.run(&args);
@@ -216,7 +216,7 @@ fn a_bad_configuration_file_is_refused_with_line_and_column() {
             "[ports.a]\nnetwork = \"lab\"\n",
             ":2:11: ports.a.network: port \"a\" names network \"lab\", which is not there; there are: default",
         ),
-        ("[networks.n]\nmode = \"nat\"\n", ":2:8: networks.n.mode: mode \"nat\" is not there yet"),
+        ("[networks.n]\nmode = \"bridge\"\n", ":2:8: networks.n.mode: mode \"bridge\" is not there yet"),
         (too_long.as_str(), ":2:10: ports.a.socket: socket path \"xxx"),
         ("[ports.a\n", ":1:9: "),
     ];

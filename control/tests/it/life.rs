@@ -39,8 +39,10 @@ fn a_signal_stops_it_and_its_sockets_are_gone() {
         let weft = Weft::start();
         let (status, dir) = weft.stop(signal);
         assert_eq!(status.code(), Some(0));
-        let left: Vec<_> = std::fs::read_dir(dir.path().join("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, ["weft.lock"]);
+        let entries = std::fs::read_dir(dir.path().join("run")).unwrap();
+        let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["state", "weft.lock"]);
     }
 }
 

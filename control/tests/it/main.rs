@@ -1,8 +1,11 @@
 //! The real `weft`, as its operator and its clients see it.
 
 mod bad_input;
+mod client;
 mod commands;
 mod control_socket;
+mod dns;
+mod leases;
 mod life;
 mod weft;
 mod workers;

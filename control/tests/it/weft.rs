@@ -262,6 +262,8 @@ pub(crate) fn command() -> Command {
     for name in [
         "WEFT_RUN_DIR",
         "WEFT_LOG",
+        "WEFT_STATE_DIR",
+        "STATE_DIRECTORY",
         "XDG_RUNTIME_DIR",
         "NO_COLOR",
         "NOTIFY_SOCKET",

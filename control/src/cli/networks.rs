@@ -1,0 +1,117 @@
+//! `weft network`.
+
+use std::net::Ipv4Addr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
+use weft_switch::{DomainName, Subnet};
+
+use super::{CliError, Output};
+use crate::addressing::{DhcpChoice, DnsChoice};
+use crate::api::{self, Named, NetworkAdd, Nothing};
+use crate::client::Client;
+use crate::config::NetworkConfig;
+use crate::render;
+use crate::values::{AgeingSeconds, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NetworkCommand {
+    /// Add a network.
+    Add {
+        /// The new network's name.
+        name: Name,
+        #[command(flatten)]
+        settings: NetworkArgs,
+    },
+    /// List all networks.
+    List,
+    /// Show one network.
+    Show {
+        /// The network.
+        name: Name,
+    },
+    /// Remove a network that has no ports.
+    Remove {
+        /// The network.
+        name: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NetworkArgs {
+    /// What kind of network it is: `nat` has a subnet with a gateway, DHCP and DNS; on a `private` one guests see nobody but each other.
+    #[arg(long, default_value = NetworkMode::Nat.name(), value_parser = mode())]
+    mode: NetworkMode,
+    /// The addresses of its hosts, as in 10.77.0.0/24 [default: one that is free, with --mode nat].
+    #[arg(long, value_name = "SUBNET")]
+    subnet: Option<Subnet>,
+    /// The gateway's address [default: the first of the subnet's hosts].
+    #[arg(long, value_name = "IP")]
+    gateway: Option<Ipv4Addr>,
+    /// The addresses that are given out by DHCP, as in 10.77.0.10-10.77.0.200, or `off`.
+    #[arg(long, value_name = "FROM-TO", default_value_t = DhcpChoice::default())]
+    dhcp: DhcpChoice,
+    /// How long an address is leased, 60 to 31536000.
+    #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::default().lease_seconds)]
+    lease_time: LeaseSeconds,
+    /// The DNS servers that are asked, as in 192.0.2.1,192.0.2.2; `auto` for those of this host, or `off`.
+    #[arg(long, value_name = "IP,…", default_value_t = DnsChoice::default())]
+    dns: DnsChoice,
+    /// The domain of its hosts.
+    #[arg(long, default_value_t = NetworkConfig::default().domain)]
+    domain: DomainName,
+    /// After how many seconds of silence a MAC address is forgotten, 10 to 86400.
+    #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::default().ageing_seconds)]
+    ageing: AgeingSeconds,
+    /// How many MAC addresses are kept, 16 to 262144.
+    #[arg(long, value_name = "N", default_value_t = NetworkConfig::default().fdb_capacity)]
+    fdb_capacity: FdbCapacity,
+    /// The MTU that guests are told, 68 to 65535 bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
+    mtu: Mtu,
+}
+
+impl NetworkArgs {
+    fn config(self) -> NetworkConfig {
+        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu } = self;
+        NetworkConfig {
+            mode,
+            subnet,
+            gateway,
+            dhcp,
+            lease_seconds: lease_time,
+            dns,
+            domain,
+            ageing_seconds: ageing,
+            fdb_capacity,
+            mtu,
+            leases: Vec::new(),
+        }
+    }
+}
+
+/// The possible values are for the help and the shell's completion.
+fn mode() -> impl TypedValueParser<Value = NetworkMode> {
+    PossibleValuesParser::new(NetworkMode::NAMES).try_map(|name| name.parse::<NetworkMode>())
+}
+
+pub(super) fn network(command: NetworkCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
+    match command {
+        NetworkCommand::Add { name, settings } => {
+            let info = client.call::<api::AddNetwork>(&NetworkAdd { name, settings: settings.config() })?;
+            output.show(&info, |_, info| {
+                let addresses = info.subnet.as_ref().map(|subnet| format!(", with the subnet {subnet}")).unwrap_or_default();
+                let name = &info.name;
+                format!("Network {name} is there{addresses}. Put a port on it with: weft port add NAME --network {name}\n")
+            })
+        }
+        NetworkCommand::List => {
+            output.show(&client.call::<api::ListNetworks>(&Nothing {})?, |style, networks| render::networks(style, networks))
+        }
+        NetworkCommand::Show { name } => output.show(&client.call::<api::ShowNetwork>(&Named { name })?, render::network),
+        NetworkCommand::Remove { name } => {
+            let removed = client.call::<api::RemoveNetwork>(&Named { name })?;
+            output.show(&removed, |_, removed| format!("Network {} is gone.\n", removed.name))
+        }
+    }
+}

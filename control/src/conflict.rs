@@ -1,0 +1,150 @@
+//! Declarations that don't go together.
+
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use weft_switch::dhcp::DhcpSettingsError;
+use weft_switch::gateway::GatewaySettingsError;
+use weft_switch::{MacAddr, Subnet};
+
+use crate::refusal::list;
+use crate::values::Name;
+
+/// Two declarations, or one and the host, don't go together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Conflict {
+    /// A port's network is not declared.
+    #[error("port {port:?} names network {network:?}, which is not there; there are: {}", list(known))]
+    NoSuchNetwork {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+        /// The networks that are there.
+        known: Vec<Name>,
+    },
+    /// Two guests of one network have the same address.
+    #[error("ports {other:?} and {port:?} on network {network:?} have the same MAC address, {mac}: give one of them another")]
+    SameMac {
+        /// The later port.
+        port: Name,
+        /// The earlier one.
+        other: Name,
+        /// Their network.
+        network: Name,
+        /// Their address.
+        mac: MacAddr,
+    },
+    /// Two ports have the same socket.
+    #[error("ports {other:?} and {port:?} have the same socket, {path:?}: give one of them another")]
+    SameSocket {
+        /// The later port.
+        port: Name,
+        /// The earlier one.
+        other: Name,
+        /// Their socket.
+        path: PathBuf,
+    },
+    /// A port's socket would be the control socket.
+    #[error("the socket of port {port:?} would be {path:?}, which is weft's control socket: choose another name or socket")]
+    ControlSocket {
+        /// The port.
+        port: Name,
+        /// The control socket.
+        path: PathBuf,
+    },
+    /// Something names addresses of a network that has none of its own.
+    #[error("network {network:?} has {what}, but no subnet: give it one, as in 10.77.0.0/24")]
+    NeedsSubnet {
+        /// The network.
+        network: Name,
+        /// What names addresses.
+        what: &'static str,
+    },
+    /// The gateway's settings contradict each other.
+    #[error("network {network:?}: {source}")]
+    Gateway {
+        /// The network.
+        network: Name,
+        /// Which ones.
+        source: GatewaySettingsError,
+    },
+    /// What is said about DHCP contradicts itself.
+    #[error("network {network:?}: {source}")]
+    Dhcp {
+        /// The network.
+        network: Name,
+        /// How.
+        source: DhcpSettingsError,
+    },
+    /// DNS servers for guests that can't reach anything outside.
+    #[error("network {network:?} is private, and its guests ask nobody outside: leave dns away, or make the network's mode nat")]
+    PrivateDns {
+        /// The network.
+        network: Name,
+    },
+    /// A guest has the address of its network's gateway.
+    #[error("port {port:?} has the MAC address of the gateway of network {network:?}, {mac}: give it another")]
+    GatewayMac {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+        /// The address.
+        mac: MacAddr,
+    },
+    /// An address for a port whose network gives out none.
+    #[error(
+        "port {port:?} has an address, but network {network:?} has no DHCP to tell it to the guest: switch that on, or leave the address away"
+    )]
+    AddressWithoutDhcp {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+    },
+    /// The host reaches something else by these addresses.
+    #[error(
+        "the subnet {subnet} of network {network:?} overlaps with {route}, which this host reaches by {device}: {}",
+        suggestion.map_or_else(|| "choose another one".to_owned(), |free| format!("{free} is free"))
+    )]
+    SubnetTaken {
+        /// The network.
+        network: Name,
+        /// Its subnet.
+        subnet: Subnet,
+        /// The host's route.
+        route: Ipv4Net,
+        /// The interface of that route.
+        device: String,
+        /// A subnet that nobody uses.
+        suggestion: Option<Subnet>,
+    },
+    /// Every subnet that weft would choose is in use.
+    #[error(
+        "no subnet is free for network {network:?}: all that weft would choose overlap with routes of this host; give it one"
+    )]
+    NoFreeSubnet {
+        /// The network.
+        network: Name,
+    },
+}
+
+impl Conflict {
+    /// The key that can be changed to solve it.
+    #[must_use]
+    pub fn key(&self) -> [&str; 3] {
+        match self {
+            Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
+            Self::SameMac { port, .. } | Self::GatewayMac { port, .. } => ["ports", port.as_str(), "mac"],
+            Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
+            Self::AddressWithoutDhcp { port, .. } => ["ports", port.as_str(), "address"],
+            Self::NeedsSubnet { network, .. } | Self::SubnetTaken { network, .. } | Self::NoFreeSubnet { network } => {
+                ["networks", network.as_str(), "subnet"]
+            }
+            Self::Gateway { network, .. } => ["networks", network.as_str(), "gateway"],
+            Self::Dhcp { network, .. } => ["networks", network.as_str(), "dhcp"],
+            Self::PrivateDns { network } => ["networks", network.as_str(), "dns"],
+        }
+    }
+}

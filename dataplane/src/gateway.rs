@@ -1,0 +1,320 @@
+//! The gateway of a network, as workers and the owner share it.
+//!
+//! # Theory
+//!
+//! A gateway is a state machine ([`weft_switch::gateway`]) behind one lock. Whichever worker polls the ring from which a frame for it came
+//! takes that lock once for all such frames of a batch, and hands the answers to the guests before it lets go, so that
+//! they are in order. What the gateway looks at is a private copy of the whole frame; a frame that concerns others as well goes on from that copy.
+//!
+//! DHCP and DNS are served by the owner. Their messages wait in the gateway's [`Inbox`] until the owner fetches them; what it sends in return goes to
+//! the gateway's home worker. What is for the gateway itself or the outside ends in [`GatewayState::receive_local`] and
+//! [`GatewayState::receive_outside`].
+//!
+//! Lock order: a ring from a guest, then one gateway, then rings to guests, one at a time. The owner takes the lock of a gateway, and no other while it
+//! has that.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
+use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
+
+use crate::from_guest::{Batch, Frame};
+
+/// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
+const INBOX_BYTES: usize = 256 << 10;
+/// What a message costs beside its payload, in bytes, about.
+const MESSAGE_COST: usize = 256;
+/// How long after an ARP probe claims of its address are reported.
+const PROBE_LASTS: Duration = Duration::from_secs(2);
+
+/// Something that came to a gateway and is for one of its services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceMessage {
+    /// A message for the DHCP server.
+    Dhcp(UdpDatagram<'static>),
+    /// A query for the DNS forwarder.
+    Dns(UdpDatagram<'static>),
+    /// A TCP segment for the DNS forwarder.
+    DnsTcp {
+        /// Who sent it.
+        station: Station,
+        /// The whole IPv4 packet. Its transport checksum was verified, or was left to us.
+        packet: Vec<u8>,
+    },
+    /// Somebody has an address that was probed.
+    Heard(Heard),
+}
+
+/// A frame in weft's own memory that goes to guests.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    pub(crate) to: Receivers,
+    pub(crate) frame: Vec<u8>,
+    pub(crate) offload: Offload,
+}
+
+/// Which ports of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receivers {
+    One(PortId),
+    All,
+    AllBut(PortId),
+}
+
+/// What becomes of a frame that the gateway has seen.
+#[derive(Debug)]
+pub(crate) enum Passage {
+    /// The gateway has dealt with it.
+    Taken,
+    /// It concerns others as well; this is the copy that the gateway has checked.
+    On(Vec<u8>),
+    Dropped(DropReason),
+}
+
+/// A gateway as a snapshot names it.
+#[derive(Clone, Debug)]
+pub(crate) struct GatewayLink {
+    pub(crate) screen: Screen,
+    /// The worker that sends what does not answer a guest's frame at once.
+    pub(crate) home: usize,
+    pub(crate) shared: Arc<SharedGateway>,
+}
+
+/// What there is of a gateway.
+#[derive(Debug)]
+pub(crate) struct SharedGateway {
+    state: Mutex<GatewayState>,
+    mail: Arc<Mail>,
+    has_mail: AtomicBool,
+}
+
+/// Tells the owner that messages wait.
+#[derive(Debug)]
+pub(crate) struct Mail {
+    waiting: AtomicBool,
+    event: Arc<EventFd>,
+}
+
+#[derive(Debug)]
+pub(crate) struct GatewayState {
+    pub(crate) gateway: Gateway,
+    inbox: Inbox,
+    /// The addresses that were probed, and until when claims of them are reported.
+    probed: BTreeMap<Ipv4Addr, Timestamp>,
+    /// Kept for their memory: the private copy of the frame at hand, and what answers it.
+    scratch: Vec<u8>,
+    answers: Vec<Outgoing>,
+}
+
+/// Messages that wait for the owner, in bounded memory: a port can have as much of it as stays free.
+#[derive(Debug, Default)]
+struct Inbox {
+    messages: Vec<ServiceMessage>,
+    bytes: usize,
+    by_port: BTreeMap<PortId, usize>,
+}
+
+impl Mail {
+    pub(crate) fn new(event: Arc<EventFd>) -> Self {
+        Self { waiting: AtomicBool::new(false), event }
+    }
+
+    /// True if messages wait since this was last asked.
+    pub(crate) fn take(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) && self.waiting.swap(false, Ordering::Acquire)
+    }
+
+    fn announce(&self) {
+        if !self.waiting.swap(true, Ordering::Release) {
+            // Can't fail while the owner lives, and without it nobody wants to know.
+            let _ = self.event.write(1);
+        }
+    }
+}
+
+impl SharedGateway {
+    pub(crate) fn new(gateway: Gateway, mail: Arc<Mail>) -> Arc<Self> {
+        let state =
+            GatewayState { gateway, inbox: Inbox::default(), probed: BTreeMap::new(), scratch: Vec::new(), answers: Vec::new() };
+        Arc::new(Self { state: Mutex::new(state), mail, has_mail: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, GatewayState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the owner know of what waits, if anything does.
+    pub(crate) fn announce_mail(&self, state: &GatewayState) {
+        if !state.inbox.messages.is_empty() && !self.has_mail.swap(true, Ordering::Release) {
+            self.mail.announce();
+        }
+    }
+
+    /// Takes what waits for the owner.
+    pub(crate) fn take_mail(&self) -> Vec<ServiceMessage> {
+        if !self.has_mail.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut state = self.lock();
+        self.has_mail.store(false, Ordering::Release);
+        mem::take(&mut state.inbox).messages
+    }
+}
+
+impl GatewayLink {
+    /// What a glance at a frame says.
+    pub(crate) fn interest(&self, batch: &Batch, frame: &Frame) -> weft_switch::gateway::Interest {
+        let mut bytes = [0; SCREENED_LEN];
+        let len = bytes.len().min(frame.len);
+        bytes[..EthernetHeader::LEN].copy_from_slice(&frame.header);
+        let copied = batch.payload(frame).read(&mut bytes[EthernetHeader::LEN..len]);
+        debug_assert!(copied, "a frame has the length that was counted");
+        self.screen.interest(&bytes[..len])
+    }
+}
+
+impl GatewayState {
+    /// Takes a frame from `port`; what is to be sent is added to `out`.
+    pub(crate) fn receive(
+        &mut self,
+        now: Timestamp,
+        port: PortId,
+        batch: &Batch,
+        frame: &Frame,
+        out: &mut Vec<Dispatch>,
+    ) -> Passage {
+        let mut bytes = mem::take(&mut self.scratch);
+        private_copy(batch, frame, &mut bytes);
+        let checksum_pending = frame.offload.checksum.is_some();
+        let mut answers = mem::take(&mut self.answers);
+        let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
+        let passage = match outcome {
+            Outcome::Done => Some(Passage::Taken),
+            Outcome::Drop(reason) => Some(Passage::Dropped(reason)),
+            Outcome::NotForGateway => None,
+            Outcome::Arp(heard) => {
+                if self.probed.get(&heard.address).is_some_and(|until| now <= *until) {
+                    // Whoever has its share of messages waiting already can't make an address look used.
+                    let _ = self.inbox.push(port, 0, ServiceMessage::Heard(heard));
+                }
+                None
+            }
+            Outcome::Dhcp(datagram) => Some(self.deliver(datagram, ServiceMessage::Dhcp)),
+            Outcome::Dns(datagram) => Some(self.deliver(datagram, ServiceMessage::Dns)),
+            Outcome::DnsTcp(packet) => {
+                let (station, packet) = (packet.station, packet.ip.bytes().to_vec());
+                let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
+                Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
+            }
+            Outcome::Local(packet) => Some(self.receive_local(now, &packet, &mut answers)),
+            Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, &mut answers)),
+            Outcome::Neighbour { to, headers, packet } => {
+                let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
+                let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
+                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload });
+                Some(Passage::Taken)
+            }
+        };
+        out.extend(answers.drain(..).map(Dispatch::from));
+        self.answers = answers;
+        if let Some(passage) = passage {
+            self.scratch = bytes;
+            return passage;
+        }
+        Passage::On(bytes)
+    }
+
+    /// TCP or UDP for the gateway's own address that none of its services takes.
+    fn receive_local(&mut self, now: Timestamp, packet: &Packet<'_>, answers: &mut Vec<Outgoing>) -> Passage {
+        self.gateway.refuse(now, packet, Refusal::PortUnreachable, answers);
+        Passage::Dropped(DropReason::NoListener)
+    }
+
+    /// A packet for the outside. As long as nothing leads there, its sender is told that it is not allowed (RFC 5508, section 8).
+    fn receive_outside(&mut self, now: Timestamp, packet: &Packet<'_>, answers: &mut Vec<Outgoing>) -> Passage {
+        self.gateway.refuse(now, packet, Refusal::Prohibited, answers);
+        Passage::Dropped(DropReason::Unreachable)
+    }
+
+    /// For the next seconds, whoever claims the address is reported.
+    pub(crate) fn expect_claims(&mut self, now: Timestamp, address: Ipv4Addr) {
+        self.probed.insert(address, now.after(PROBE_LASTS));
+    }
+
+    /// Gives up what has waited for too long; what died of it is added to `late`.
+    pub(crate) fn tick(&mut self, now: Timestamp, answers: &mut Vec<Outgoing>, late: &mut Vec<LateDrop>) {
+        self.gateway.tick(now, answers);
+        self.probed.retain(|_, until| now <= *until);
+        late.extend(self.gateway.late_drops());
+    }
+
+    /// Forgets everything that came from a port which is gone.
+    pub(crate) fn forget_port(&mut self, port: PortId) {
+        self.gateway.forget_port(port);
+        self.inbox.forget_port(port);
+    }
+
+    fn deliver(&mut self, datagram: UdpDatagram<'_>, message: impl FnOnce(UdpDatagram<'static>) -> ServiceMessage) -> Passage {
+        let (port, len) = (datagram.station.port, datagram.payload.len());
+        match self.inbox.push(port, len, message(datagram.into_owned())) {
+            Ok(()) => Passage::Taken,
+            Err(reason) => Passage::Dropped(reason),
+        }
+    }
+}
+
+impl Inbox {
+    fn push(&mut self, port: PortId, len: usize, message: ServiceMessage) -> Result<(), DropReason> {
+        let cost = len + MESSAGE_COST;
+        let of_port = self.by_port.entry(port).or_default();
+        if self.bytes + *of_port + 2 * cost > INBOX_BYTES {
+            return Err(DropReason::ServicesBusy);
+        }
+        *of_port += cost;
+        self.bytes += cost;
+        self.messages.push(message);
+        Ok(())
+    }
+
+    /// What it cost is free again when the owner has fetched the rest.
+    fn forget_port(&mut self, port: PortId) {
+        self.messages.retain(|message| message.port() != port);
+    }
+}
+
+impl ServiceMessage {
+    /// The port from which it came.
+    #[must_use]
+    pub fn port(&self) -> PortId {
+        match self {
+            Self::Dhcp(datagram) | Self::Dns(datagram) => datagram.station.port,
+            Self::DnsTcp { station, .. } => station.port,
+            Self::Heard(heard) => heard.station.port,
+        }
+    }
+}
+
+impl From<Outgoing> for Dispatch {
+    fn from(Outgoing { to, frame }: Outgoing) -> Self {
+        let to = match to {
+            Egress::Port(port) => Receivers::One(port),
+            Egress::All => Receivers::All,
+        };
+        Self { to, frame, offload: Offload::NONE }
+    }
+}
+
+/// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.
+fn private_copy(batch: &Batch, frame: &Frame, bytes: &mut Vec<u8>) {
+    bytes.resize(frame.len, 0);
+    let (header, payload) = bytes.split_at_mut(EthernetHeader::LEN);
+    header.copy_from_slice(&frame.header);
+    let copied = batch.payload(frame).read(payload);
+    debug_assert!(copied, "a frame has the length that was counted");
+}

@@ -1,0 +1,195 @@
+//! Networks and their gateways as the owner sees them: settings, messages for the services, frames from them.
+
+use std::sync::Arc;
+
+use weft_switch::gateway::{Gateway, GatewaySettings};
+use weft_switch::{DropReason, Egress, Fdb, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
+
+use crate::dataplane::{Dataplane, DataplaneError, free_place};
+use crate::fabric::Network;
+use crate::gateway::{GatewayLink, ServiceMessage, SharedGateway};
+
+/// What a network is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// Its forwarding database.
+    pub fdb: FdbSettings,
+    /// Its gateway, if it has one.
+    pub gateway: Option<GatewaySettings>,
+}
+
+impl From<FdbSettings> for NetworkSettings {
+    /// A network without a gateway.
+    fn from(fdb: FdbSettings) -> Self {
+        Self { fdb, gateway: None }
+    }
+}
+
+impl Dataplane {
+    /// Adds a network.
+    ///
+    /// # Errors
+    /// When there are too many, the gateway's settings contradict each other, or a worker is stuck. Nothing is left behind then.
+    pub fn add_network(&mut self, settings: impl Into<NetworkSettings>) -> Result<NetworkId, DataplaneError> {
+        let NetworkSettings { fdb, gateway } = settings.into();
+        let gateway = gateway.map(|settings| self.new_gateway(settings)).transpose()?;
+        let limit = Self::MAX_NETWORKS;
+        let place = free_place(&mut self.fabric.networks, limit).ok_or(DataplaneError::TooMany { what: "networks", limit })?;
+        let network = Network { fdb: Arc::new(Fdb::new(fdb)), gateway };
+        reserve(&network);
+        self.fabric.networks[place] = Some(network);
+        if let Err(stuck) = self.fabric.publish() {
+            self.fabric.networks[place] = None;
+            return Err(stuck.into());
+        }
+        Ok(NetworkId(place as u16))
+    }
+
+    /// Changes a network in place; its ports are not disturbed. What was learned stays, unless the size of the
+    /// forwarding database changes. A gateway with other addresses announces itself.
+    ///
+    /// # Errors
+    /// When the gateway's settings contradict each other, nothing is changed. When a worker is stuck, the change is made all the same.
+    pub fn set_network(&mut self, id: NetworkId, settings: impl Into<NetworkSettings>) -> Result<(), DataplaneError> {
+        let NetworkSettings { fdb, gateway } = settings.into();
+        let Some(old) = self.fabric.network(id).and_then(|network| network.gateway.clone()) else {
+            let gateway = gateway.map(|settings| self.new_gateway(settings)).transpose()?;
+            return self.replace_network(id, fdb, gateway);
+        };
+        let Some(settings) = gateway else { return self.replace_network(id, fdb, None) };
+        let (before, screen) = {
+            let gateway = &mut old.shared.lock().gateway;
+            let before = *gateway.settings();
+            gateway.reconfigure(settings)?;
+            (before, gateway.screen())
+        };
+        let gateway = GatewayLink { screen, ..old };
+        self.replace_network(id, fdb, Some(gateway))?;
+        if (before.address, before.mac) != (settings.address, settings.mac) {
+            self.with_gateway(id, |_, gateway, frames| gateway.announce(frames));
+        }
+        Ok(())
+    }
+
+    /// Removes a network. Its ports must have been removed before.
+    ///
+    /// # Errors
+    /// When a worker is stuck; the network is gone all the same.
+    pub fn remove_network(&mut self, id: NetworkId) -> Result<(), DataplaneError> {
+        if let Some(place) = self.fabric.networks.get_mut(id.index()) {
+            *place = None;
+        }
+        Ok(self.fabric.publish()?)
+    }
+
+    /// The time by which the gateways go. It starts with the dataplane.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Does something with a network's gateway, and sends the frames that are added to the list. Workers wait meanwhile, so it has to be
+    /// quick. `None` if there is no such network, or no gateway in it.
+    pub fn with_gateway<T>(
+        &mut self,
+        id: NetworkId,
+        work: impl FnOnce(Timestamp, &mut Gateway, &mut Vec<Outgoing>) -> T,
+    ) -> Option<T> {
+        let mut frames = Vec::new();
+        let done = work(self.clock.now(), &mut self.fabric.gateway(id)?.shared.lock().gateway, &mut frames);
+        self.send_from_gateway(id, frames);
+        Some(done)
+    }
+
+    /// Sends frames as from a network's gateway. Those for which there is no room are counted on the ports that they were for.
+    pub fn send_from_gateway(&mut self, id: NetworkId, frames: Vec<Outgoing>) {
+        if frames.is_empty() {
+            return;
+        }
+        for lost in self.fabric.send(id, frames) {
+            if let Egress::Port(port) = lost.to {
+                self.count_drop(port, DropReason::ServicesBusy);
+            }
+        }
+    }
+
+    /// Sends an ARP probe for an address; whoever claims it within two seconds is reported as [`ServiceMessage::Heard`].
+    pub fn probe(&mut self, id: NetworkId, address: std::net::Ipv4Addr) {
+        let mut frames = Vec::new();
+        let now = self.clock.now();
+        if let Some(gateway) = self.fabric.gateway(id) {
+            let mut state = gateway.shared.lock();
+            state.expect_claims(now, address);
+            state.gateway.probe(address, &mut frames);
+        }
+        self.send_from_gateway(id, frames);
+    }
+
+    /// Takes what has come for the services of all networks, in the order in which it came to each. There is something after an event.
+    pub fn take_messages(&mut self) -> Vec<(NetworkId, ServiceMessage)> {
+        if !self.mail.take() {
+            return Vec::new();
+        }
+        let mut all = Vec::new();
+        for (place, network) in self.fabric.networks.iter().enumerate() {
+            let gateway = network.as_ref().and_then(|network| network.gateway.as_ref());
+            let messages = gateway.map(|gateway| gateway.shared.take_mail()).unwrap_or_default();
+            all.extend(messages.into_iter().map(|message| (NetworkId(place as u16), message)));
+        }
+        all
+    }
+
+    /// Counts a message that a service has dropped, on the port from which it came.
+    pub fn count_drop(&self, port: PortId, reason: DropReason) {
+        if let Some(link) = self.fabric.links.get(port.index()).and_then(Option::as_ref) {
+            link.counters.drop_frames(reason, 1);
+        }
+    }
+
+    /// Lets every gateway give up what has waited for too long.
+    pub(crate) fn tick_gateways(&mut self, now: Timestamp) {
+        for place in 0..self.fabric.networks.len() {
+            let id = NetworkId(place as u16);
+            let (mut frames, mut late) = (Vec::new(), Vec::new());
+            if let Some(gateway) = self.fabric.gateway(id) {
+                gateway.shared.lock().tick(now, &mut frames, &mut late);
+            }
+            self.send_from_gateway(id, frames);
+            for drop in late {
+                if let Some(link) = self.fabric.links.get(drop.port.index()).and_then(Option::as_ref) {
+                    link.counters.drop_frames(drop.reason, drop.frames);
+                }
+            }
+        }
+    }
+
+    fn new_gateway(&self, settings: GatewaySettings) -> Result<GatewayLink, DataplaneError> {
+        let gateway = Gateway::new(settings)?;
+        Ok(self.fabric.link_gateway(SharedGateway::new(gateway, Arc::clone(&self.mail))))
+    }
+
+    /// Puts another gateway in the place of the one that there is, and another forwarding database if it is to have another size.
+    fn replace_network(&mut self, id: NetworkId, fdb: FdbSettings, gateway: Option<GatewayLink>) -> Result<(), DataplaneError> {
+        let Some(network) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else { return Ok(()) };
+        let mac = |gateway: &Option<GatewayLink>| gateway.as_ref().map(|gateway| gateway.screen);
+        let same = mac(&network.gateway) == mac(&gateway) && network.fdb.capacity() == fdb.capacity;
+        if let Some(old) = &network.gateway {
+            network.fdb.release(old.screen.mac);
+        }
+        network.gateway = gateway;
+        if network.fdb.capacity() == fdb.capacity {
+            network.fdb.set_ageing(fdb.ageing);
+        } else {
+            network.fdb = Arc::new(Fdb::new(fdb));
+        }
+        reserve(network);
+        if same { Ok(()) } else { Ok(self.fabric.publish()?) }
+    }
+}
+
+/// Keeps the gateway's MAC address for it.
+fn reserve(network: &Network) {
+    if let Some(gateway) = &network.gateway {
+        network.fdb.reserve(gateway.screen.mac, PortId::GATEWAY);
+    }
+}
