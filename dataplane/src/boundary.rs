@@ -77,6 +77,7 @@ impl Boundaries {
 }
 
 #[cfg(all(test, loom))]
+#[allow(clippy::arc_with_non_send_sync, reason = "the model checker watches over what is shared, and runs one thread at a time")]
 mod models {
     use std::collections::BTreeSet;
     use std::sync::Arc;

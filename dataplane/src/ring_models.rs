@@ -45,8 +45,12 @@ fn ring(features: RingFeatures) -> (Ring, Chain, Driver) {
     let driver = Driver { features, memory };
     // What a model shares begins before its threads do.
     let areas = [LAYOUT.available, LAYOUT.used].map(|area| (area..area + 0x40).step_by(2));
-    areas.into_iter().flatten().for_each(|place| drop(driver.u16_at(place)));
-    (0..SIZE).for_each(|index| drop(driver.state(index)));
+    for place in areas.into_iter().flatten() {
+        let _ = driver.u16_at(place);
+    }
+    for index in 0..SIZE {
+        let _ = driver.state(index);
+    }
     driver.suppress_interrupts();
     driver.offer(0);
     let (mut chain, mut pieces) = (Chain::NONE, Vec::new());
