@@ -188,6 +188,7 @@ fn of_two_that_learn_news_at_once_one_does_and_the_other_may_have_to_do_it_later
         Learned::New => "new",
         Learned::Moved(_) => "moved",
         Learned::Later => "later",
+        Learned::Reserved => "reserved",
     };
     let seen = together(empty, move |fdb| name(fdb.learn(NOW, first(fdb), A)), move |fdb| name(fdb.learn(NOW, first(fdb), B)));
     assert_eq!(seen, BTreeSet::from([("new", "moved"), ("moved", "new"), ("new", "later"), ("later", "new")]));
