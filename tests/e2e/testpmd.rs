@@ -74,8 +74,6 @@ fn no_frame_is_lost_in_a_closed_loop_of_packed_rings() {
         assert_closed_loop(Side::Server, layout, &[], None);
     }
     assert_closed_loop(Side::Client, PACKED_LAYOUTS[0], &[], None);
-    let small = "packed_vq=1,mrg_rxbuf=1,in_order=1";
-    assert_closed_loop(Side::Server, small, &SMALL_BUFFERS, Some("100,300,300,300,300,100"));
 }
 
 /// Small receive buffers and frames of several segments: chains and indirect tables one way, merged buffers the other.
@@ -113,7 +111,6 @@ fn every_byte_comes_back_over_packed_rings() {
         assert_echo(Side::Server, layout, &[]);
     }
     assert_echo(Side::Client, PACKED_LAYOUTS[0], &[]);
-    assert_echo(Side::Server, "packed_vq=1,mrg_rxbuf=1,in_order=0", &SMALL_BUFFERS);
 }
 
 /// testpmd receives into small buffers and sends what it received, piece by piece: merged buffers to it, chains from it.
