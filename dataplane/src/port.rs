@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{MacAddr, NetworkId, PortId, Timestamp};
+use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
@@ -44,7 +44,7 @@ pub(crate) struct Port {
     guest: Option<Guest>,
     connections: u64,
     last_stop: Option<String>,
-    log: LogLimit,
+    log: PortLog,
 }
 
 /// What of a port its sessions and the workers need, whoever is connected.
@@ -151,7 +151,7 @@ impl Port {
     pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
         let disposal = Disposal::new(Arc::clone(disposed));
         let wiring = Wiring { port: id, network: settings.network, counters: Arc::default(), disposal };
-        Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: LogLimit::default() }
+        Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
     pub(crate) fn id(&self) -> PortId {
@@ -418,17 +418,11 @@ fn rarp_request(station: MacAddr) -> Vec<u8> {
     frame
 }
 
-/// Keeps a guest that comes and goes in a loop from filling the log.
+/// What is said about a port: a guest that comes and goes in a loop does not fill the log.
 #[derive(Debug, Default)]
-struct LogLimit {
-    window_start: Timestamp,
-    lines: u32,
-}
+struct PortLog(LogLimit);
 
-impl LogLimit {
-    const WINDOW: Duration = Duration::from_secs(10);
-    const LINES: u32 = 20;
-
+impl PortLog {
     fn info(&mut self, now: Timestamp, port: &str, message: &str) {
         if self.allows(now, port) {
             tracing::info!(port, "{message}");
@@ -442,28 +436,6 @@ impl LogLimit {
     }
 
     fn allows(&mut self, now: Timestamp, port: &str) -> bool {
-        if now.since(self.window_start) >= Self::WINDOW {
-            let suppressed = self.lines.saturating_sub(Self::LINES);
-            if suppressed > 0 {
-                tracing::warn!(port, "{suppressed} lines about this port were not logged");
-            }
-            *self = Self { window_start: now, lines: 0 };
-        }
-        self.lines += 1;
-        self.lines <= Self::LINES
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_noisy_port_is_silenced_and_heard_again_later() {
-        let mut log = LogLimit::default();
-        let at = Timestamp::from_millis;
-        let said = (0..1000).filter(|&line| log.allows(at(line), "vm1")).count();
-        assert_eq!(said, LogLimit::LINES as usize);
-        assert!(!log.allows(at(9_999), "vm1") && log.allows(at(10_000), "vm1"));
+        self.0.allows(now, |lines| tracing::warn!(port, "{lines} lines about this port were not logged"))
     }
 }
