@@ -93,16 +93,6 @@ macro_rules! atomics {
                 self.conflict().store(value, ordering);
             }
 
-            pub fn compare_exchange(
-                &self,
-                current: $value,
-                new: $value,
-                success: Ordering,
-                failure: Ordering,
-            ) -> Result<$value, $value> {
-                self.conflict().compare_exchange(current, new, success, failure)
-            }
-
             pub fn fetch_max(&self, value: $value, ordering: Ordering) -> $value {
                 self.conflict().fetch_max(value, ordering)
             }
