@@ -69,6 +69,16 @@ fn tcp_goes_in_every_kind_of_receive_buffer() {
 
 #[test]
 #[ignore = "needs root"]
+fn tcp_goes_over_packed_rings() {
+    let weft = Weft::start();
+    let one = native(&weft.socket("vm1"), IP1, &["--packed"]);
+    assert!(one.log().contains("packed rings"), "{}", one.log());
+    let two = native(&weft.socket("vm2"), IP2, &["--packed", "--buffer-len", "2048"]);
+    assert_streams_both_ways(&one, &two);
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_guest_that_listens_is_reached() {
     let weft = Weft::start();
     let socket = weft.add_client_port("vm9");

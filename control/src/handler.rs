@@ -43,6 +43,9 @@ impl Handler for Switch {
     fn port_add(&mut self, params: PortAdd) -> Result<PortInfo, RpcError> {
         let PortAdd { name, settings } = params;
         let mut wanted = self.config.clone();
+        if settings.address.is_some() {
+            self.pin_subnet(&mut wanted, &settings.network);
+        }
         if wanted.ports.insert(name.clone(), settings).is_some() {
             return Err(Refusal::Exists { what: "port", name }.into());
         }

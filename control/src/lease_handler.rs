@@ -9,6 +9,7 @@ use weft_switch::dns::DnsCounters;
 
 use crate::addressing::server_list;
 use crate::api::{DhcpInfo, DnsInfo, LeaseAdd, LeaseLine, LeaseOf, MaybeNetwork};
+use crate::config::Config;
 use crate::refusal::Refusal;
 use crate::rpc::RpcError;
 use crate::services::wall_clock;
@@ -34,11 +35,17 @@ impl Switch {
         if !has_dhcp {
             return Err(Refusal::NoDhcp { network: name }.into());
         }
-        // Static leases may be given to a network whose subnet weft chose: that one is its subnet from now on.
-        network.subnet = self.subnets.get(&name).copied();
+        self.pin_subnet(&mut wanted, &name);
         self.apply(&wanted)?;
         let line = self.leases_of(&name).remove(&address);
         line.ok_or_else(|| RpcError::internal(format!("the lease of {address} is not there")))
+    }
+
+    /// An address may be kept on a network whose subnet weft chose: that one is declared from now on.
+    pub(crate) fn pin_subnet(&self, wanted: &mut Config, name: &Name) {
+        if let Some(network) = wanted.networks.get_mut(name) {
+            network.subnet = network.subnet.or_else(|| self.subnets.get(name).copied());
+        }
     }
 
     pub(crate) fn remove_lease(&mut self, params: LeaseOf) -> Result<LeaseOf, RpcError> {

@@ -441,6 +441,8 @@ impl Dataplane {
     /// Handles one event whose token is at or above [`Self::FIRST_TOKEN`]. [`Self::take_messages`] comes after it.
     pub fn handle(&mut self, event: &Event) {
         match Task::of(event.token()) {
+            // Its turn comes anyway.
+            Some(task) if self.unfinished.contains(&task) || self.postponed.contains(&task) => {}
             Some(task) => self.run(task),
             None => self.handle_news(),
         }
@@ -465,7 +467,7 @@ impl Dataplane {
         if now >= self.next_watch {
             self.next_watch = now.after(WATCH_INTERVAL);
             self.healthy = self.fabric.workers.are_alive();
-            self.unfinished.append(&mut self.postponed);
+            self.resume();
         }
         let mut next = self.next_expiry.min(self.next_gateways).min(self.next_watch);
         for port in self.ports.iter_mut().flatten() {
@@ -502,12 +504,21 @@ impl Dataplane {
         }
     }
 
+    /// What was postponed gets its turn, once.
+    fn resume(&mut self) {
+        for task in std::mem::take(&mut self.postponed) {
+            if !self.unfinished.contains(&task) {
+                self.unfinished.push_back(task);
+            }
+        }
+    }
+
     /// A worker found a fault, or a port has got rid of something.
     fn handle_news(&mut self) {
         // Only to lower the event; how often it was raised does not matter.
         let _ = self.event.read();
         self.ports.iter_mut().flatten().for_each(Port::sweep);
-        self.unfinished.append(&mut self.postponed);
+        self.resume();
         let now = self.clock.now();
         while let Ok(fault) = self.faults.try_recv() {
             if let Some(port) = self.ports.get_mut(fault.port.index()).and_then(Option::as_mut) {

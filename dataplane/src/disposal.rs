@@ -7,17 +7,14 @@
 //! owner closes nothing that came from a front-end, unless it was seen to be an eventfd or memory. Unmapping memory does not
 //! block but takes a while: about a second for each 8 GiB if nobody else holds it.
 //!
-//! Each port has one thread at most for this, made when needed. While it is busy the port takes no new front-end: whoever makes it
-//! wait waits for himself.
+//! Each port has one thread at most for this, made when needed. While it is busy the port takes no new guest; and once anything waits
+//! behind it, nothing more is read or accepted there, since any message may bring more to get rid of. Whoever makes it wait waits for himself.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
-
-/// The most things that wait for the thread before a port stops accepting connections only to refuse them.
-const MAX_WAITING: usize = 64;
 
 type Thing = Box<dyn Send>;
 
@@ -54,10 +51,10 @@ impl Disposal {
         !self.busy.load(Ordering::Acquire)
     }
 
-    /// True when no more should be put here soon.
-    pub(crate) fn is_full(&mut self) -> bool {
+    /// True while something waits for what is being closed: no more should be taken on that may end here.
+    pub(crate) fn is_behind(&mut self) -> bool {
         self.sweep();
-        self.waiting.len() >= MAX_WAITING
+        !self.waiting.is_empty()
     }
 
     /// Starts on what waits, if the thread is free. To be called when `done` was raised.
@@ -103,16 +100,14 @@ mod tests {
         assert!(disposal.is_idle());
         let (end, slow) = mpsc::channel();
         disposal.put(Slow(slow));
-        for _ in 0..MAX_WAITING {
-            assert!(!disposal.is_full());
-            disposal.put(());
-        }
-        assert!(disposal.is_full() && !disposal.is_idle());
+        assert!(!disposal.is_behind() && !disposal.is_idle());
+        disposal.put(());
+        assert!(disposal.is_behind() && !disposal.is_idle());
         drop(end);
         // Twice: for the slow one and for what waited behind it.
         while !disposal.is_idle() {
             done.read().unwrap();
         }
-        assert!(!disposal.is_full());
+        assert!(!disposal.is_behind());
     }
 }

@@ -99,11 +99,18 @@ impl Fabric {
     }
 
     /// Shows the workers the networks and ports as they are now; returns when none uses anything older.
+    ///
+    /// # Errors
+    /// When a worker is stuck. The others are shown everything all the same, and no ring moves.
     pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
         let moves = self.moves();
         if !moves.is_empty() {
             let staying = self.snapshot(|ring| !moves.contains_key(&ring));
-            self.workers.publish(staying)?;
+            if let Err(stuck) = self.workers.publish(staying) {
+                // One of those that are to move may be what it is stuck with. None may be left to nobody.
+                self.workers.show(self.snapshot(|_| true));
+                return Err(stuck);
+            }
             moves.into_iter().for_each(|(ring, worker)| self.move_home(ring, worker));
         }
         let all = self.snapshot(|_| true);
@@ -188,5 +195,72 @@ fn watch(registry: &Registry, home: &Home) -> io::Result<()> {
 fn unwatch(registry: &Registry, home: &Home) {
     if let Some(kick) = &home.kick {
         let _ = registry.deregister(&mut SourceFd(&kick.as_raw_fd()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use vmm_sys_util::eventfd::EventFd;
+    use weft_switch::PortId;
+
+    use super::*;
+    use crate::counters::LiveCounters;
+    use crate::lane::FaultReports;
+    use crate::memory::{GuestMemory, RegionSpec};
+    use crate::ring::{Base, Direction, Ring, RingFeatures, RingLayout};
+    use crate::snapshot::RunningRings;
+    use crate::vhost_port::FrameFeatures;
+    use crate::worker::Clock;
+    use crate::workers::WorkerSettings;
+
+    fn ring() -> Arc<RingLink<FromGuest>> {
+        let spec = RegionSpec { guest: 0, len: 0x1000, user: 0, file_offset: 0 };
+        let file = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, spec.len).unwrap();
+        let memory = Arc::new(GuestMemory::default().with_region(spec, Arc::new(file.into())).unwrap());
+        let base = Base::new(&memory, RingFeatures::default(), Direction::FromGuest, None);
+        let layout = RingLayout { size: 4, descriptors: 0, available: 0x100, used: 0x200 };
+        RingLink::new(1, true, None, FromGuest::new(Ring::new(layout, 0, base).unwrap(), FrameFeatures::default()))
+    }
+
+    /// A worker without a thread stands for one that hangs.
+    #[test]
+    fn while_a_worker_is_stuck_rings_that_were_to_move_are_polled_where_they_were() {
+        let reports = FaultReports { queue: crossbeam::channel::unbounded().0, event: Arc::new(EventFd::new(0).unwrap()) };
+        let settings = WorkerSettings { count: 2, ..WorkerSettings::default() };
+        let (workers, mut idle) = Workers::new(&settings, Clock::start(), &reports).unwrap();
+        let mut fabric = Fabric::new(workers);
+        let rings: Vec<_> = (0..3).map(|_| ring()).collect();
+        for ring in &rings {
+            fabric.take_in(ring).unwrap();
+        }
+        // The first and the last are with the first worker; when the other one is gone, one of them is to move.
+        let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
+        let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
+        fabric.links = vec![Some(Arc::new(PortLink { id, network, counters, rings: running }))];
+        fabric.turn_out(rings[1].id);
+        assert!(fabric.publish().is_err());
+        let polled = |fabric: &Fabric| -> Vec<Vec<u64>> {
+            let seen = fabric.workers.seen();
+            (0..2).map(|worker| seen.polled_by(worker).iter().map(|polled| polled.ring.id).collect()).collect()
+        };
+        assert_eq!(polled(&fabric), [vec![rings[0].id, rings[2].id], vec![]]);
+        assert_eq!(fabric.rings_of_each(), [2, 0]);
+        // They move when nobody is stuck any more.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    idle.iter_mut().for_each(|worker| {
+                        worker.poll_all(weft_switch::Timestamp::default());
+                    });
+                }
+            });
+            let published = fabric.publish();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(published.is_ok());
+        });
+        assert_eq!(polled(&fabric), [vec![rings[0].id], vec![rings[2].id]]);
     }
 }

@@ -14,6 +14,9 @@ use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEAD
 /// The longest frame with its virtio-net header.
 const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
 
+/// In a batch, that many bytes count as much as one more buffer: a batch holds little more than half a mebibyte.
+const BYTES_PER_BUFFER: u32 = 512;
+
 /// A frame that was taken from a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
@@ -139,7 +142,7 @@ impl Batch {
         &self.frames[at]
     }
 
-    /// Takes chains until the batch is full, or holds as many buffers as may be looked at. The frames' own first bytes are
+    /// Takes chains until the batch is full, or holds as many buffers or bytes as may be looked at. The frames' own first bytes are
     /// asked for meanwhile.
     #[inline(never)]
     fn fill(&mut self, queue: &mut impl Virtqueue) -> Result<(), RingFault> {
@@ -157,7 +160,7 @@ impl Batch {
                 Err(fault) => return Err(queue.base().explain(fault)),
             }
             prefetch(frame.chain.ptr());
-            cost += frame.chain.cost;
+            cost += frame.chain.cost + frame.chain.len / BYTES_PER_BUFFER;
             self.count += 1;
         }
         Ok(())

@@ -36,6 +36,9 @@ pub(crate) struct FaultReports {
     pub(crate) event: Arc<EventFd>,
 }
 
+/// After so many bytes a round ends, wherever it is: guests with small frames don't wait until all others had a batch of large ones.
+const ROUND_BYTES: u64 = 4 << 20;
+
 /// What a worker needs to forward a batch, apart from the batch itself.
 pub(crate) struct Lane {
     /// The worker, and how many there are: they share the receivers' rings.
@@ -56,6 +59,8 @@ pub(crate) struct Lane {
     unshown: Vec<RingMask>,
     /// The ports whose rings these are.
     waiting: Vec<PortId>,
+    /// Bytes that were handed out in this round, and those that were finished for it.
+    moved: u64,
     faults: FaultReports,
 }
 
@@ -77,6 +82,7 @@ impl Lane {
             own_batch: None,
             unshown: Vec::new(),
             waiting: Vec::new(),
+            moved: 0,
             faults,
         }
     }
@@ -104,29 +110,22 @@ impl Lane {
         !batch.frames().is_empty()
     }
 
-    /// Wakes a guest whose rings are new to us and who may have missed an interrupt.
-    pub(crate) fn notify_if_owed(&self, port: &PortLink) {
-        for ring in port.rings.from_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
-        }
-        for ring in port.rings.to_guest.iter().filter(|ring| !ring.is_broken()) {
-            let notified = ring.lock().ring.queue().base_mut().notify_if_owed();
-            self.count_notification(port, ring, notified);
+    /// Wakes a guest whose rings are new to us and who may have missed an interrupt. Those to a guest belong to no worker in
+    /// particular: the one of its first ring from the guest does it.
+    pub(crate) fn notify_if_owed(&self, PolledRing { port, ring }: &PolledRing) {
+        self.count_notification(port, ring, ring.lock().ring.queue().base_mut().notify_if_owed());
+        if port.rings.from_guest.first().is_some_and(|first| Arc::ptr_eq(first, ring)) {
+            for ring in port.rings.to_guest.iter().filter(|ring| !ring.is_broken()) {
+                self.count_notification(port, ring, ring.lock().ring.queue().base_mut().notify_if_owed());
+            }
         }
     }
 
-    /// Stops a port whose memory was taken away, even if none of its rings moves any more.
-    pub(crate) fn check_memory(&self, port: &PortLink) {
-        for ring in &port.rings.from_guest {
-            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
-                self.report(port, ring, fault);
-            }
-        }
-        for ring in &port.rings.to_guest {
-            if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
-                self.report(port, ring, fault);
-            }
+    /// Stops a port whose memory was taken away, even if none of its rings moves any more. All of a port's rings are on the same
+    /// memory.
+    pub(crate) fn check_memory(&self, PolledRing { port, ring }: &PolledRing) {
+        if let Err(fault) = ring.lock().ring.queue().base().check_memory() {
+            self.report(port, ring, fault);
         }
     }
 
@@ -355,6 +354,7 @@ impl Lane {
         }
         port.counters.to_guest_frames.add(tally.frames);
         port.counters.to_guest_bytes.add(tally.bytes);
+        self.moved += tally.bytes + tally.finished;
     }
 
     pub(crate) fn remember_to_flush(&mut self, port: PortId, at: usize) {
@@ -365,8 +365,15 @@ impl Lane {
         *rings |= 1 << at;
     }
 
+    /// True when so much was moved in this round that it is time to show it.
+    #[inline(always)]
+    pub(crate) fn is_laden(&self) -> bool {
+        self.moved >= ROUND_BYTES
+    }
+
     /// Shows every guest what it got in this round, which was forwarded with this snapshot.
     pub(crate) fn flush(&mut self, snapshot: &Snapshot) {
+        self.moved = 0;
         while let Some(id) = self.waiting.pop() {
             let mut rings = std::mem::take(&mut self.unshown[id.index()]);
             let Some(port) = snapshot.port(id) else { continue };

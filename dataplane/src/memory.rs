@@ -7,7 +7,6 @@
 //! write at any time. Only raw pointers come out.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -163,8 +162,8 @@ unsafe impl Sync for Region {}
 
 impl GuestMemory {
     /// This memory and one more region. `fd` must be a memfd or a file on tmpfs or hugetlbfs, whose pages come without
-    /// anybody else's consent.
-    pub(crate) fn with_region(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
+    /// anybody else's consent. Where it may be the last reference to memory, the caller keeps another one: closing that takes long.
+    pub(crate) fn with_region(&self, spec: RegionSpec, fd: Arc<File>) -> Result<Self, MemoryError> {
         self.check_fits(&spec)?;
         let region = Region::map(spec, fd)?;
         let mut regions = self.regions.clone();
@@ -266,7 +265,7 @@ impl GuestMemory {
 }
 
 impl Region {
-    fn map(spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
+    fn map(spec: RegionSpec, fd: Arc<File>) -> Result<Self, MemoryError> {
         let guest = spec.guest;
         let map_error = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Map { guest, source };
         let stat = rustix::fs::fstat(&fd).map_err(|error| map_error(error.into()))?;
@@ -288,7 +287,7 @@ impl Region {
         let budget = Budget::take(len).ok_or(MemoryError::NoAddressSpace)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
-        let region = MmapRegion::build(Some(FileOffset::new(File::from(fd), start)), len as usize, protection, flags)
+        let region = MmapRegion::build(Some(FileOffset::from_arc(fd, start)), len as usize, protection, flags)
             .map_err(|error| map_error(error.into()))?;
         let guard = GuardedRange::new(region.as_ptr(), len as usize).ok_or(MemoryError::TableFull)?;
         // SAFETY: the mapping has `len` bytes, of which the region begins `file_offset - start` after its first.
@@ -309,10 +308,10 @@ mod tests {
 
     use super::*;
 
-    fn file(len: u64) -> OwnedFd {
+    fn file(len: u64) -> Arc<File> {
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, len).unwrap();
-        fd
+        Arc::new(fd.into())
     }
 
     fn spec(guest: u64, len: u64, user: u64) -> RegionSpec {
@@ -386,7 +385,7 @@ mod tests {
     fn memory_whose_file_is_shortened_reads_as_zeros_and_counts_as_lost() {
         crate::sys::install_signal_handlers().unwrap();
         let fd = file(0x4000);
-        let memory = GuestMemory::default().with_region(spec(0, 0x4000, 0), fd.try_clone().unwrap()).unwrap();
+        let memory = GuestMemory::default().with_region(spec(0, 0x4000, 0), Arc::clone(&fd)).unwrap();
         let ptr = memory.at_guest(0x3000, 8).unwrap();
         // SAFETY: eight bytes of a live mapping, which nobody else touches.
         unsafe { ptr.write_volatile(7) };

@@ -3,11 +3,11 @@
 use std::io;
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
-use weft_switch::{MacAddr, NetworkId, PortId, Timestamp};
+use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
@@ -16,7 +16,6 @@ use crate::endpoint::{Endpoint, Listener};
 use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::lane::Fault;
-use crate::memory::GuestMemory;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::vhost_user::connection::{Connection, ConnectionError};
@@ -25,6 +24,8 @@ use crate::workers::{Injection, WorkerStuck};
 
 /// The most messages of one front-end that are handled before others get their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// The same as a time, after which the message at hand is the last one: some take ten thousand times as long as others.
+const TURN: Duration = Duration::from_millis(5);
 /// The most connections that are accepted, or refused, before others get their turn.
 const ACCEPTS_PER_TURN: usize = 16;
 /// How long until a client looks again whether its last guest is gone for good.
@@ -43,7 +44,7 @@ pub(crate) struct Port {
     guest: Option<Guest>,
     connections: u64,
     last_stop: Option<String>,
-    log: LogLimit,
+    log: PortLog,
 }
 
 /// What of a port its sessions and the workers need, whoever is connected.
@@ -98,6 +99,24 @@ pub(crate) enum Turn {
     Later,
 }
 
+/// What is left of a port's turn for messages, and for looks whether there is one.
+struct Allowance {
+    messages: usize,
+    end: Instant,
+}
+
+impl Allowance {
+    fn new() -> Self {
+        Self { messages: MESSAGES_PER_TURN, end: Instant::now() + TURN }
+    }
+
+    fn take(&mut self) -> bool {
+        let left = self.messages.checked_sub(1).filter(|_| Instant::now() < self.end);
+        self.messages = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
 /// One port's way to the workers.
 struct PortHost<'a> {
     fabric: &'a mut Fabric,
@@ -122,7 +141,7 @@ impl Host for PortHost<'_> {
         self.fabric.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
     }
 
-    fn dispose(&mut self, memory: Arc<GuestMemory>) {
+    fn dispose(&mut self, memory: impl Send + 'static) {
         self.wiring.disposal.put(memory);
     }
 }
@@ -132,7 +151,7 @@ impl Port {
     pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
         let disposal = Disposal::new(Arc::clone(disposed));
         let wiring = Wiring { port: id, network: settings.network, counters: Arc::default(), disposal };
-        Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: LogLimit::default() }
+        Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
     pub(crate) fn id(&self) -> PortId {
@@ -146,13 +165,18 @@ impl Port {
 
     /// Takes the guests that wait at the listening socket: the first one in, the others out.
     pub(crate) fn accept(&mut self, registry: &Registry, token: Token, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        let mut allowance = Allowance::new();
         for _ in 0..ACCEPTS_PER_TURN {
             // The one that is there may have left already, with the news still unread.
-            self.serve(registry, now, fabric);
+            match self.serve_within(&mut allowance, registry, now, fabric) {
+                Turn::Done => {}
+                waiting => return waiting,
+            }
             let Endpoint::Server(listener) = &self.endpoint else {
                 return Turn::Done;
             };
-            let has_room = if self.guest.is_some() { !self.wiring.disposal.is_full() } else { self.wiring.disposal.is_idle() };
+            let disposal = &mut self.wiring.disposal;
+            let has_room = if self.guest.is_some() { !disposal.is_behind() } else { disposal.is_idle() };
             if !has_room {
                 return Turn::Later;
             }
@@ -211,8 +235,19 @@ impl Port {
 
     /// Handles what the front-end has sent.
     pub(crate) fn serve(&mut self, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
-        for _ in 0..MESSAGES_PER_TURN {
+        self.serve_within(&mut Allowance::new(), registry, now, fabric)
+    }
+
+    fn serve_within(&mut self, allowance: &mut Allowance, registry: &Registry, now: Timestamp, fabric: &mut Fabric) -> Turn {
+        loop {
             let Some(guest) = &mut self.guest else { return Turn::Done };
+            // Each message may leave as much memory behind as a guest has.
+            if self.wiring.disposal.is_behind() {
+                return Turn::Later;
+            }
+            if !allowance.take() {
+                return Turn::More;
+            }
             let mut host = PortHost { fabric, wiring: &mut self.wiring };
             match guest.serve_one(&mut host) {
                 Ok(true) => {}
@@ -223,7 +258,6 @@ impl Port {
                 }
             }
         }
-        Turn::More
     }
 
     /// A worker found one of this port's rings broken.
@@ -384,17 +418,11 @@ fn rarp_request(station: MacAddr) -> Vec<u8> {
     frame
 }
 
-/// Keeps a guest that comes and goes in a loop from filling the log.
+/// What is said about a port: a guest that comes and goes in a loop does not fill the log.
 #[derive(Debug, Default)]
-struct LogLimit {
-    window_start: Timestamp,
-    lines: u32,
-}
+struct PortLog(LogLimit);
 
-impl LogLimit {
-    const WINDOW: Duration = Duration::from_secs(10);
-    const LINES: u32 = 20;
-
+impl PortLog {
     fn info(&mut self, now: Timestamp, port: &str, message: &str) {
         if self.allows(now, port) {
             tracing::info!(port, "{message}");
@@ -408,28 +436,6 @@ impl LogLimit {
     }
 
     fn allows(&mut self, now: Timestamp, port: &str) -> bool {
-        if now.since(self.window_start) >= Self::WINDOW {
-            let suppressed = self.lines.saturating_sub(Self::LINES);
-            if suppressed > 0 {
-                tracing::warn!(port, "{suppressed} lines about this port were not logged");
-            }
-            *self = Self { window_start: now, lines: 0 };
-        }
-        self.lines += 1;
-        self.lines <= Self::LINES
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_noisy_port_is_silenced_and_heard_again_later() {
-        let mut log = LogLimit::default();
-        let at = Timestamp::from_millis;
-        let said = (0..1000).filter(|&line| log.allows(at(line), "vm1")).count();
-        assert_eq!(said, LogLimit::LINES as usize);
-        assert!(!log.allows(at(9_999), "vm1") && log.allows(at(10_000), "vm1"));
+        self.0.allows(now, |lines| tracing::warn!(port, "{lines} lines about this port were not logged"))
     }
 }

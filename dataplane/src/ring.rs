@@ -17,7 +17,7 @@
 //!
 //! Chains are completed in the order in which they were offered, and whoever takes a ring over finds all that was taken
 //! completed. So one position is all the state that there is: a split ring keeps it in the used index of guest memory, a packed
-//! one is told it by the front-end.
+//! one is told it by the front-end, if that knows (`ring_resume`).
 //!
 //! Nearly every chain is a single buffer in the region that held the one before. [`Base::single`] is for those, and costs a
 //! few comparisons; everything else takes the long way with [`Walk`].
@@ -195,6 +195,9 @@ pub(crate) trait Virtqueue {
     /// Returns a chain of which `len` bytes were written. Seen by the guest after [`Self::publish`].
     fn complete(&mut self, chain: &Chain, len: u32);
 
+    /// Returns chains of each of which [`Chain::len`] bytes were written.
+    fn complete_written(&mut self, chains: &[Chain]);
+
     /// Returns chains to which nothing was written: with one entry for all, if the driver agreed to `IN_ORDER`.
     fn complete_unwritten<'a>(&mut self, chains: impl DoubleEndedIterator<Item = &'a Chain> + ExactSizeIterator)
     where
@@ -230,6 +233,15 @@ impl Ring {
         })
     }
 
+    /// Looks whether the position that it was set up with can be right: whoever gave it may have forgotten.
+    pub(crate) fn go_on_where_it_stands(&mut self) {
+        match self {
+            // The index in guest memory tells.
+            Self::Split(_) => {}
+            Self::Packed(ring) => ring.go_on_where_it_stands(),
+        }
+    }
+
     /// For everything that is not done for each frame.
     pub(crate) fn queue(&mut self) -> &mut dyn Virtqueue {
         match self {
@@ -243,7 +255,7 @@ impl Ring {
 #[derive(Debug)]
 pub(crate) struct Base {
     pub(crate) features: RingFeatures,
-    direction: Direction,
+    pub(crate) direction: Direction,
     /// The flags of a descriptor that is a whole chain.
     plain_flags: u16,
     /// All ones where a buffer may be larger than what is asked for.
@@ -329,7 +341,7 @@ impl Base {
     pub(crate) fn walked(&mut self, id: u16, slots: u16, walk: Walk<'_>, walked: Result<(), DropReason>) -> Chain {
         let Walk { len, descriptors, start, pieces, .. } = walk;
         let count = pieces.len() - start;
-        // No truncation: a batch looks at twice `MAX_BUFFERS` buffers at most, each of which spans at most all regions.
+        // No truncation: a little more than `MAX_BUFFERS`, by as many as there are regions.
         let chain = Chain { id, slots, cost: descriptors.max(count).max(slots.into()) as u32, ..Chain::NONE };
         if let Err(reason) = walked {
             pieces.truncate(start);
@@ -409,11 +421,19 @@ impl Walk<'_> {
         if !memory.pieces_at_guest(descriptor.address, descriptor.len, self.pieces) {
             return Err(DropReason::BadAddress);
         }
+        // One buffer may lie in very many regions.
+        if self.pieces.len() - self.start > MAX_BUFFERS {
+            return Err(DropReason::TooLong);
+        }
         let enough = self.len >= self.limit && self.direction == Direction::ToGuest;
         Ok(if enough { Step::Enough } else { Step::More })
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[path = "ring_tests.rs"]
 mod tests;
+
+#[cfg(all(test, loom))]
+#[path = "ring_models.rs"]
+mod models;

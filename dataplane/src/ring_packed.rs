@@ -6,7 +6,7 @@
 //!
 //! A batch becomes visible with one store: the driver looks at the first used descriptor first, so that one is written last.
 
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_ring::{
     VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
@@ -16,29 +16,42 @@ use weft_switch::DropReason;
 
 use crate::memory::Segment;
 use crate::ring::{
-    Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step,
-    Virtqueue, WRITE, Walk,
+    Base, Chain, DESCRIPTOR_LEN, Descriptor, Direction, INDIRECT, MAX_BUFFERS, MAX_RING_SIZE, NEXT, RingFault, RingLayout,
+    SetupError, Step, Virtqueue, WRITE, Walk,
 };
 use crate::ring_copy::{LINE_LEN, prefetch};
+use crate::ring_resume::{Finding, Slot, Standing, find_place};
+use crate::sync::{AtomicU16, AtomicU64, fence};
 use crate::vhost_port::BATCH;
 
-const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+pub(crate) const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+pub(crate) const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 /// In a position: the wrap counter.
 const WRAP: u16 = 1 << 15;
+/// How often a ring is looked at to find out where it stands: its driver may be adding to it.
+const LOOKS: usize = 3;
 
 /// A place in the table, and how the wrap counter stood there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    index: u16,
+pub(crate) struct Place {
+    pub(crate) index: u16,
     /// Which of the two bits an available descriptor has in this lap: `AVAIL` if the wrap counter is one, `USED` if it is zero.
-    lap: u16,
+    pub(crate) lap: u16,
 }
 
 impl Place {
+    pub(crate) fn new(index: u16, wrap: bool) -> Self {
+        Self { index, lap: if wrap { AVAIL } else { USED } }
+    }
+
+    /// How the wrap counter stands there.
+    pub(crate) fn wrap(self) -> bool {
+        self.lap == AVAIL
+    }
+
     /// `slots` is at most the size of the table.
     #[inline(always)]
-    fn advance(self, slots: u16, size: u16) -> Self {
+    pub(crate) fn advance(self, slots: u16, size: u16) -> Self {
         // No overflow: less than twice a size of at most 32,768.
         let index = self.index + slots;
         if index < size { Self { index, ..self } } else { Self { index: index - size, lap: self.lap ^ (AVAIL | USED) } }
@@ -60,17 +73,17 @@ impl Place {
     }
 
     /// As a number that counts two laps.
-    fn linear(self, size: u16) -> u32 {
-        u32::from(self.index) + if self.lap == AVAIL { 0 } else { size.into() }
+    pub(crate) fn linear(self, size: u16) -> u32 {
+        u32::from(self.index) + if self.wrap() { 0 } else { size.into() }
     }
 
     /// As section 2.8.10 and `GET_VRING_BASE` have it.
     fn pack(self) -> u16 {
-        self.index | if self.lap == AVAIL { WRAP } else { 0 }
+        self.index | if self.wrap() { WRAP } else { 0 }
     }
 
     fn unpack(word: u16) -> Self {
-        Self { index: word & !WRAP, lap: if word & WRAP != 0 { AVAIL } else { USED } }
+        Self::new(word & !WRAP, word & WRAP != 0)
     }
 }
 
@@ -81,7 +94,7 @@ pub(crate) struct PackedRing {
     /// address, then length, id and flags
     descriptors: *mut [u64; 2],
     /// The driver's wishes: offset and wrap, flags.
-    driver_event: *const u16,
+    driver_event: *mut u16,
     /// Ours.
     device_event: *mut u16,
     /// The next descriptor to take.
@@ -119,7 +132,7 @@ impl PackedRing {
         let mut ring = Self {
             size,
             descriptors: descriptors.cast(),
-            driver_event: driver_event.cast_const().cast(),
+            driver_event: driver_event.cast(),
             device_event: device_event.cast(),
             next_available: start,
             next_used: start,
@@ -130,6 +143,34 @@ impl PackedRing {
         };
         ring.disable_kicks();
         Ok(ring)
+    }
+
+    /// Goes on where the descriptors say, if the position that it was set up with can't be right. Reads all of them.
+    pub(crate) fn go_on_where_it_stands(&mut self) {
+        let skips = self.base.features.in_order && self.base.direction == Direction::FromGuest;
+        for _ in 0..LOOKS {
+            let descriptors = (0..self.size).map(|index| self.load(index));
+            let slots: Vec<Slot> = descriptors.map(|Descriptor { flags, link, .. }| Slot { flags, id: link }).collect();
+            match find_place(&slots, self.next_available, skips) {
+                Finding::AsTold => return,
+                Finding::At(standing) => return self.go_on_at(standing),
+                Finding::Unclear => {}
+            }
+        }
+    }
+
+    fn go_on_at(&mut self, Standing { place, gap }: Standing) {
+        if let Some(index) = gap {
+            // Nothing was written there, as far as anybody knows.
+            let Descriptor { link, flags, .. } = self.load(index);
+            let used = if flags & AVAIL != 0 { AVAIL | USED } else { 0 };
+            self.state(index).store((u64::from(link) << 32 | u64::from(used) << 48).to_le(), Ordering::Release);
+        }
+        (self.next_available, self.next_used, self.published) = (place, place, place);
+    }
+
+    fn load(&self, index: u16) -> Descriptor {
+        self.descriptor(index, u64::from_le(self.state(index).load(Ordering::Acquire)))
     }
 
     /// The second half of a descriptor: length, id and flags.
@@ -219,10 +260,8 @@ impl PackedRing {
     }
 
     /// Makes the descriptor at the next place used, and goes on `slots` further.
-    #[inline(always)]
     fn write_used(&mut self, id: u16, slots: u16, len: u32) {
-        let write = if len > 0 { WRITE } else { 0 };
-        let state = u64::from(len) | u64::from(id) << 32 | u64::from(self.next_used.used() | write) << 48;
+        let state = used(self.next_used, id, len);
         if self.held.is_none() {
             self.held = Some(state);
         } else {
@@ -232,15 +271,33 @@ impl PackedRing {
         self.outstanding -= slots;
     }
 
+    /// The same for one chain after the other, each with the bytes that were written to it.
+    #[inline(always)]
+    fn write_all_used<'a>(&mut self, mut chains: impl Iterator<Item = (&'a Chain, u32)>) {
+        if self.held.is_none() {
+            let Some((first, len)) = chains.next() else { return };
+            self.write_used(first.id, first.slots, len);
+        }
+        let (mut place, mut returned) = (self.next_used, 0);
+        for (chain, len) in chains {
+            self.state(place.index).store(used(place, chain.id, len).to_le(), Ordering::Relaxed);
+            place = place.advance(chain.slots, self.size);
+            returned += chain.slots;
+        }
+        self.next_used = place;
+        self.outstanding -= returned;
+    }
+
     /// Whether the driver wants to hear of what lies between two places (section 2.8.10).
     fn wants_interrupt(&self, old: Place, new: Place) -> bool {
-        // SAFETY: the structure has two 16-bit fields and is mapped for as long as `base` lives.
-        let flags = u16::from_le(unsafe { self.driver_event.add(1).read_volatile() });
+        // SAFETY: the structure has two 16-bit fields, is mapped for as long as `base` lives and aligned to four bytes. The
+        // guest writes it as well, which is what atomics are for.
+        let (offset, flags) = unsafe { (AtomicU16::from_ptr(self.driver_event), AtomicU16::from_ptr(self.driver_event.add(1))) };
+        let flags = u16::from_le(flags.load(Ordering::Relaxed));
         if !self.base.features.event_idx || u32::from(flags) != VRING_PACKED_EVENT_FLAG_DESC {
             return u32::from(flags) != VRING_PACKED_EVENT_FLAG_DISABLE;
         }
-        // SAFETY: as above.
-        let event = Place::unpack(u16::from_le(unsafe { self.driver_event.read_volatile() })).linear(self.size);
+        let event = Place::unpack(u16::from_le(offset.load(Ordering::Relaxed))).linear(self.size);
         let laps = 2 * u32::from(self.size);
         let from_event = (new.linear(self.size) + 2 * laps - 1 - event % laps) % laps;
         let from_old = (new.linear(self.size) + laps - old.linear(self.size)) % laps;
@@ -248,8 +305,7 @@ impl PackedRing {
     }
 
     fn set_device_event(&self, flags: u32) {
-        // SAFETY: the structure has two 16-bit fields, is mapped for as long as `base` lives and aligned to four bytes. The
-        // guest reads it, and may write it, which is what atomics are for.
+        // SAFETY: as for the driver's.
         let place = unsafe { AtomicU16::from_ptr(self.device_event.add(1)) };
         // No truncation: one of three small numbers.
         place.store((flags as u16).to_le(), Ordering::Relaxed);
@@ -301,11 +357,15 @@ impl Virtqueue for PackedRing {
         self.write_used(chain.id, chain.slots, len);
     }
 
+    #[inline(always)]
+    fn complete_written(&mut self, chains: &[Chain]) {
+        self.write_all_used(chains.iter().map(|chain| (chain, chain.len)));
+    }
+
     #[inline]
     fn complete_unwritten<'a>(&mut self, mut chains: impl DoubleEndedIterator<Item = &'a Chain> + ExactSizeIterator) {
         if !self.base.features.in_order {
-            chains.for_each(|chain| self.complete(chain, 0));
-            return;
+            return self.write_all_used(chains.map(|chain| (chain, 0)));
         }
         // Section 2.8.9: one descriptor, where the batch begins, names its last chain.
         if let Some(last) = chains.next_back() {
@@ -344,12 +404,19 @@ impl Virtqueue for PackedRing {
     }
 }
 
+/// The second half of a used descriptor.
+#[inline(always)]
+fn used(place: Place, id: u16, len: u32) -> u64 {
+    let write = if len > 0 { WRITE } else { 0 };
+    u64::from(len) | u64::from(id) << 32 | u64::from(place.used() | write) << 48
+}
+
 /// Section 2.8.12: address, length, id, flags.
 #[inline(always)]
 fn parse([address, state]: [u64; 2]) -> Descriptor {
     Descriptor { address, len: state as u32, link: (state >> 32) as u16, flags: (state >> 48) as u16 }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[path = "ring_packed_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! The split virtqueue, device side (virtio 1.2, section 2.7). The theory stands in [`crate::ring`].
 
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use weft_switch::DropReason;
@@ -10,6 +10,7 @@ use crate::ring::{
     Base, Chain, DESCRIPTOR_LEN, Descriptor, INDIRECT, MAX_RING_SIZE, NEXT, RingFault, RingLayout, SetupError, Step, Virtqueue,
     Walk,
 };
+use crate::sync::{AtomicU16, fence};
 
 /// A split ring that was set up on a guest's memory.
 #[derive(Debug)]
@@ -153,14 +154,11 @@ impl SplitRing {
 
     fn wants_interrupt(&self, old: u16, new: u16) -> bool {
         if self.base.features.event_idx {
-            // SAFETY: the used event follows the heads; its two bytes were counted in when the ring was set up.
-            let event = unsafe { self.available.add(2 + usize::from(self.size)).read_volatile() };
+            let event = self.used_event().load(Ordering::Relaxed);
             // Section 2.7.7.2: has the index passed the event?
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
-            // SAFETY: the flags are the first field of the available ring.
-            let flags = unsafe { self.available.read_volatile() };
-            flags & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
+            self.available_flags().load(Ordering::Relaxed) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0
         }
     }
 
@@ -173,6 +171,16 @@ impl SplitRing {
         // SAFETY: the index is the second 16-bit field of the available ring, mapped for as long as `base` lives and
         // aligned to two bytes. The guest writes it as well, which is what atomics are for.
         unsafe { AtomicU16::from_ptr(self.available.add(1).cast_mut()) }
+    }
+
+    fn available_flags(&self) -> &AtomicU16 {
+        // SAFETY: as for `available_index`; the flags are the first field of the available ring.
+        unsafe { AtomicU16::from_ptr(self.available.cast_mut()) }
+    }
+
+    fn used_event(&self) -> &AtomicU16 {
+        // SAFETY: as for `available_index`; the event follows the heads, and was counted in when the ring was set up.
+        unsafe { AtomicU16::from_ptr(self.available.add(2 + usize::from(self.size)).cast_mut()) }
     }
 
     fn used_flags(&self) -> &AtomicU16 {
@@ -224,6 +232,11 @@ impl Virtqueue for SplitRing {
     fn complete(&mut self, chain: &Chain, len: u32) {
         self.write_used(self.next_used, chain.id, len);
         self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn complete_written(&mut self, chains: &[Chain]) {
+        chains.iter().for_each(|chain| self.complete(chain, chain.len));
     }
 
     #[inline]

@@ -186,6 +186,31 @@ fn lay_out(driver: &Driver, chains: &[(Vec<u32>, usize)]) -> Vec<u16> {
     heads
 }
 
+/// One buffer may lie in as many regions as there are.
+#[test]
+fn a_chain_that_is_in_too_many_pieces_can_not_be_used() {
+    let driver = Driver::new();
+    let mut memory = GuestMemory::default();
+    let main = RegionSpec { guest: 0, len: MEMORY_LEN, user: USER, file_offset: 0 };
+    memory = memory.with_region(main, Arc::new(driver.file.try_clone().unwrap())).unwrap();
+    for nth in 0..250 {
+        let spec = RegionSpec { guest: 0x100_0000 + nth, len: 1, user: 0x9000_0000 + 0x1000 * nth, file_offset: nth };
+        memory = memory.with_region(spec, Arc::new(driver.file.try_clone().unwrap())).unwrap();
+    }
+    let base = Base::new(&Arc::new(memory), RingFeatures::default(), Direction::ToGuest, None);
+    let mut ring = SplitRing::new(LAYOUT, base).unwrap();
+    for buffers in [4, 5] {
+        for index in 0..buffers {
+            let next = if index + 1 < buffers { NEXT } else { 0 };
+            driver.descriptor(index, 0x100_0000, 250, WRITE | next, index + 1);
+        }
+        driver.offer(&[0]);
+        let (mut pieces, mut chain) = (Vec::new(), Chain::NONE);
+        assert!(ring.take(u32::MAX, &mut pieces, &mut chain).unwrap());
+        assert_eq!((chain.bad, pieces.len()), if buffers == 4 { (None, 1000) } else { (Some(DropReason::TooLong), 0) });
+    }
+}
+
 proptest! {
     #[test]
     fn chains_and_used_entries_are_those_of_virtio_queue(

@@ -20,6 +20,10 @@ const PLAIN_HEADER: [u8; LONG_HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const TCP_LEN: u16 = 20;
 const UDP_LEN: u16 = 8;
 
+/// Pieces and descriptors that the chains of a batch may take in all: buffers of 128 bytes, for as many bytes as a batch has. Whoever
+/// has smaller ones gets no more of that batch, since everybody else waits for it.
+const MAX_SPENT: usize = 4096;
+
 /// The ring in which a guest offers buffers for what it is to receive.
 #[derive(Debug)]
 pub(crate) struct ToGuest {
@@ -39,6 +43,8 @@ struct Writer {
     chains: Vec<Chain>,
     /// The pieces of all these.
     pieces: Vec<Segment>,
+    /// What the chains of the batch at hand took so far: see [`MAX_SPENT`].
+    spent: usize,
     /// Of a frame that has to be finished first: a private copy of it, and the segment at hand.
     whole: Vec<u8>,
     part: Vec<u8>,
@@ -51,6 +57,8 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Those that were dropped included.
     pub(crate) handled: u32,
+    /// Bytes of frames that had to be finished first, delivered or not.
+    pub(crate) finished: u64,
 }
 
 /// Why a frame was not handed to a guest.
@@ -71,7 +79,8 @@ impl From<RingFault> for TransmitError {
 impl ToGuest {
     pub(crate) fn new(ring: Ring, features: FrameFeatures) -> Self {
         let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
-        let writer = Writer { features, run: [Chain::NONE; BATCH], chains, pieces, whole: Vec::new(), part: Vec::new() };
+        let writer =
+            Writer { features, run: [Chain::NONE; BATCH], chains, pieces, spent: 0, whole: Vec::new(), part: Vec::new() };
         Self { ring, writer, unshown: 0 }
     }
 
@@ -126,6 +135,7 @@ impl ToGuest {
 
     /// Copies a private frame, which this guest takes as it is.
     pub(crate) fn send(&mut self, frame: &[u8], offload: &Offload, tally: &mut Tally) -> Result<(), TransmitError> {
+        self.writer.spent = 0;
         match &mut self.ring {
             Ring::Split(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
             Ring::Packed(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
@@ -158,16 +168,17 @@ impl Writer {
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         queue.prefetch();
+        self.spent = 0;
         while frames != 0 {
             let (count, taken) = self.take_run(queue, batch, frames);
             for at in 0..count {
                 let frame = batch.next_of(&mut frames);
                 self.write(batch, frame, at);
-                let written = self.features.header_len() + frame.len;
                 // No truncation: at most a frame and its header.
-                queue.complete(&self.run[at], written as u32);
+                self.run[at].len = (self.features.header_len() + frame.len) as u32;
                 tally.bytes += frame.len as u64;
             }
+            queue.complete_written(&self.run[..count]);
             tally.frames += count as u64;
             tally.handled += count as u32;
             taken?;
@@ -186,8 +197,12 @@ impl Writer {
     fn take_run(&mut self, queue: &mut impl Virtqueue, batch: &Batch, mut frames: FrameMask) -> (usize, Result<(), RingFault>) {
         self.pieces.clear();
         let mut count = 0;
+        if self.spent >= MAX_SPENT {
+            return (count, Ok(()));
+        }
         for chain in &mut self.run {
-            if frames == 0 {
+            // Chains of one piece are as many as frames at most.
+            if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
             let frame = batch.next_of(&mut frames);
@@ -208,6 +223,7 @@ impl Writer {
             prefetch(chain.ptr());
             count += 1;
         }
+        self.spent += self.pieces.len();
         (count, Ok(()))
     }
 
@@ -317,6 +333,7 @@ impl Writer {
         whole.resize(frame.len, 0);
         let copied = payload.read(&mut whole[EthernetHeader::LEN..]);
         debug_assert!(copied, "a frame has the length that was counted");
+        tally.finished += frame.len as u64;
         let outcome = match (frame.offload.checksum, frame.offload.segmentation) {
             (Some(checksum), Some(segmentation)) => {
                 let mut outcome = Ok(());
@@ -352,6 +369,7 @@ impl Writer {
 
     fn reserve(&mut self, queue: &mut impl Virtqueue, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, TransmitError> {
         let header_len = self.features.header_len();
+        self.spent = 0;
         // No truncation: at most a frame and its header.
         self.gather(queue, (header_len + len) as u32, true)?;
         let room: usize = self.pieces.iter().map(|piece| piece.len).sum();
@@ -395,8 +413,9 @@ impl Writer {
         self.pieces.clear();
         let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
         while room < needed {
-            let no_more = (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32;
-            if no_more && fewer {
+            let no_more =
+                (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT;
+            if no_more && fewer && room > 0 {
                 return Ok(());
             }
             if no_more {
@@ -414,6 +433,7 @@ impl Writer {
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             }
             cost += chain.cost;
+            self.spent += chain.cost as usize;
             slots += chain.slots;
             self.pieces.extend(chain.single().filter(|_| chain.bad.is_none()));
             self.chains.push(chain);

@@ -97,6 +97,7 @@ impl WorkerHandle {
             looked: Instant::now(),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
+            first: 0,
             moved: Vec::new(),
             lane: Lane::new(number, settings.count, faults),
             losses: 0,
@@ -208,6 +209,8 @@ pub(crate) struct Worker {
     looked: Instant,
     shared: Arc<WorkerShared>,
     batch: Batch,
+    /// The ring that comes first in the next round.
+    first: usize,
     /// The rings that moved in this round, by their place among those that are polled.
     moved: Vec<usize>,
     lane: Lane,
@@ -248,13 +251,20 @@ impl Worker {
             busy = true;
         }
         self.lane.finish_sending(snapshot);
-        let new_snapshot = self.shared.note_generation(snapshot.generation);
+        let new_snapshot = self.shared.boundary.pass(snapshot.generation);
         if new_snapshot {
-            polled.iter().for_each(|polled| self.lane.notify_if_owed(&polled.port));
+            let whole = polled.iter().filter(|polled| !polled.ring.is_broken());
+            whole.for_each(|polled| self.lane.notify_if_owed(polled));
         }
-        for (at, polled) in polled.iter().enumerate() {
-            if self.lane.poll_ring(snapshot, polled, &mut self.batch, now) {
+        // The ring where the round before ended comes first.
+        let first = std::mem::take(&mut self.first).min(polled.len());
+        for at in (first..polled.len()).chain(0..first) {
+            if self.lane.poll_ring(snapshot, &polled[at], &mut self.batch, now) {
                 self.moved.push(at);
+                if self.lane.is_laden() {
+                    self.first = at + 1;
+                    break;
+                }
             }
         }
         let has_events = self.events.iter().any(|event| Engine::is_one(event.token()));
@@ -274,7 +284,7 @@ impl Worker {
         let losses = crate::sys::losses();
         if new_snapshot || losses != self.losses {
             self.losses = losses;
-            polled.iter().for_each(|polled| self.lane.check_memory(&polled.port));
+            polled.iter().for_each(|polled| self.lane.check_memory(polled));
         }
         self.shared.rounds.add(1);
         self.shared.busy_rounds.add(busy.into());

@@ -2,14 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use crossbeam::sync::{Parker, Unparker};
 use weft_switch::PortId;
 
+use crate::boundary::{Boundaries, Boundary};
 use crate::counters::Counter;
 use crate::lane::FaultReports;
 use crate::snapshot::Snapshot;
@@ -84,32 +84,19 @@ pub(crate) struct WorkerShared {
     pub(crate) asleep: AtomicBool,
     /// The worker is to end.
     pub(crate) stop: AtomicBool,
-    /// The generation of the only snapshot that it may be using.
-    generation: AtomicU64,
-    unparker: Unparker,
+    pub(crate) boundary: Boundary,
 }
 
 impl WorkerShared {
-    pub(crate) fn new(unparker: Unparker) -> Self {
+    pub(crate) fn new(boundary: Boundary) -> Self {
         Self {
             rounds: Counter::default(),
             busy_rounds: Counter::default(),
             sleeps: Counter::default(),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            generation: AtomicU64::new(0),
-            unparker,
+            boundary,
         }
-    }
-
-    /// Says that every older snapshot is out of use. True if this one is new.
-    pub(crate) fn note_generation(&self, generation: u64) -> bool {
-        let new = self.generation.load(Ordering::Relaxed) != generation;
-        if new {
-            self.generation.store(generation, Ordering::Release);
-            self.unparker.unpark();
-        }
-        new
     }
 }
 
@@ -123,7 +110,7 @@ pub struct WorkerStuck;
 pub(crate) struct Workers {
     snapshot: Arc<ArcSwap<Snapshot>>,
     generation: u64,
-    parker: Parker,
+    boundaries: Boundaries,
     pub(crate) handles: Vec<WorkerHandle>,
     _watch: Watch,
 }
@@ -187,14 +174,14 @@ impl Workers {
     /// Makes the workers, which are to be run by the caller.
     pub(crate) fn new(settings: &WorkerSettings, clock: Clock, faults: &FaultReports) -> io::Result<(Self, Vec<Worker>)> {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
-        let parker = Parker::new();
+        let boundaries = Boundaries::new();
         let new = |number| {
-            let shared = Arc::new(WorkerShared::new(parker.unparker().clone()));
+            let shared = Arc::new(WorkerShared::new(boundaries.add()));
             WorkerHandle::new(number, settings, Arc::clone(&snapshot), shared, clock, faults.clone())
         };
         let (handles, idle): (Vec<_>, Vec<_>) = (0..settings.count).map(new).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
         let watch = Watch::start(&handles)?;
-        Ok((Self { snapshot, generation: 0, parker, handles, _watch: watch }, idle))
+        Ok((Self { snapshot, generation: 0, boundaries, handles, _watch: watch }, idle))
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -205,32 +192,40 @@ impl Workers {
     ///
     /// # Errors
     /// When a worker does not pass a batch boundary in time. The new snapshot is in place all the same.
-    pub(crate) fn publish(&mut self, mut snapshot: Snapshot) -> Result<(), WorkerStuck> {
-        self.generation += 1;
-        snapshot.generation = self.generation;
+    pub(crate) fn publish(&mut self, snapshot: Snapshot) -> Result<(), WorkerStuck> {
         // Kept until the end, so that what it alone still holds is freed here and not by a worker.
-        let old = self.snapshot.swap(Arc::new(snapshot));
-        let began = Instant::now();
-        for worker in &self.handles {
-            worker.wake();
-        }
-        let behind = |worker: &WorkerHandle| worker.shared.generation.load(Ordering::Acquire) < self.generation;
-        while self.handles.iter().any(behind) {
-            if began.elapsed() > STUCK_AFTER {
+        let old = self.show(snapshot);
+        let has_passed = |worker: &WorkerHandle| worker.shared.boundary.is_passed(self.generation);
+        let interrupt = |waited| {
+            if waited > STUCK_AFTER {
                 return Err(WorkerStuck);
             }
-            if began.elapsed() > INTERRUPT_AFTER {
-                self.handles.iter().filter(|worker| behind(worker)).for_each(|worker| worker.thread.interrupt());
-            }
-            self.parker.park_timeout(INTERRUPT_AFTER);
-        }
+            self.handles.iter().filter(|worker| !has_passed(worker)).for_each(|worker| worker.thread.interrupt());
+            Ok(())
+        };
+        self.boundaries.wait(|| self.handles.iter().all(has_passed), INTERRUPT_AFTER, interrupt)?;
         drop(old);
         Ok(())
+    }
+
+    /// Replaces the snapshot and waits for nobody; gives the old one, which workers may still use.
+    pub(crate) fn show(&mut self, mut snapshot: Snapshot) -> Arc<Snapshot> {
+        self.generation += 1;
+        snapshot.generation = self.generation;
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        self.handles.iter().for_each(WorkerHandle::wake);
+        old
     }
 
     /// Hands a frame to a worker. One that has too many already does not get it.
     pub(crate) fn inject(&self, worker: usize, injection: Injection) {
         self.handles[worker].inject(injection);
+    }
+
+    /// What the workers are shown now.
+    #[cfg(test)]
+    pub(crate) fn seen(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
     }
 
     /// False when one has died.

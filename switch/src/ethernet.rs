@@ -4,7 +4,12 @@ use crate::MacKey;
 
 /// The longest frame that the switch carries, in bytes without FCS: the largest IP packet (a sender that leaves segmentation to
 /// the device makes them that large), an Ethernet header and two tags.
-pub const MAX_FRAME_LEN: usize = 65_535 + EthernetHeader::LEN + 2 * 4;
+pub const MAX_FRAME_LEN: usize = 65_535 + EthernetHeader::LEN + MAX_TAGS * TAG_LEN;
+
+/// Bytes of a tag (IEEE 802.1Q-2018, 9.3).
+pub(crate) const TAG_LEN: usize = 4;
+/// Tags of a frame that are looked behind.
+pub(crate) const MAX_TAGS: usize = 2;
 
 /// An Ethernet header (IEEE 802.3-2018, 3.2), parsed from a private copy of the frame's first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,14 +5,17 @@
 //! Workers look addresses up and refresh them for every frame; new addresses are rare. So reading and refreshing take
 //! no lock, and everything that changes *which* addresses are in the table takes one.
 //!
-//! An entry is two atomic words in a [`Slot`]: the key (the address and a bit that says "occupied") and the value (port
-//! and second of the last frame). A reader loads key, value, key; if the key stayed the same, the value is or very
-//! recently was the key's own. The worst that a race can do is to send one frame to the place that the address had
-//! a moment ago, which a moving station causes as well.
+//! A [`Slot`] holds an address and its port in one atomic word: nobody reads one with another's, however often the slot changes
+//! hands meanwhile. The second of the last frame stands beside it. Whoever reads that a moment later may get a later
+//! owner's, and find an address that was too old. So the worst that a race can do is to send a frame to a place
+//! that the address had a moment ago, which a moving station causes as well. (That word has no room for a VLAN: each needs a table of its
+//! own.)
 //!
-//! A key may stand in either of two buckets of [`WAYS`] slots, picked by a hash that is keyed at random, since guests choose the
+//! An address may stand in either of two buckets of [`WAYS`] slots, picked by a hash that is keyed at random, since guests choose the
 //! addresses. The table has at least twice as many slots as it may hold entries, so both buckets are rarely full; then an entry in
-//! them moves to its own other bucket, as in cuckoo hashing. Only if none of eight can, one of them makes way.
+//! them moves to its own other bucket, as in cuckoo hashing. Only if none of eight can, one of them makes way. A reader may
+//! look for an entry just before it comes to one bucket and just after it has gone from the other. So whoever finds nothing
+//! looks again, and makes sure that nothing moved meanwhile.
 //!
 //! Bounded and fair: a full table makes way for a new address by evicting from the port that has the most entries (the
 //! learning port itself, when it is one of them), about the one not heard of for the longest. So a guest that invents
@@ -21,18 +24,19 @@
 //! Lock order: [`Fdb::book`] is the only lock. Workers only ever try it: whoever finds it taken learns with the next
 //! frame.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{PoisonError, TryLockError};
 use std::time::Duration;
 
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard};
 use crate::{MacAddr, MacKey, PortId, Timestamp};
 
 /// Slots in a bucket: one cache line of 64 bytes.
 const WAYS: usize = 4;
+/// How often an entry is looked for while others move.
+const LOOKS: usize = 16;
 /// Entries that get a second chance before one of them is evicted all the same.
 const SECOND_CHANCES: usize = 8;
-/// Set in every key, so that zero means "empty".
-const OCCUPIED: u64 = 1 << 63;
 /// The second in which a reserved address was last heard: it never gets old.
 const RESERVED_SECS: u32 = u32::MAX;
 /// The end of a list of slots.
@@ -100,6 +104,8 @@ pub struct Fdb {
     moved: AtomicU64,
     evicted: AtomicU64,
     expired: AtomicU64,
+    /// How often an entry moved from one bucket to the other.
+    relocations: AtomicU64,
     book: Mutex<Book>,
 }
 
@@ -110,30 +116,26 @@ struct Bucket([Slot; WAYS]);
 
 #[derive(Debug, Default)]
 struct Slot {
-    key: AtomicU64,
-    value: AtomicU64,
+    /// A [`Station`].
+    station: AtomicU64,
+    /// When it was last heard. Written before it, and later only forwards.
+    seen_secs: AtomicU32,
 }
 
-/// Port and second of the last frame, as one word.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Value {
+/// The slot of an address.
+struct Found<'a> {
+    index: usize,
+    slot: &'a Slot,
     port: PortId,
-    seen_secs: u32,
 }
 
-impl Value {
-    const fn pack(self) -> u64 {
-        (self.port.0 as u64) << 32 | self.seen_secs as u64
-    }
+/// A key and a port, as one word. Zero, which is no key, in a free slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Station(u64);
 
-    const fn unpack(word: u64) -> Self {
-        Self { port: PortId((word >> 32) as u16), seen_secs: word as u32 }
-    }
-
-    const fn is_reserved(self) -> bool {
-        self.seen_secs == RESERVED_SECS
-    }
-}
+/// What an address is searched for by: a [`Station`] without its port.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Key(u64);
 
 impl Fdb {
     /// An empty table.
@@ -142,12 +144,16 @@ impl Fdb {
     /// When the capacity is not within 1 to 2^20.
     #[must_use]
     pub fn new(settings: FdbSettings) -> Self {
+        Self::with_hash(settings, ahash::RandomState::new())
+    }
+
+    fn with_hash(settings: FdbSettings, hash: ahash::RandomState) -> Self {
         assert!((1..=1 << 20).contains(&settings.capacity), "capacity of a forwarding database: {}", settings.capacity);
         let slots = (2 * settings.capacity).next_power_of_two().max(2 * WAYS);
         Self {
             buckets: (0..slots / WAYS).map(|_| Bucket::default()).collect(),
             bucket_mask: slots / WAYS - 1,
-            hash: ahash::RandomState::new(),
+            hash,
             capacity: settings.capacity,
             ageing_secs: AtomicU32::new(ageing_secs(settings.ageing)),
             len: AtomicUsize::new(0),
@@ -155,28 +161,28 @@ impl Fdb {
             moved: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
+            relocations: AtomicU64::new(0),
             book: Mutex::new(Book::new(slots)),
         }
     }
 
-    /// The port behind which `mac` was last heard, unless that was too long ago.
+    /// The port behind which `mac`, the address of a station, was last heard, unless that was too long ago.
     #[inline(always)]
     pub fn lookup(&self, now: Timestamp, mac: impl Into<MacKey>) -> Option<PortId> {
-        let (_, value) = self.find(mac.into().as_u64() | OCCUPIED)?;
-        (!self.is_stale(now, value)).then_some(value.port)
+        let key = Key::new(mac.into());
+        let found = self.find(key).or_else(|| self.find_for_sure(key))?;
+        (!self.is_stale(now, found.slot.seen_secs())).then_some(found.port)
     }
 
-    /// Remembers that `mac` was heard behind `port`. Writes only when that says something new.
+    /// Remembers that `mac`, the address of a station, was heard behind `port`. Writes only when that says something new.
     #[inline(always)]
     pub fn learn(&self, now: Timestamp, mac: impl Into<MacKey>, port: PortId) -> Learned {
-        let key = mac.into().as_u64() | OCCUPIED;
+        let key = Key::new(mac.into());
         match self.find(key) {
-            Some((index, value)) if value.port == port => {
-                if value.seen_secs != now.as_secs() {
-                    // If this loses a race, somebody else has just refreshed, moved or replaced the entry.
-                    let refreshed = Value { port, seen_secs: now.as_secs() };
-                    let slot = &self.slot(index).value;
-                    let _ = slot.compare_exchange(value.pack(), refreshed.pack(), Ordering::Relaxed, Ordering::Relaxed);
+            Some(Found { slot, port: known, .. }) if known == port => {
+                if slot.seen_secs() < now.as_secs() {
+                    // A new owner of the slot was not heard earlier, or it hardly matters.
+                    slot.seen_secs.fetch_max(now.as_secs(), Ordering::Relaxed);
                 }
                 Learned::Known
             }
@@ -188,26 +194,26 @@ impl Fdb {
     /// count as entries, and don't make way.
     pub fn reserve(&self, mac: impl Into<MacKey>, port: PortId) {
         let mut book = self.lock();
-        let key = mac.into().as_u64() | OCCUPIED;
-        let value = Value { port, seen_secs: RESERVED_SECS };
-        if let Some((index, old)) = self.find(key) {
-            if !old.is_reserved() {
-                book.unlink(index, old.port);
-                self.len.fetch_sub(1, Ordering::Relaxed);
+        let key = Key::new(mac.into());
+        let index = match self.find(key) {
+            Some(Found { index, slot, .. }) => {
+                if !slot.is_reserved() {
+                    self.remove(&mut book, index);
+                }
+                index
             }
-            self.slot(index).value.store(value.pack(), Ordering::Release);
-            return;
-        }
-        let index = self.free_slot(&mut book, key);
-        self.slot(index).value.store(value.pack(), Ordering::Relaxed);
-        self.slot(index).key.store(key, Ordering::Release);
+            None => self.free_slot(&mut book, key),
+        };
+        let slot = self.slot(index);
+        slot.seen_secs.store(RESERVED_SECS, Ordering::Relaxed);
+        slot.station.store(Station::new(key, port).0, Ordering::Release);
     }
 
     /// The opposite of [`Self::reserve`].
     pub fn release(&self, mac: impl Into<MacKey>) {
         let _book = self.lock();
-        if let Some((index, _)) = self.find(mac.into().as_u64() | OCCUPIED).filter(|(_, value)| value.is_reserved()) {
-            self.slot(index).key.store(0, Ordering::Release);
+        if let Some(Found { slot, .. }) = self.find(Key::new(mac.into())).filter(|found| found.slot.is_reserved()) {
+            slot.station.store(Station::NONE.0, Ordering::Release);
         }
     }
 
@@ -216,8 +222,7 @@ impl Fdb {
         let mut book = self.lock();
         for index in 0..self.slots() {
             let slot = self.slot(index);
-            let key = slot.key.load(Ordering::Relaxed);
-            if key != 0 && self.is_stale(now, slot.load_value()) {
+            if !slot.is_free() && self.is_stale(now, slot.seen_secs()) {
                 self.remove(&mut book, index);
                 self.expired.fetch_add(1, Ordering::Relaxed);
             }
@@ -237,7 +242,7 @@ impl Fdb {
         let mut book = self.lock();
         let before = self.len();
         for index in 0..self.slots() {
-            if self.slot(index).key.load(Ordering::Relaxed) != 0 && !self.slot(index).load_value().is_reserved() {
+            if !self.slot(index).is_free() && !self.slot(index).is_reserved() {
                 self.remove(&mut book, index);
             }
         }
@@ -282,25 +287,39 @@ impl Fdb {
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<FdbEntry> {
         let _book = self.lock();
-        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter_map(|slot| {
-            let key = slot.key.load(Ordering::Relaxed);
-            (key != 0).then(|| (MacKey::from_u64(key).into(), slot.load_value()))
-        });
-        let fresh = occupied.filter(|(_, value)| !value.is_reserved() && !self.is_stale(now, *value));
-        fresh.map(|(mac, value)| FdbEntry { mac, port: value.port, age: age(now, value) }).collect()
+        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free() && !slot.is_reserved());
+        let fresh = occupied.filter(|slot| !self.is_stale(now, slot.seen_secs()));
+        let entry = |slot: &Slot| {
+            let (station, age_secs) = (slot.station(), now.as_secs().saturating_sub(slot.seen_secs()));
+            FdbEntry { mac: station.key().mac(), port: station.port(), age: Duration::from_secs(age_secs.into()) }
+        };
+        fresh.map(entry).collect()
     }
 
+    /// The slot of `key`. An entry that moves between its buckets at this moment may be missed.
     #[inline(always)]
-    fn find(&self, key: u64) -> Option<(usize, Value)> {
+    fn find(&self, key: Key) -> Option<Found<'_>> {
         for bucket in self.buckets_of(key) {
             let Bucket(ways) = &self.buckets[bucket];
             for (way, slot) in ways.iter().enumerate() {
-                if slot.key.load(Ordering::Acquire) == key {
-                    let value = slot.load_value();
-                    if slot.key.load(Ordering::Acquire) == key {
-                        return Some((bucket * WAYS + way, value));
-                    }
+                if let Some(port) = Station(slot.station.load(Ordering::Acquire)).port_of(key) {
+                    return Some(Found { index: bucket * WAYS + way, slot, port });
                 }
+            }
+        }
+        None
+    }
+
+    /// As [`Self::find`], but an entry that moves is not missed. Whoever looks for it too early where it comes to, and too late where
+    /// it came from, sees that it was counted in between: the counter is read before the one and after the other.
+    #[cold]
+    fn find_for_sure(&self, key: Key) -> Option<Found<'_>> {
+        // Again only while others learn, and are crowded, each time. One that moves in every one of them is flooded.
+        for _ in 0..LOOKS {
+            let before = self.relocations.load(Ordering::Acquire);
+            let found = self.find(key);
+            if found.is_some() || self.relocations.load(Ordering::Relaxed) == before {
+                return found;
             }
         }
         None
@@ -316,43 +335,38 @@ impl Fdb {
 
     /// The two buckets in which `key` may stand.
     #[inline(always)]
-    fn buckets_of(&self, key: u64) -> [usize; 2] {
-        let hash = self.hash.hash_one(key) as usize;
+    fn buckets_of(&self, key: Key) -> [usize; 2] {
+        let hash = self.hash.hash_one(key.0) as usize;
         [hash & self.bucket_mask, hash >> 32 & self.bucket_mask]
     }
 
     #[cold]
-    fn learn_news(&self, now: Timestamp, key: u64, port: PortId) -> Learned {
+    fn learn_news(&self, now: Timestamp, key: Key, port: PortId) -> Learned {
         // Whether or not the lock can be had: nobody gets through with it by chance.
-        if self.find(key).is_some_and(|(_, value)| value.is_reserved()) {
+        if self.find(key).is_some_and(|found| found.slot.is_reserved()) {
             return Learned::Reserved;
         }
         let mut book = match self.book.try_lock() {
             Ok(book) => book,
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(std::sync::TryLockError::WouldBlock) => return Learned::Later,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Learned::Later,
         };
-        let value = Value { port, seen_secs: now.as_secs() };
-        if let Some((index, old)) = self.find(key) {
-            book.unlink(index, old.port);
-            book.append(index, value);
-            self.slot(index).value.store(value.pack(), Ordering::Release);
-            if old.port == port {
+        let station = Station::new(key, port);
+        if let Some(Found { index, port: old, .. }) = self.find(key) {
+            book.unlink(index, old);
+            self.put(&mut book, index, station, now.as_secs());
+            if old == port {
                 return Learned::Known;
             }
             self.moved.fetch_add(1, Ordering::Relaxed);
-            return Learned::Moved(old.port);
+            return Learned::Moved(old);
         }
         if self.len() >= self.capacity {
             let victim = self.least_deserving(&mut book, port);
             self.evict(&mut book, victim);
         }
         let index = self.free_slot(&mut book, key);
-        let slot = self.slot(index);
-        // Value before key: whoever sees the key sees a value that belongs to it.
-        slot.value.store(value.pack(), Ordering::Relaxed);
-        slot.key.store(key, Ordering::Release);
-        book.append(index, value);
+        self.put(&mut book, index, station, now.as_secs());
         self.len.fetch_add(1, Ordering::Relaxed);
         self.learned.fetch_add(1, Ordering::Relaxed);
         Learned::New
@@ -363,58 +377,52 @@ impl Fdb {
         let port = book.largest(learner);
         for _ in 0..SECOND_CHANCES {
             let Some(index) = book.oldest(port) else { break };
-            let value = self.slot(index).load_value();
-            if value.seen_secs == book.links[index].appended_secs {
+            let seen_secs = self.slot(index).seen_secs();
+            if seen_secs == book.links[index].appended_secs {
                 return index;
             }
             // Heard of since it was put in line: back to the end.
             book.unlink(index, port);
-            book.append(index, value);
+            book.append(index, port, seen_secs);
         }
         book.oldest(port).expect("a full table has a largest port, and that has an oldest entry")
     }
 
     /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the one
     /// that belongs to the largest port goes.
-    fn free_slot(&self, book: &mut Book, key: u64) -> usize {
+    fn free_slot(&self, book: &mut Book, key: Key) -> usize {
         let [first, second] = self.buckets_of(key);
-        let is_reserved = |index: usize| !self.is_free(index) && self.slot(index).load_value().is_reserved();
-        let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !is_reserved(index));
-        let free_in = |bucket: usize| slots_of(bucket).filter(|&index| self.is_free(index)).count();
+        let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !self.slot(index).is_reserved());
+        let is_free = |&index: &usize| self.slot(index).is_free();
+        let free_in = |bucket: usize| slots_of(bucket).filter(is_free).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
-        if let Some(index) = slots_of(roomier).find(|&index| self.is_free(index)) {
+        if let Some(index) = slots_of(roomier).find(is_free) {
             return index;
         }
         for index in candidates() {
-            if let Some(free) = self.other_bucket(index).find(|&index| self.is_free(index)) {
+            if let Some(free) = self.other_bucket(index).find(is_free) {
                 self.relocate(book, index, free);
                 return index;
             }
         }
-        let crowding = |&index: &usize| book.count(self.slot(index).load_value().port);
-        let victim = candidates().max_by_key(crowding).expect("a bucket has slots, and few of them are reserved");
+        let crowding = |&index: &usize| book.count(self.slot(index).station().port());
+        let victim = candidates().max_by_key(crowding).expect("a bucket has slots");
         self.evict(book, victim);
         victim
     }
 
     /// The slots of the bucket in which the entry at `index` may stand as well.
     fn other_bucket(&self, index: usize) -> std::ops::Range<usize> {
-        let [first, second] = self.buckets_of(self.slot(index).key.load(Ordering::Relaxed));
+        let [first, second] = self.buckets_of(self.slot(index).station().key());
         slots_of(if index / WAYS == first { second } else { first })
     }
 
-    /// Moves an entry to a free slot. It stands in both for a moment, so that no reader misses it.
+    /// Moves an entry to a free slot. It stands in both for a moment, and is counted meanwhile: see [`Self::find_for_sure`].
     fn relocate(&self, book: &mut Book, from: usize, to: usize) {
-        let value = self.slot(from).load_value();
-        self.slot(to).value.store(value.pack(), Ordering::Relaxed);
-        self.slot(to).key.store(self.slot(from).key.load(Ordering::Relaxed), Ordering::Release);
-        self.slot(from).key.store(0, Ordering::Release);
-        book.unlink(from, value.port);
-        book.append(to, value);
-    }
-
-    fn is_free(&self, index: usize) -> bool {
-        self.slot(index).key.load(Ordering::Relaxed) == 0
+        let slot = self.slot(from);
+        self.put(book, to, slot.station(), slot.seen_secs());
+        self.relocations.fetch_add(1, Ordering::Release);
+        self.clear(book, from);
     }
 
     fn evict(&self, book: &mut Book, index: usize) {
@@ -423,15 +431,27 @@ impl Fdb {
     }
 
     fn remove(&self, book: &mut Book, index: usize) {
-        let slot = self.slot(index);
-        book.unlink(index, slot.load_value().port);
-        slot.key.store(0, Ordering::Release);
+        self.clear(book, index);
         self.len.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Writes an entry into a slot that is in no list, and appends it to its port's.
+    fn put(&self, book: &mut Book, index: usize, station: Station, seen_secs: u32) {
+        let slot = self.slot(index);
+        slot.seen_secs.store(seen_secs, Ordering::Relaxed);
+        slot.station.store(station.0, Ordering::Release);
+        book.append(index, station.port(), seen_secs);
+    }
+
+    fn clear(&self, book: &mut Book, index: usize) {
+        let slot = self.slot(index);
+        book.unlink(index, slot.station().port());
+        slot.station.store(Station::NONE.0, Ordering::Release);
+    }
+
     #[inline]
-    fn is_stale(&self, now: Timestamp, value: Value) -> bool {
-        let age = now.as_secs().saturating_sub(value.seen_secs);
+    fn is_stale(&self, now: Timestamp, seen_secs: u32) -> bool {
+        let age = now.as_secs().saturating_sub(seen_secs);
         age >= self.ageing_secs.load(Ordering::Relaxed)
     }
 
@@ -441,9 +461,62 @@ impl Fdb {
 }
 
 impl Slot {
+    /// What stands here, for whoever holds the lock and so sees the latest.
+    fn station(&self) -> Station {
+        Station(self.station.load(Ordering::Relaxed))
+    }
+
+    fn is_free(&self) -> bool {
+        self.station() == Station::NONE
+    }
+
+    /// For whoever holds the lock, or may be wrong for a moment.
+    fn is_reserved(&self) -> bool {
+        !self.is_free() && self.seen_secs() == RESERVED_SECS
+    }
+
     #[inline]
-    fn load_value(&self) -> Value {
-        Value::unpack(self.value.load(Ordering::Acquire))
+    fn seen_secs(&self) -> u32 {
+        self.seen_secs.load(Ordering::Relaxed)
+    }
+}
+
+impl Station {
+    const NONE: Self = Self(0);
+    const PORT: u64 = u16::MAX as u64;
+
+    fn new(key: Key, port: PortId) -> Self {
+        Self(key.0 | u64::from(port.0))
+    }
+
+    /// The port, if the address is this one.
+    #[inline(always)]
+    fn port_of(self, key: Key) -> Option<PortId> {
+        let difference = self.0 ^ key.0;
+        (difference <= Self::PORT).then_some(PortId(difference as u16))
+    }
+
+    fn port(self) -> PortId {
+        PortId(self.0 as u16)
+    }
+
+    fn key(self) -> Key {
+        Key(self.0 & !Self::PORT)
+    }
+}
+
+impl Key {
+    /// The bit that tells groups from stations: never set in a station's address, and set in every key, so that none is zero.
+    const GROUP: u64 = 1;
+
+    #[inline(always)]
+    fn new(mac: MacKey) -> Self {
+        debug_assert!(!mac.is_multicast(), "a group is behind no port");
+        Self((mac.as_u64() | Self::GROUP) << 16)
+    }
+
+    fn mac(self) -> MacAddr {
+        MacKey::from_u64(self.0 >> 16 & !Self::GROUP).into()
     }
 }
 
@@ -453,10 +526,6 @@ fn slots_of(bucket: usize) -> std::ops::Range<usize> {
 
 fn ageing_secs(ageing: Duration) -> u32 {
     u32::try_from(ageing.as_secs()).unwrap_or(u32::MAX).max(1)
-}
-
-fn age(now: Timestamp, value: Value) -> Duration {
-    Duration::from_secs(now.as_secs().saturating_sub(value.seen_secs).into())
 }
 
 /// Which slots each port holds, in the order in which they were learned or last found fresh: a doubly linked list a
@@ -502,14 +571,14 @@ impl Book {
         if self.count(preferred) == list.count { preferred } else { PortId(index as u16) }
     }
 
-    fn append(&mut self, index: usize, value: Value) {
-        let place = value.port.index();
+    fn append(&mut self, index: usize, port: PortId, seen_secs: u32) {
+        let place = port.index();
         if place >= self.lists.len() {
             self.lists.resize(place + 1, List { first: NIL, last: NIL, count: 0 });
         }
         let list = &mut self.lists[place];
         let last = list.last;
-        self.links[index] = Link { previous: last, next: NIL, appended_secs: value.seen_secs };
+        self.links[index] = Link { previous: last, next: NIL, appended_secs: seen_secs };
         match last {
             NIL => list.first = index as u32,
             last => self.links[last as usize].next = index as u32,
@@ -534,218 +603,39 @@ impl Book {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use std::collections::{BTreeSet, HashMap};
-
-    use super::*;
-
-    const A: PortId = PortId(0);
-    const B: PortId = PortId(1);
-
-    fn fdb(capacity: usize) -> Fdb {
-        Fdb::new(FdbSettings { capacity, ageing: Duration::from_secs(300) })
-    }
-
-    fn mac(number: u64) -> MacAddr {
-        MacAddr::from_u64(0x0200_0000_0000 | number)
-    }
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_millis(seconds * 1000)
-    }
-
-    fn count(fdb: &Fdb, port: PortId) -> usize {
-        fdb.entries(at(0)).iter().filter(|entry| entry.port == port).count()
-    }
-
-    #[test]
-    fn a_station_is_found_where_it_was_last_heard() {
-        let fdb = fdb(16);
-        assert_eq!(fdb.lookup(at(0), mac(1)), None);
-        assert_eq!(fdb.learn(at(0), mac(1), A), Learned::New);
-        assert_eq!(fdb.learn(at(1), mac(1), A), Learned::Known);
-        assert_eq!(fdb.lookup(at(1), mac(1)), Some(A));
-        assert_eq!(fdb.learn(at(2), mac(1), B), Learned::Moved(A));
-        assert_eq!(fdb.lookup(at(2), mac(1)), Some(B));
-        assert_eq!(fdb.counters(), FdbCounters { learned: 1, moved: 1, evicted: 0, expired: 0 });
-    }
-
-    #[test]
-    fn a_silent_station_is_forgotten_after_the_ageing_time_and_a_speaking_one_is_not() {
-        let fdb = fdb(16);
-        fdb.learn(at(0), mac(1), A);
-        fdb.learn(at(0), mac(2), A);
-        fdb.learn(at(200), mac(2), A);
-        assert_eq!(fdb.lookup(at(299), mac(1)), Some(A));
-        assert_eq!(fdb.lookup(at(300), mac(1)), None, "found although it is too old");
-        fdb.expire(at(300));
-        assert_eq!(fdb.len(), 1);
-        assert_eq!(fdb.lookup(at(300), mac(2)), Some(A));
-        assert_eq!(fdb.counters().expired, 1);
-    }
-
-    #[test]
-    fn a_shorter_ageing_time_holds_for_what_was_learned_before() {
-        let fdb = fdb(16);
-        fdb.learn(at(0), mac(1), A);
-        fdb.set_ageing(Duration::from_secs(10));
-        assert_eq!(fdb.lookup(at(9), mac(1)), Some(A));
-        assert_eq!(fdb.lookup(at(10), mac(1)), None);
-    }
-
-    #[test]
-    fn the_table_holds_its_capacity_and_no_more() {
-        let fdb = fdb(10_000);
-        for number in 0..10_000 {
-            assert_eq!(fdb.learn(at(0), mac(number), A), Learned::New);
-        }
-        assert_eq!((fdb.len(), fdb.counters().evicted), (10_000, 0));
-        assert!((0..10_000).all(|number| fdb.lookup(at(0), mac(number)) == Some(A)));
-        fdb.learn(at(0), mac(10_000), A);
-        assert_eq!((fdb.len(), fdb.counters().evicted), (10_000, 1));
-    }
-
-    #[test]
-    fn a_guest_that_floods_the_table_evicts_only_its_own() {
-        let fdb = fdb(1000);
-        for number in 0..400 {
-            fdb.learn(at(0), mac(number), A);
-        }
-        for number in 1_000_000..1_100_000 {
-            fdb.learn(at(0), mac(number), B);
-        }
-        assert_eq!((count(&fdb, A), count(&fdb, B)), (400, 600));
-    }
-
-    #[test]
-    fn a_newcomer_finds_room_in_a_table_that_another_guest_has_filled() {
-        let fdb = fdb(1000);
-        for number in 0..1000 {
-            fdb.learn(at(0), mac(number), A);
-        }
-        for number in 1_000_000..1_000_300 {
-            fdb.learn(at(0), mac(number), B);
-        }
-        assert_eq!((count(&fdb, A), count(&fdb, B)), (700, 300));
-    }
-
-    #[test]
-    fn the_station_not_heard_of_for_longest_makes_way() {
-        let fdb = fdb(4);
-        for number in 0..4 {
-            fdb.learn(at(0), mac(number), A);
-        }
-        for number in [0, 1, 3] {
-            fdb.learn(at(5), mac(number), A);
-        }
-        fdb.learn(at(6), mac(9), A);
-        assert_eq!(fdb.lookup(at(6), mac(2)), None);
-        assert!([0, 1, 3, 9].iter().all(|&number| fdb.lookup(at(6), mac(number)) == Some(A)));
-    }
-
-    #[test]
-    fn forgetting_a_port_leaves_the_others() {
-        let fdb = fdb(100);
-        for number in 0..50 {
-            fdb.learn(at(0), mac(number), if number % 2 == 0 { A } else { B });
-        }
-        fdb.forget_port(A);
-        assert_eq!((fdb.len(), count(&fdb, B)), (25, 25));
-        assert_eq!(fdb.flush(), 25);
-        assert!(fdb.is_empty() && fdb.entries(at(0)).is_empty());
-    }
-
-    #[test]
-    fn a_reserved_address_stays_whatever_happens_to_the_others() {
-        let fdb = fdb(100);
-        fdb.learn(at(0), mac(7), A);
-        fdb.reserve(mac(7), PortId::GATEWAY);
-        fdb.reserve(mac(7), PortId::GATEWAY);
-        assert_eq!((fdb.len(), fdb.entries(at(0)).len()), (0, 0), "it is no entry");
-        for number in 0..5_000 {
-            let learned = fdb.learn(at(number / 10), mac(number), B);
-            assert_eq!(learned == Learned::Reserved, number == 7, "{number}: {learned:?}");
-        }
-        fdb.expire(at(100_000));
-        fdb.forget_port(B);
-        fdb.flush();
-        assert_eq!(fdb.lookup(at(100_000), mac(7)), Some(PortId::GATEWAY));
-        fdb.release(mac(7));
-        fdb.release(mac(8));
-        assert_eq!(fdb.lookup(at(100_000), mac(7)), None);
-        assert_eq!(fdb.learn(at(100_000), mac(7), A), Learned::New);
-        fdb.release(mac(7));
-        assert_eq!((fdb.lookup(at(100_000), mac(7)), fdb.len()), (Some(A), 1), "what was learned can't be released");
-    }
-
-    #[test]
-    fn a_table_of_one_works() {
-        let fdb = fdb(1);
-        fdb.learn(at(0), mac(1), A);
-        fdb.learn(at(0), mac(2), B);
-        assert_eq!((fdb.lookup(at(0), mac(1)), fdb.lookup(at(0), mac(2))), (None, Some(B)));
-    }
-
-    #[test]
-    fn workers_that_learn_at_once_never_see_a_port_that_nobody_named() {
-        let fdb = fdb(256);
-        std::thread::scope(|scope| {
-            for worker in 0..2_u16 {
-                let fdb = &fdb;
-                scope.spawn(move || {
-                    for round in 0..20_000_u64 {
-                        fdb.learn(at(round / 1000), mac(round % 600), PortId(worker));
-                        let found = fdb.lookup(at(round / 1000), mac((round * 7) % 600));
-                        assert!(found.is_none_or(|port| port.0 < 2), "{found:?}");
-                    }
-                });
+impl Fdb {
+    /// Fails unless every entry stands once, where it may, and is in its port's list and no other. Only while nobody changes the table.
+    fn audit(&self) {
+        let book = self.lock();
+        let mut listed = Vec::new();
+        for (port, list) in book.lists.iter().enumerate() {
+            let (mut previous, mut next, before) = (NIL, list.first, listed.len());
+            while next != NIL {
+                let link = &book.links[next as usize];
+                assert_eq!(link.previous, previous, "the link back from slot {next}");
+                assert_eq!(self.slot(next as usize).station().port().index(), port, "slot {next} is in another port's list");
+                listed.push(next as usize);
+                (previous, next) = (next, link.next);
             }
-        });
-        let listed = fdb.entries(at(20)).len();
-        assert!(listed == fdb.len() && listed <= 256, "{listed} listed, {} counted", fdb.len());
-    }
-
-    proptest! {
-        /// With room for all, the table agrees with a map.
-        #[test]
-        fn the_table_agrees_with_a_map(events in prop::collection::vec((0..40_u64, 0..5_u16), 1..300)) {
-            let (fdb, mut model) = (fdb(64), HashMap::new());
-            for (number, port) in events {
-                fdb.learn(at(0), mac(number), PortId(port));
-                model.insert(number, PortId(port));
-            }
-            prop_assert_eq!(fdb.len(), model.len());
-            for (number, port) in model {
-                prop_assert_eq!(fdb.lookup(at(0), mac(number)), Some(port));
-            }
+            assert_eq!((list.last, list.count), (previous, listed.len() - before), "the list of port {port}");
         }
-
-        /// Crowded buckets cost no entry.
-        #[test]
-        fn a_small_full_table_holds_its_capacity(numbers in prop::collection::btree_set(0..100_000_u64, 120..300)) {
-            let fdb = fdb(100);
-            for &number in &numbers {
-                fdb.learn(at(0), mac(number), A);
-            }
-            prop_assert_eq!((fdb.len(), fdb.counters().evicted), (100, numbers.len() as u64 - 100));
-            prop_assert_eq!(fdb.entries(at(0)).len(), 100);
-        }
-
-        /// No port falls below its fair share because of another.
-        #[test]
-        fn a_full_table_is_shared_fairly(events in prop::collection::vec((0..500_u64, 0..4_u16), 400..1500)) {
-            let fdb = fdb(100);
-            let mut heard = [const { BTreeSet::new() }; 4];
-            for (number, port) in events {
-                fdb.learn(at(0), mac(1000 * u64::from(port) + number), PortId(port));
-                heard[usize::from(port)].insert(number);
-            }
-            prop_assert!(fdb.len() <= 100);
-            for (port, heard) in heard.iter().enumerate() {
-                let kept = count(&fdb, PortId(port as u16));
-                prop_assert!(kept >= heard.len().min(25), "port {} keeps {} of {}", port, kept, heard.len());
-            }
+        listed.sort_unstable();
+        let occupied: Vec<usize> = (0..self.slots()).filter(|&index| !self.slot(index).is_free()).collect();
+        assert_eq!((&listed, self.len()), (&occupied, occupied.len()), "what is listed and what stands there");
+        assert!(self.len() <= self.capacity);
+        let keys = occupied.iter().map(|&index| (self.slot(index).station().key(), index));
+        let mut places = std::collections::BTreeMap::new();
+        for (key, index) in keys {
+            assert!(self.buckets_of(key).contains(&(index / WAYS)), "slot {index} is in none of its key's buckets");
+            assert_eq!(places.insert(key.0, index), None, "an address stands twice");
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "fdb_tests.rs"]
+mod tests;
+
+#[cfg(all(test, loom))]
+#[path = "fdb_models.rs"]
+mod models;

@@ -1,12 +1,12 @@
 //! Which flow a frame belongs to, as a number: so that several queues can share the work, and each flow keeps its order.
 
 use crate::EthernetHeader;
+use crate::ethernet::{MAX_TAGS, TAG_LEN};
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 /// Tags of IEEE 802.1Q-2018, 9.6.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
-const TAG_LEN: usize = 4;
 /// Protocols whose header begins with two ports.
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
@@ -16,7 +16,7 @@ pub struct FlowHash(ahash::RandomState);
 
 impl FlowHash {
     /// Bytes after the Ethernet header that matter: two tags, an IPv6 header, two ports.
-    pub const LOOKS_AT: usize = 2 * TAG_LEN + 40 + 4;
+    pub const LOOKS_AT: usize = MAX_TAGS * TAG_LEN + 40 + 4;
 
     /// The same number for every frame of a flow: one with the same addresses, and of TCP, UDP and SCTP over IP the same ports
     /// (not in fragments, of which only the first has them). `rest` is what follows the Ethernet header; [`Self::LOOKS_AT`]
@@ -35,7 +35,7 @@ impl FlowHash {
 
 /// The type and the packet behind at most two tags.
 fn untag(mut ethertype: u16, mut rest: &[u8]) -> (u16, &[u8]) {
-    for _ in 0..2 {
+    for _ in 0..MAX_TAGS {
         match rest {
             [_, _, high, low, packet @ ..] if TAGS.contains(&ethertype) => {
                 (ethertype, rest) = (u16::from_be_bytes([*high, *low]), packet);

@@ -11,6 +11,7 @@
 //! negotiated, and [`segment`] reads the headers itself.
 
 use crate::DropReason;
+use crate::ethernet::{MAX_TAGS, TAG_LEN};
 
 /// The most segments that one frame may stand for: 64 KiB at an MSS of 256, below which only an MTU under 296 leads. Without it a guest could ask
 /// for segments of one byte, and a batch would take as long as it likes.
@@ -24,7 +25,6 @@ const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 const ETHERNET_LEN: usize = 14;
-const TAG_LEN: usize = 4;
 const IPV6_LEN: usize = 40;
 const UDP_LEN: usize = 8;
 const TCP: u8 = 6;
@@ -166,8 +166,13 @@ impl Offload {
         let Some(PartialChecksum { start, offset }) = checksum else { return Err(DropReason::BadOffload) };
         let field = usize::from(start) + usize::from(offset);
         let within = usize::from(start) >= ETHERNET_LEN && field + 2 <= frame_len;
-        let cuttable = |size: u16| size > 0 && frame_len.div_ceil(size.into()) <= MAX_SEGMENTS;
-        if !within || segmentation.is_some_and(|segmentation| !cuttable(segmentation.size)) {
+        // Fragments are cut in units of eight bytes.
+        let unit = |kind| if kind == SegmentKind::UdpFragments { 8 } else { 1 };
+        let cuttable = |Segmentation { kind, size, .. }| match size - size % unit(kind) {
+            0 => false,
+            size => frame_len.div_ceil(size.into()) <= MAX_SEGMENTS,
+        };
+        if !within || segmentation.is_some_and(|segmentation| !cuttable(segmentation)) {
             return Err(DropReason::BadOffload);
         }
         Ok(offload)
@@ -223,9 +228,12 @@ impl Layout {
     fn of(frame: &[u8], kind: SegmentKind, transport: usize) -> Option<Self> {
         let mut network = ETHERNET_LEN;
         let mut ether_type = read_u16(frame, 12)?;
-        while matches!(ether_type, 0x8100 | 0x88a8) {
-            ether_type = read_u16(frame, network + 2)?;
-            network += TAG_LEN;
+        // Each segment gets a copy of them all, so there are no more than the switch carries.
+        for _ in 0..MAX_TAGS {
+            if matches!(ether_type, 0x8100 | 0x88a8) {
+                ether_type = read_u16(frame, network + 2)?;
+                network += TAG_LEN;
+            }
         }
         let protocol;
         let is_ipv6 = match ether_type {

@@ -107,6 +107,35 @@ fn check<'a>(segment: &'a [u8]) -> (Option<TransportSlice<'a>>, SlicedPacket<'a>
     (transport, packet)
 }
 
+/// Every segment has a copy of the headers: many tags would make many times as much of a frame.
+#[test]
+fn frames_behind_more_than_two_tags_are_not_cut() {
+    let (bytes, PartialChecksum { start, offset }) = unfinished(Shape { ipv6: false, tagged: false, tcp: true }, &payload(5000));
+    for (tags, fits) in [(1, true), (2, true), (3, false), (1000, false)] {
+        let tagged = [&bytes[..12], &[0x81, 0, 0, 5].repeat(tags), &bytes[12..]].concat();
+        let checksum = PartialChecksum { start: start + 4 * tags as u16, offset };
+        assert_eq!(
+            cut(&tagged, checksum, SegmentKind::Tcp4, 1000).map(|segments| segments.len()).ok(),
+            fits.then_some(5),
+            "{tags}"
+        );
+    }
+}
+
+/// A size of fifteen makes fragments of eight bytes.
+#[test]
+fn fragments_are_counted_as_they_are_cut() {
+    let header = |size: u16| {
+        let mut header = [NEEDS_CSUM, GSO_UDP, 0, 0, 0, 0, 34, 0, 6, 0];
+        header[4..6].copy_from_slice(&size.to_le_bytes());
+        header
+    };
+    let len = 8 * MAX_SEGMENTS;
+    assert!(Offload::parse(header(15), len, ALL).is_ok());
+    assert_eq!(Offload::parse(header(15), len + 1, ALL), Err(DropReason::BadOffload));
+    assert_eq!(Offload::parse(header(7), 100, ALL), Err(DropReason::BadOffload));
+}
+
 proptest! {
     #[test]
     fn a_completed_checksum_is_the_one_that_a_sender_computes(

@@ -1,4 +1,4 @@
-//! Guests without a kernel: DPDK's virtio-user driver in every layout of a split ring, on both sides of the socket.
+//! Guests without a kernel: DPDK's virtio-user driver in every layout of its rings, on both sides of the socket.
 //!
 //! `./test` runs these; by hand: `tests/e2e/setup && cargo test --release -p weft-tests --test testpmd -- --ignored
 //! --test-threads=1`. `WEFT_FRAMES` is the number of frames in each closed loop.
@@ -15,6 +15,8 @@ use weft_tests::{Testpmd, VirtioUser, Weft};
 
 /// Four layouts on both sides of the socket: with this, they see ten million frames in each kind of test.
 const FRAMES_DEFAULT: u64 = 1_250_000;
+/// Layouts of packed rings are more, and get this part of it each.
+const PACKED_SHARE: u64 = 4;
 
 const MAC1: &str = "02:00:00:00:00:01";
 const MAC2: &str = "02:00:00:00:00:02";
@@ -23,6 +25,17 @@ const MAC2: &str = "02:00:00:00:00:02";
 /// frames of several segments, which is a test of its own.
 const LAYOUTS: [&str; 4] =
     ["mrg_rxbuf=1,in_order=1", "mrg_rxbuf=0,in_order=1", "mrg_rxbuf=1,in_order=0", "mrg_rxbuf=0,in_order=0"];
+
+/// The same for a packed ring, where the driver has code of its own for processors with AVX-512; elsewhere `vectorized` changes
+/// nothing.
+const PACKED_LAYOUTS: [&str; 6] = [
+    "packed_vq=1,mrg_rxbuf=1,in_order=1",
+    "packed_vq=1,mrg_rxbuf=0,in_order=1",
+    "packed_vq=1,mrg_rxbuf=1,in_order=0",
+    "packed_vq=1,mrg_rxbuf=0,in_order=0",
+    "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1",
+    "packed_vq=1,mrg_rxbuf=0,in_order=0,vectorized=1",
+];
 
 /// Buffers of 512 bytes less the headroom of 128, so 1,400 bytes take four of them.
 const SMALL_BUFFERS: [&str; 4] = ["--mbuf-size=512", "--enable-scatter", "--tx-offloads=0x8000", "--max-pkt-len=1518"];
@@ -54,6 +67,15 @@ fn no_frame_is_lost_in_a_closed_loop_where_weft_connects() {
     }
 }
 
+#[test]
+#[ignore = "needs DPDK: ./test runs it"]
+fn no_frame_is_lost_in_a_closed_loop_of_packed_rings() {
+    for layout in PACKED_LAYOUTS {
+        assert_closed_loop(Side::Server, layout, &[], None);
+    }
+    assert_closed_loop(Side::Client, PACKED_LAYOUTS[0], &[], None);
+}
+
 /// Small receive buffers and frames of several segments: chains and indirect tables one way, merged buffers the other.
 #[test]
 #[ignore = "needs DPDK: ./test runs it"]
@@ -82,6 +104,15 @@ fn every_byte_comes_back_where_weft_connects() {
     }
 }
 
+#[test]
+#[ignore = "needs DPDK: ./test runs it"]
+fn every_byte_comes_back_over_packed_rings() {
+    for layout in PACKED_LAYOUTS {
+        assert_echo(Side::Server, layout, &[]);
+    }
+    assert_echo(Side::Client, PACKED_LAYOUTS[0], &[]);
+}
+
 /// testpmd receives into small buffers and sends what it received, piece by piece: merged buffers to it, chains from it.
 #[test]
 #[ignore = "needs DPDK: ./test runs it"]
@@ -93,7 +124,7 @@ fn every_byte_comes_back_when_it_takes_several_buffers() {
 
 /// Sends noise of every length to a testpmd that sends it back, and compares.
 fn assert_echo(side: Side, layout: &str, args: &[&str]) {
-    let frames = frames();
+    let frames = frames_for(layout);
     let weft = Weft::start();
     let echo = match side {
         Side::Server => VirtioUser::new(&weft.socket("vm2"), MAC2).options(layout),
@@ -103,7 +134,7 @@ fn assert_echo(side: Side, layout: &str, args: &[&str]) {
     testpmd.command("start");
     let mut guest = Guest::builder(weft.socket("vm1"))
         .order(Order::VirtioUser)
-        .features(feature::DEFAULT)
+        .features(features_for(layout))
         .connect()
         .expect("weft takes a guest on vm1");
 
@@ -174,14 +205,25 @@ fn mac_bytes(mac: &str) -> impl Iterator<Item = u8> + '_ {
     mac.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("an address in hexadecimal"))
 }
 
-fn frames() -> u64 {
-    std::env::var("WEFT_FRAMES")
-        .map_or(FRAMES_DEFAULT, |text| text.parse().unwrap_or_else(|_| panic!("WEFT_FRAMES is {text:?}, not a number")))
+fn frames_for(layout: &str) -> u64 {
+    let frames = std::env::var("WEFT_FRAMES")
+        .map_or(FRAMES_DEFAULT, |text| text.parse().unwrap_or_else(|_| panic!("WEFT_FRAMES is {text:?}, not a number")));
+    if is_packed(layout) { frames / PACKED_SHARE } else { frames }
+}
+
+/// What our own guest takes, to talk with one of this layout: the same kind of rings.
+fn features_for(layout: &str) -> u64 {
+    let in_order = if layout.contains("in_order=1") { feature::IN_ORDER } else { 0 };
+    if is_packed(layout) { feature::DEFAULT | feature::RING_PACKED | in_order } else { feature::DEFAULT }
+}
+
+fn is_packed(layout: &str) -> bool {
+    layout.contains("packed_vq=1")
 }
 
 /// Sends frames round between two ports of one testpmd until enough have gone by, then counts what is missing.
 fn assert_closed_loop(side: Side, layout: &str, args: &[&str], segments: Option<&str>) {
-    let frames = frames();
+    let frames = frames_for(layout);
     let weft = Weft::start();
     let frame_len: u64 = segments.map_or(64, |list| list.split(',').map(|len| len.parse::<u64>().expect("a length")).sum());
     let ports = match side {

@@ -274,6 +274,32 @@ fn a_guest_that_floods_the_services_leaves_room_for_others() {
 }
 
 #[test]
+fn guests_on_several_workers_talk_to_the_gateway_at_the_same_time() {
+    let switch = start(3);
+    let guests: Vec<_> = (1..=4).map(|nth| (nth, switch.guest(|builder| builder))).collect();
+    let id = switch.network();
+    std::thread::scope(|scope| {
+        let talk = |nth: u16, mut guest: Guest| {
+            for round in 0..500_u16 {
+                let data = [&nth.to_be_bytes()[..], &round.to_be_bytes()].concat();
+                guest.send(&ping(mac(nth), address(nth), GATEWAY, 64, &data)).unwrap();
+                guest.send(&ping(mac(nth), address(nth), REMOTE, 1, &data)).unwrap();
+                // Errors are limited in rate; of those that come, any may come first.
+                let answer = std::iter::repeat_with(|| icmp(&next(&mut guest)))
+                    .find(|(kind, ..)| matches!(kind, Icmpv4Type::EchoReply(_)));
+                assert_eq!(answer.unwrap().2, data);
+            }
+        };
+        let talking: Vec<_> = guests.into_iter().map(|(nth, (_, guest))| scope.spawn(move || talk(nth, guest))).collect();
+        // The owner has something to do with it meanwhile.
+        while talking.iter().any(|thread| !thread.is_finished()) {
+            let known = switch.with(move |dataplane| dataplane.with_gateway(id, |_, gateway, _| *gateway.settings()));
+            assert_eq!(known, Some(gateway()));
+        }
+    });
+}
+
+#[test]
 fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
     for workers in [1, 2] {
         let switch = start(workers);

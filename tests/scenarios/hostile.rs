@@ -4,6 +4,8 @@
 //! back-ends, through the real socket.
 
 mod common;
+#[path = "hostile/disposal.rs"]
+mod disposal;
 #[path = "hostile/messages.rs"]
 mod messages;
 #[path = "hostile/packed.rs"]
@@ -14,3 +16,5 @@ mod packed_places;
 mod rings;
 #[path = "hostile/siege.rs"]
 mod siege;
+#[path = "hostile/turns.rs"]
+mod turns;

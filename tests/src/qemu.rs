@@ -23,6 +23,7 @@ pub struct GuestBuilder {
     socket: PathBuf,
     listens: bool,
     reconnect_ms: Option<u32>,
+    queues: u32,
     mac: String,
     ip: Option<String>,
     device_flags: Vec<String>,
@@ -59,6 +60,12 @@ impl GuestBuilder {
     /// QEMU connects again this long after it lost the switch. Without it a lost connection stays lost.
     pub fn reconnect_ms(mut self, ms: u32) -> Self {
         self.reconnect_ms = Some(ms);
+        self
+    }
+
+    /// This many queue pairs, with a processor for each so that the driver uses them all.
+    pub fn queues(mut self, queues: u32) -> Self {
+        self.queues = queues;
         self
     }
 
@@ -143,6 +150,12 @@ impl GuestBuilder {
             net.push_str(&format!(",reconnect-ms={ms}"));
         }
         let mut device = format!("virtio-net-pci,netdev=net,mac={},rombar=0", self.mac);
+        let mut netdev = "vhost-user,id=net,chardev=net".to_owned();
+        if self.queues > 1 {
+            netdev.push_str(&format!(",queues={}", self.queues));
+            // An interrupt for each ring, one for the control ring, and one for changes of the configuration.
+            device.push_str(&format!(",mq=on,vectors={}", 2 * self.queues + 2));
+        }
         for flag in &self.device_flags {
             device.push(',');
             device.push_str(flag);
@@ -157,8 +170,10 @@ impl GuestBuilder {
             "node,memdev=mem",
             "-chardev",
             &net,
+            "-smp",
+            &self.queues.to_string(),
             "-netdev",
-            "vhost-user,id=net,chardev=net",
+            &netdev,
             "-device",
             &device,
         ]
@@ -178,6 +193,7 @@ impl Guest {
             socket: socket.to_owned(),
             listens: false,
             reconnect_ms: None,
+            queues: 1,
             mac: format!("02:77:{a:02x}:{b:02x}:{c:02x}:{d:02x}"),
             ip: None,
             device_flags: Vec::new(),

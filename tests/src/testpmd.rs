@@ -92,6 +92,8 @@ impl Testpmd {
         let mut all: Vec<String> = ["-oL", &find_program("dpdk-testpmd").display().to_string()]
             .into_iter()
             .chain(["--lcores=0@(0-1),1@(0-1)", "--no-pci", "--no-huge", "-m", "192", "--no-shconf", "--no-telemetry"])
+            // Drivers choose no code for AVX-512 by themselves; they do it only where a test asks and the processor has it.
+            .chain(["--force-max-simd-bitwidth=512"])
             .map(str::to_owned)
             .collect();
         for (index, port) in ports.iter().enumerate() {

@@ -1,13 +1,13 @@
 //! A network's DHCP server with what it needs of the world: the gateway, the disk, the clock, the log.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, error, info, warn};
 use weft_dataplane::Dataplane;
 use weft_switch::dhcp::{Action, DhcpEvent, DhcpServer, DhcpSettings, LeaseBook, UnixSeconds};
 use weft_switch::gateway::Heard;
-use weft_switch::{DropReason, NetworkId, PortId, Timestamp, UdpDatagram};
+use weft_switch::{DropReason, LogLimit, NetworkId, PortId, Timestamp, UdpDatagram};
 
 use super::lease_store::{LeaseStore, ServerId, Written};
 use crate::values::Name;
@@ -20,31 +20,6 @@ pub(super) struct DhcpService {
     network: NetworkId,
     name: Name,
     log: LogLimit,
-}
-
-/// Keeps guests that decline addresses in a loop from filling the log.
-#[derive(Debug, Default)]
-struct LogLimit {
-    window_start: Timestamp,
-    lines: u32,
-}
-
-impl LogLimit {
-    const WINDOW: Duration = Duration::from_secs(10);
-    const LINES: u32 = 20;
-
-    /// True if one more line may be written; how many were not is said when the next may.
-    fn allows(&mut self, now: Timestamp, network: &Name) -> bool {
-        if now.since(self.window_start) >= Self::WINDOW {
-            let suppressed = self.lines.saturating_sub(Self::LINES);
-            if suppressed > 0 {
-                warn!("{suppressed} lines about DHCP of network {network} were not logged");
-            }
-            *self = Self { window_start: now, lines: 0 };
-        }
-        self.lines += 1;
-        self.lines <= Self::LINES
-    }
 }
 
 impl DhcpService {
@@ -134,7 +109,7 @@ impl DhcpService {
                 Action::Probe(address) => dataplane.probe(self.network, address),
                 Action::Persist { ticket, change } => {
                     if !leases.write(self.id, &self.name, ticket, change) {
-                        if self.log.allows(dataplane.now(), &self.name) {
+                        if self.may_log(dataplane.now()) {
                             warn!("network {}: the disk does not keep up with DHCP; clients will ask again", self.name);
                         }
                         self.server.fail(ticket);
@@ -148,11 +123,17 @@ impl DhcpService {
                     debug!("network {}: the lease of {address} has ended", self.name);
                     dataplane.with_gateway(self.network, |_, gateway, _| gateway.end_lease(address));
                 }
-                Action::Log(event) if self.log.allows(dataplane.now(), &self.name) => self.log_event(&event),
+                Action::Log(event) if self.may_log(dataplane.now()) => self.log_event(&event),
                 Action::Log(_) => {}
             }
         }
         dataplane.send_from_gateway(self.network, frames);
+    }
+
+    /// Guests that decline addresses in a loop don't fill the log.
+    fn may_log(&mut self, now: Timestamp) -> bool {
+        let name = &self.name;
+        self.log.allows(now, |lines| warn!("{lines} lines about DHCP of network {name} were not logged"))
     }
 
     fn log_event(&self, event: &DhcpEvent) {
@@ -172,18 +153,4 @@ impl DhcpService {
 /// The time of day, which is what the disk knows.
 pub(crate) fn wall_clock() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_noisy_network_is_silenced_and_heard_again_later() {
-        let (mut log, name) = (LogLimit::default(), "lab".parse().unwrap());
-        let at = Timestamp::from_millis;
-        let said = (0..1000).filter(|&line| log.allows(at(line), &name)).count();
-        assert_eq!(said, LogLimit::LINES as usize);
-        assert!(!log.allows(at(9_999), &name) && log.allows(at(10_000), &name));
-    }
 }

@@ -122,6 +122,18 @@ fn an_address_can_be_kept_for_a_client_and_for_a_port() {
 }
 
 #[test]
+fn addresses_can_be_kept_in_a_subnet_that_weft_chose() {
+    let weft = Weft::start();
+    let subnet = weft.json(&["network", "show", "default"])["subnet"].as_str().unwrap().to_owned();
+    let address = |last: u8| subnet.replace(".0/24", &format!(".{last}"));
+    weft.json(&["port", "add", "db", "--address", &address(7)]);
+    weft.json(&["lease", "add", "default", &address(5), "--mac", "02:00:00:00:00:01"]);
+    assert_eq!(weft.json(&["config", "show"])["networks"]["default"]["subnet"], subnet, "what is shown can be read back");
+    let (mut one, mut db) = (Client::plug(&weft.at("vm1.sock"), 1), Client::plug(&weft.at("db.sock"), 3));
+    assert_eq!((one.lease().yiaddr().to_string(), db.lease().yiaddr().to_string()), (address(5), address(7)));
+}
+
+#[test]
 fn a_network_gets_services_and_loses_them_without_a_guest_being_disturbed() {
     let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n");
     let mut guest = Client::plug(&weft.at("vm1.sock"), 1);

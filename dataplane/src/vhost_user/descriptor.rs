@@ -4,6 +4,7 @@
 //! `disposal`). So a [`Received`] is only ever asked two things that the kernel answers by itself: whether it is an eventfd, and
 //! whether it is memory. What is neither ends in the connection's [`Bin`], unclosed, and with it the connection.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,21 +35,26 @@ impl Received {
     }
 
     /// The descriptor, if it is an eventfd.
-    pub(crate) fn eventfd(self) -> Option<OwnedFd> {
+    pub(crate) fn eventfd(mut self) -> Option<OwnedFd> {
         self.take_if(|fd| crate::sys::is_eventfd(fd.as_fd()))
     }
 
     /// The descriptor, if it is a memfd or a file on tmpfs or hugetlbfs: only those have seals (fcntl(2), `F_GET_SEALS`).
-    pub(crate) fn memory(self) -> Option<OwnedFd> {
-        self.take_if(|fd| rustix::fs::fcntl_get_seals(fd).is_ok())
+    pub(crate) fn memory(mut self) -> Option<Arc<File>> {
+        self.take_memory()
     }
 
-    /// Closes the descriptor if that can't block; for requests that are refused.
-    pub(crate) fn close(self) {
-        drop(self.take_if(|fd| crate::sys::is_eventfd(fd.as_fd()) || rustix::fs::fcntl_get_seals(fd).is_ok()));
+    /// For requests that are refused: closes the descriptor if it is an eventfd, gives it if it is memory.
+    pub(crate) fn close(mut self) -> Option<Arc<File>> {
+        drop(self.take_if(|fd| crate::sys::is_eventfd(fd.as_fd())));
+        self.take_memory()
     }
 
-    fn take_if(mut self, is_so: impl FnOnce(&OwnedFd) -> bool) -> Option<OwnedFd> {
+    fn take_memory(&mut self) -> Option<Arc<File>> {
+        self.take_if(|fd| rustix::fs::fcntl_get_seals(fd).is_ok()).map(|fd| Arc::new(fd.into()))
+    }
+
+    fn take_if(&mut self, is_so: impl FnOnce(&OwnedFd) -> bool) -> Option<OwnedFd> {
         if self.fd.as_ref().is_some_and(is_so) { self.fd.take() } else { None }
     }
 }
@@ -76,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn only_eventfds_and_memory_are_ever_closed_by_the_owner() {
+    fn only_eventfds_and_memory_are_ever_taken_for_what_they_are() {
         assert_eq!(kinds(|| eventfd(0, EventfdFlags::CLOEXEC).unwrap()), (true, false, false));
         assert_eq!(kinds(|| memfd_create("guest", MemfdFlags::CLOEXEC).unwrap()), (false, true, false));
         assert_eq!(kinds(|| rustix::pipe::pipe().unwrap().0), (false, false, false));
@@ -86,5 +92,10 @@ mod tests {
         let bin = Bin::default();
         drop(Received::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap(), &bin).eventfd());
         assert!(bin.is_empty());
+        assert!(Received::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap(), &bin).close().is_none());
+        assert!(Received::new(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap(), &bin).close().is_some());
+        assert!(bin.is_empty());
+        assert!(Received::new(rustix::pipe::pipe().unwrap().0, &bin).close().is_none());
+        assert!(!bin.is_empty());
     }
 }

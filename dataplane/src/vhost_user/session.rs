@@ -13,7 +13,9 @@
 //! Whoever breaks the protocol is disconnected with a reason; nothing is repaired by guessing. A request that was not
 //! negotiated is refused without harm if the front-end asked for an answer.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -94,8 +96,8 @@ pub(crate) trait Host {
     fn turn_out(&mut self, ring: u64);
     /// Tells the network that this station is now behind this port.
     fn announce(&mut self, station: MacAddr);
-    /// Lets go of memory that no worker uses any more.
-    fn dispose(&mut self, memory: Arc<GuestMemory>);
+    /// Lets go of memory that no worker uses any more, mapped or not: freeing it takes long.
+    fn dispose(&mut self, memory: impl Send + 'static);
 }
 
 /// What the device is, for the configuration space.
@@ -119,7 +121,7 @@ pub(crate) enum SessionError {
     FeaturesChanged,
     #[error("ring {ring} is beyond the {rings} rings of this port (two for each queue pair)")]
     NoSuchRing { ring: usize, rings: usize },
-    #[error("ring {ring}: the size {size} is no power of two from 1 to {MAX_RING_SIZE}")]
+    #[error("ring {ring}: the size {size} is no number from 1 to {MAX_RING_SIZE}, in a split ring a power of two")]
     RingSize { ring: usize, size: u32 },
     #[error("ring {ring}: {what} while it runs")]
     RingRuns { ring: usize, what: &'static str },
@@ -249,12 +251,21 @@ impl Session {
             Request::GetProtocolFeatures => Ok(number(PROTOCOL_FEATURES.bits())),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features),
             Request::GetQueueNum => Ok(number(self.identity.queue_pairs.into())),
-            Request::SetMemTable(regions) => self.set_memory(map_all(regions)?, host),
+            Request::SetMemTable(regions) => {
+                let memory = with_regions(GuestMemory::default(), regions, host)?;
+                self.set_memory(memory, host)
+            }
             Request::GetMaxMemSlots => Ok(number(MAX_REGIONS as u64)),
-            Request::AddMemReg(spec, fd) => self.set_memory(self.memory.with_region(spec, memory_fd(&spec, fd)?)?, host),
+            Request::AddMemReg(spec, fd) => {
+                let memory = with_regions(GuestMemory::clone(&self.memory), vec![(spec, fd)], host)?;
+                // All that was shared before still is, so there is nothing to free.
+                self.exchange_memory(memory, host).1
+            }
             Request::RemMemReg(spec, fd) => {
-                // It may come along, and is known to close without blocking only if it is memory.
-                fd.map(|fd| memory_fd(&spec, fd)).transpose()?;
+                // It may come along.
+                if let Some(fd) = fd {
+                    host.dispose(memory_file(&spec, fd)?);
+                }
                 self.set_memory(self.memory.without_region(&spec)?, host)
             }
             Request::SetVringNum { ring, size } => self.set_ring_size(ring, size),
@@ -279,7 +290,7 @@ impl Session {
             Request::GetStatus => Ok(number(self.status.into())),
             Request::SetStatus(status) => self.set_status(status, host),
             Request::Unsupported(fds) => {
-                fds.into_iter().for_each(Received::close);
+                fds.into_iter().filter_map(Received::close).for_each(|memory| host.dispose(memory));
                 Ok(Answer::NotSupported)
             }
         }
@@ -308,10 +319,15 @@ impl Session {
     }
 
     fn set_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> Result<Answer, SessionError> {
-        let old = std::mem::replace(&mut self.memory, Arc::new(memory));
-        let outcome = self.set_up_again(host);
+        let (old, outcome) = self.exchange_memory(memory, host);
         host.dispose(old);
         outcome
+    }
+
+    /// Gives the old memory, too.
+    fn exchange_memory(&mut self, memory: GuestMemory, host: &mut impl Host) -> (Arc<GuestMemory>, Result<Answer, SessionError>) {
+        let old = std::mem::replace(&mut self.memory, Arc::new(memory));
+        (old, self.set_up_again(0..self.rings.len(), host))
     }
 
     fn set_ring_size(&mut self, ring: usize, size: u32) -> Result<Answer, SessionError> {
@@ -326,7 +342,7 @@ impl Session {
         let state = self.ring(ring)?;
         let moves = state.running.is_some() && state.layout != layout;
         state.layout = layout;
-        if moves { self.set_up_again(host) } else { Ok(Answer::Done) }
+        if moves { self.set_up_again(ring..ring + 1, host) } else { Ok(Answer::Done) }
     }
 
     /// A split ring goes on where its used index stands, and its base is only remembered; a packed ring goes on there.
@@ -342,10 +358,7 @@ impl Session {
 
     fn start_ring(&mut self, kick: RingDescriptor, host: &mut impl Host) -> Result<Answer, SessionError> {
         let ring = kick.ring;
-        if self.ring(ring)?.running.is_some() {
-            self.rings[ring].stop(host);
-            self.publish(host)?;
-        }
+        self.halt(ring, host)?;
         self.rings[ring].kick = eventfd(kick, "kick")?.map(Arc::new);
         let running = self.set_up(ring)?;
         // Last, because a ring that does not run is not turned out. Only what comes from the guest is looked at.
@@ -358,13 +371,18 @@ impl Session {
     }
 
     fn stop_ring(&mut self, ring: usize, host: &mut impl Host) -> Result<Answer, SessionError> {
-        let state = self.ring(ring)?;
-        if let Some(running) = state.stop(host) {
+        self.halt(ring, host)?;
+        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base);
+        Ok(Answer::Payload(state.as_slice().to_vec()))
+    }
+
+    /// Stops a ring if it runs, and notes where it stands.
+    fn halt(&mut self, ring: usize, host: &mut impl Host) -> Result<(), SessionError> {
+        if let Some(running) = self.ring(ring)?.stop(host) {
             self.publish(host)?;
             self.rings[ring].base = running.position();
         }
-        let state = VhostUserVringState::new(ring as u32, self.rings[ring].base);
-        Ok(Answer::Payload(state.as_slice().to_vec()))
+        Ok(())
     }
 
     fn set_call(&mut self, call: RingDescriptor) -> Result<Answer, SessionError> {
@@ -429,11 +447,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Sets every running ring up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
+    /// Sets running rings up anew, on the memory and at the addresses that are valid now. Each is replaced under its own
     /// lock, so at a batch boundary: no worker uses the old memory afterwards, and no frame is lost.
-    fn set_up_again(&self, host: &mut impl Host) -> Result<Answer, SessionError> {
-        for (ring, state) in self.rings.iter().enumerate() {
-            if let Some(running) = &state.running {
+    fn set_up_again(&self, rings: Range<usize>, host: &mut impl Host) -> Result<Answer, SessionError> {
+        for ring in rings {
+            if let Some(running) = &self.rings[ring].running {
                 running.with_ring(|old| {
                     // What the worker has not shown yet would be lost with the old one.
                     old.queue().publish().map_err(|fault| SessionError::Ring { ring, fault })?;
@@ -471,7 +489,8 @@ impl Session {
             offloads_from_guest: self.offloads_from_guest(),
             offloads_to_guest: self.offloads_to_guest(),
         };
-        let virtqueue = self.virtqueue(ring, state.base)?;
+        let mut virtqueue = self.virtqueue(ring, state.base)?;
+        virtqueue.go_on_where_it_stands();
         // Without protocol features there is no SET_VRING_ENABLE, and rings start enabled.
         let enabled = state.enable.unwrap_or(self.features & PROTOCOL_FEATURES_BIT == 0);
         let (index, kick) = (ring as u16, state.kick.clone());
@@ -604,12 +623,27 @@ fn eventfd(received: RingDescriptor, what: &'static str) -> Result<Option<OwnedF
     fd.map(|fd| fd.eventfd().ok_or(SessionError::NotAnEventFd { ring, what })).transpose()
 }
 
-fn memory_fd(spec: &RegionSpec, fd: Received) -> Result<OwnedFd, MemoryError> {
+fn memory_file(spec: &RegionSpec, fd: Received) -> Result<Arc<File>, MemoryError> {
     fd.memory().ok_or(MemoryError::NotMemory(spec.guest))
 }
 
-fn map_all(regions: Vec<(RegionSpec, Received)>) -> Result<GuestMemory, MemoryError> {
-    regions.into_iter().try_fold(GuestMemory::default(), |memory, (spec, fd)| memory.with_region(spec, memory_fd(&spec, fd)?))
+/// This memory and more regions. When one can't be had, all that came is disposed of.
+fn with_regions(
+    memory: GuestMemory,
+    regions: Vec<(RegionSpec, Received)>,
+    host: &mut impl Host,
+) -> Result<GuestMemory, MemoryError> {
+    let mut files = Vec::new();
+    let grown = regions.into_iter().try_fold(memory, |memory, (spec, fd)| {
+        let file = memory_file(&spec, fd)?;
+        // Nothing that was mapped and is dropped on the way was touched, or is the last to hold the file.
+        files.push(Arc::clone(&file));
+        memory.with_region(spec, file)
+    });
+    if grown.is_err() {
+        host.dispose(files);
+    }
+    grown
 }
 
 fn announce(station: MacAddr, host: &mut impl Host) -> Result<Answer, SessionError> {

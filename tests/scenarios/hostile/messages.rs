@@ -394,12 +394,12 @@ fn ring_numbers_and_sizes_are_not_cut_to_fewer_bits() {
             let call = eventfd(0, EventfdFlags::empty()).unwrap();
             say(session, Request::SET_VRING_CALL, &(1_u64 << 32 | 0xfe).to_ne_bytes(), &[call.as_raw_fd()]);
         }),
-        ("size 0", "the size 0 is no power of two", |session, _| say_of_stopped_ring(session, Request::SET_VRING_NUM, 0)),
-        ("size 3", "the size 3 is no power of two", |session, _| say_of_stopped_ring(session, Request::SET_VRING_NUM, 3)),
-        ("size 65536", "the size 65536 is no power of two from 1 to 32768", |session, _| {
+        ("size 0", "the size 0 is no number", |session, _| say_of_stopped_ring(session, Request::SET_VRING_NUM, 0)),
+        ("size 3", "the size 3 is no number", |session, _| say_of_stopped_ring(session, Request::SET_VRING_NUM, 3)),
+        ("size 65536", "the size 65536 is no number from 1 to 32768", |session, _| {
             say_of_stopped_ring(session, Request::SET_VRING_NUM, 0x1_0000);
         }),
-        ("size 65536 + 256", "the size 65792 is no power of two", |session, _| {
+        ("size 65536 + 256", "the size 65792 is no number", |session, _| {
             say_of_stopped_ring(session, Request::SET_VRING_NUM, 0x1_0100);
         }),
         ("base 65536", "base 65536 has more than 16 bits", |session, _| {

@@ -57,9 +57,13 @@ impl Liar {
         Self { guest: siege.attacker(|builder| builder.features(features).ring_size(SIZE)), ring, place: START }
     }
 
-    /// One whose ring goes on somewhere else.
+    /// One whose ring has got somewhere else.
     fn at(siege: &Siege, features: u64, ring: usize, place: Place) -> Self {
         let mut liar = Self { place, ..Self::new(siege, features, ring) };
+        for at in 0..SIZE {
+            let wrap = if at < place.at { place.wrap } else { !place.wrap };
+            liar.guest.ring(ring).write_packed_flags(at, PackedDescriptor::used_flags(wrap));
+        }
         restart(&mut liar.guest, ring, place.base());
         liar
     }

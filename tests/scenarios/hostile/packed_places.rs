@@ -4,7 +4,7 @@ use vhost::vhost_user::message::VhostUserVringState;
 use vm_memory::ByteValued;
 use weft_guest::{Buffer, Request, RingPlace, Shape, UserAddr, feature};
 
-use crate::common::{BROADCAST, Numbers, ORDERS, PACKED, exchange, frame};
+use crate::common::{BROADCAST, Numbers, ORDERS, PACKED, exchange, expect_frame, frame};
 use crate::packed::{Place, restart, start};
 use crate::siege::{FROM_GUEST, GOOD, Siege, TO_GUEST, WITNESS};
 
@@ -25,8 +25,8 @@ fn a_position_beyond_the_ring_ends_the_connection() {
     }
     // The ring shrinks under its position.
     let mut guest = siege.attacker(|builder| builder.features(PACKED[0]));
-    restart(&mut guest, FROM_GUEST, Place { at: 200, wrap: true }.base());
     guest.session().vring_base(1).unwrap();
+    guest.session().set_vring_base(1, Place { at: 200, wrap: true }.base()).unwrap();
     guest.session().set_vring_num(1, 200).unwrap();
     start(&mut guest, FROM_GUEST);
     siege.expect_repelled_because(guest, "a smaller ring", "the position 200 is beyond the ring's 200 entries");
@@ -83,6 +83,28 @@ fn a_lie_about_the_position_harms_only_the_liar() {
                 siege.leave(guest);
             }
         }
+    }
+    siege.end();
+}
+
+/// Where chains have two descriptors, flags don't tell where a ring stands.
+#[test]
+fn a_packed_ring_that_is_started_while_it_runs_goes_on_where_it_is() {
+    let mut siege = Siege::begin();
+    for features in PACKED {
+        let mut guest = siege.attacker(|builder| builder.features(features));
+        let two = Shape::header_apart(guest.header_len());
+        for _ in 0..5 {
+            for _ in 0..6 {
+                let sent = frame(WITNESS, GOOD, 200);
+                guest.send_shaped(&sent, &two).unwrap();
+                expect_frame(&mut siege.witness, &sent);
+            }
+            guest.flush().unwrap();
+            start(&mut guest, FROM_GUEST);
+            siege.expect_unharmed(&mut guest, "a kick descriptor for a ring that runs");
+        }
+        siege.leave(guest);
     }
     siege.end();
 }

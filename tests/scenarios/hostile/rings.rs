@@ -399,6 +399,34 @@ fn long_chains_one_after_the_other_hold_nobody_up() {
     siege.end();
 }
 
+/// Whoever writes to it would be busy with one byte after the other, while everybody waits.
+#[test]
+fn of_a_batch_a_guest_with_tiny_buffers_gets_no_more_than_is_quickly_done() {
+    let mut siege = Siege::begin();
+    let table = RegionLayout::at(0x100_0000_0000, 1 << 20);
+    let mut guest = siege.attacker(|builder| builder.region(table));
+    let buffer = guest.slot(TO_GUEST, 0);
+    for at in 0..1000_u16 {
+        let flags = Descriptor::WRITE | if at == 999 { 0 } else { NEXT };
+        let entry = Descriptor { address: buffer.0 + u64::from(at), len: 1, flags, next: at + 1 };
+        guest.memory().write(table.guest + u64::from(at) * 16, &entry.bytes());
+    }
+    let entry = Descriptor { address: table.guest.0, len: 16_000, flags: Descriptor::INDIRECT, next: 0 };
+    for at in 0..256 {
+        guest.to_guest().write_descriptor(at, entry);
+        guest.to_guest().write_avail_entry(at, at);
+    }
+    guest.to_guest().write_avail_index(256);
+    // One batch, each frame of which takes 988 buffers and its header twelve.
+    for _ in 0..32 {
+        siege.witness.queue(&frame(BROADCAST, WITNESS, 988)).unwrap();
+    }
+    siege.witness.from_guest().publish_and_kick().unwrap();
+    siege.switch.expect_drops(&siege.port, DropReason::ReceiverBufferTooSmall, 27);
+    siege.leave(guest);
+    siege.end();
+}
+
 /// Lengths, addresses, flags and links change while the switch reads them.
 #[test]
 fn descriptors_that_change_while_they_are_read_harm_nobody() {

@@ -46,6 +46,7 @@ pub(crate) struct Setup {
     pub(crate) segmentation: bool,
     pub(crate) checksums: bool,
     pub(crate) mergeable: bool,
+    pub(crate) packed: bool,
     pub(crate) buffer_len: Option<u32>,
     pub(crate) ring_size: u16,
     pub(crate) tap: TapSetup,
@@ -113,7 +114,7 @@ impl Joint {
     pub(crate) fn new(setup: &Setup) -> Result<Self, JointError> {
         let mut guest = Guest::builder(&setup.socket)
             .socket(if setup.listen { Socket::Listen } else { Socket::Connect })
-            .features(feature::VERSION_1)
+            .features(feature::VERSION_1 | if setup.packed { feature::RING_PACKED } else { 0 })
             .features_if_offered(setup.features())
             .ring_size(setup.ring_size)
             .mtu(setup.tap.mtu)
@@ -161,6 +162,7 @@ impl Joint {
             (HOST_USO, "USO out"),
             (GUEST_USO, "USO in"),
             (feature::MRG_RXBUF, "mergeable buffers"),
+            (feature::RING_PACKED, "packed rings"),
             (feature::EVENT_IDX, "event index"),
         ];
         let agreed: Vec<&str> = known.iter().filter(|(bits, _)| features & bits == *bits).map(|&(_, name)| name).collect();

@@ -62,6 +62,9 @@ struct Arguments {
     /// Bytes of a receive buffer; one takes the largest frame unless said otherwise. Smaller ones need mergeable buffers
     #[arg(long, value_name = "BYTES", conflicts_with = "no_mergeable", value_parser = clap::value_parser!(u32).range(128..=65_562))]
     buffer_len: Option<u32>,
+    /// Packed rings instead of split ones, which the back-end must offer
+    #[arg(long)]
+    packed: bool,
     /// Descriptors of each ring, a power of two
     #[arg(long, default_value_t = 256, value_parser = parse_ring_size)]
     ring_size: u16,
@@ -100,6 +103,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         segmentation: !arguments.no_tso && !arguments.no_csum,
         checksums: !arguments.no_csum,
         mergeable: !arguments.no_mergeable,
+        packed: arguments.packed,
         buffer_len: arguments.buffer_len,
         ring_size: arguments.ring_size,
         tap,

@@ -72,7 +72,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
     /// Hold a lock on this file while all back-ends have a turn, on a machine that others measure on
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "WEFT_IPERF_LOCK")]
     lock: Option<PathBuf>,
 }
 

@@ -51,6 +51,7 @@ const PLAIN: Scenario = Scenario {
 pub(crate) const TABLE: &[Scenario] = &[
     PLAIN,
     Scenario { name: "flows", title: "1,000 flows, 1,000 addresses behind each port", load: &["--stations", "1000"], ..PLAIN },
+    Scenario { name: "ports", title: "16 ports, each to all others", ports: 16, wire: false, ..PLAIN },
     Scenario {
         name: "latency",
         title: "One way, one frame at a time",
