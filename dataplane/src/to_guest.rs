@@ -413,8 +413,7 @@ impl Writer {
         self.pieces.clear();
         let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
         while room < needed {
-            let no_more =
-                (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT;
+            let no_more = (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT;
             if no_more && fewer && room > 0 {
                 return Ok(());
             }
