@@ -2,7 +2,7 @@
 //! place where a method is listed: dispatch, the client's types and the JSON Schema all come from it.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -13,6 +13,7 @@ use weft_switch::MacAddr;
 
 use crate::addressing::StaticLease;
 use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode};
 
@@ -119,6 +120,147 @@ pub struct LeaseAdd {
     pub lease: StaticLease,
 }
 
+/// What of a network is to change. A key that is left away stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkSet {
+    /// The network.
+    pub name: Name,
+    /// The keys of the configuration file that change, with their new values; `null` for what is there if nothing is said.
+    pub settings: serde_json::Map<String, Value>,
+}
+
+/// A way in to add.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardAdd {
+    /// The network.
+    pub network: Name,
+    /// From where to where; the same keys as in the configuration file.
+    pub forward: ForwardRule,
+}
+
+/// A way in, by network and ports of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForwardOf {
+    /// The network.
+    pub network: Name,
+    /// The ports, as they were given.
+    pub from: ForwardFrom,
+}
+
+/// A way in, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ForwardLine {
+    /// The network.
+    pub network: Name,
+    /// The ports of the host.
+    pub from: ForwardFrom,
+    /// The guest's end.
+    pub to: ForwardTo,
+    /// The guest's address, if it has one.
+    pub guest: Option<Ipv4Addr>,
+    /// `open`, `waiting` (no guest has that name now), or `failed`.
+    pub state: String,
+    /// Why it is not open.
+    pub reason: Option<String>,
+}
+
+/// Which mappings are to be listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MappingsAsked {
+    /// Only those of this network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    /// Only those of the guest on this port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<Name>,
+    /// How many are left out, from the oldest on.
+    #[serde(default)]
+    pub skip: usize,
+    /// How many are listed; at most 1,000, as if nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+}
+
+/// Some mappings, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MappingPage {
+    /// How many there are in all.
+    pub total: usize,
+    /// Those of this answer.
+    pub mappings: Vec<MappingLine>,
+}
+
+/// A connection or the like of a guest with the outside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MappingLine {
+    /// The network.
+    pub network: Name,
+    /// The guest's port; none if that has gone.
+    pub port: Option<Name>,
+    /// `tcp`, `udp` or `icmp`.
+    pub protocol: String,
+    /// The guest's end; for `icmp` its port is the identifier.
+    #[schemars(with = "String")]
+    pub inside: SocketAddrV4,
+    /// The port of the host by which it is known outside.
+    pub outside: Option<u16>,
+    /// The far end; for `udp` and `icmp` the first.
+    #[schemars(with = "String")]
+    pub remote: SocketAddrV4,
+    /// The far end asked for it, by a forward.
+    pub forwarded: bool,
+    /// How long it has been there.
+    pub age_seconds: u64,
+    /// Bytes of payload from the guest.
+    pub from_guest_bytes: u64,
+    /// Bytes of payload to the guest.
+    pub to_guest_bytes: u64,
+}
+
+/// The way out of a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NatInfo {
+    /// The network.
+    pub network: Name,
+    /// Guests reach this host's loopback under the gateway's address.
+    pub host_access: bool,
+    /// TCP connections that there are.
+    pub tcp: usize,
+    /// Mappings of UDP that there are.
+    pub udp: usize,
+    /// Mappings of ICMP echo that there are.
+    pub icmp: usize,
+    /// The most TCP connections.
+    pub tcp_max: u32,
+    /// The most mappings of UDP and ICMP echo.
+    pub udp_and_icmp_max: u32,
+    /// After how many idle seconds the guest of a connection is asked whether it is still there.
+    pub tcp_established_seconds: u64,
+    /// After how many seconds a connection that is being opened or closed is given up.
+    pub tcp_transitory_seconds: u64,
+    /// For how many seconds a mapping of UDP outlives the guest's last datagram.
+    pub udp_seconds: u64,
+    /// The same for ICMP echo.
+    pub icmp_seconds: u64,
+    /// What each port has.
+    pub ports: BTreeMap<Name, NatPort>,
+}
+
+/// What a port has of its network's NAT.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NatPort {
+    /// TCP connections.
+    pub tcp: usize,
+    /// Mappings of UDP.
+    pub udp: usize,
+    /// Mappings of ICMP echo.
+    pub icmp: usize,
+}
+
 /// A lease, by network and address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -165,6 +307,9 @@ pub struct Status {
     pub run_dir: PathBuf,
     /// The configuration file that it re-reads on SIGHUP.
     pub config_file: Option<PathBuf>,
+    /// Without such a file: where changes are kept for the next start.
+    #[serde(default)]
+    pub saved_file: Option<PathBuf>,
     /// Seconds since it started.
     pub uptime_seconds: u64,
     /// False when a worker has died.
@@ -299,6 +444,9 @@ pub struct NetworkInfo {
     pub dns: Option<DnsInfo>,
     /// Its ports.
     pub ports: Vec<Name>,
+    /// Guests reach this host's loopback under the gateway's address.
+    #[serde(default)]
+    pub host_access: bool,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
     /// What its forwarding database did.
@@ -474,6 +622,8 @@ methods! {
     "network.list" => ListNetworks, network_list(Nothing) -> Vec<NetworkInfo>;
     /// One network.
     "network.show" => ShowNetwork, network_show(Named) -> NetworkInfo;
+    /// Changes a network; its ports stay plugged in.
+    "network.set" => SetNetwork, network_set(NetworkSet) -> NetworkInfo;
     /// Removes a network that has no ports.
     "network.remove" => RemoveNetwork, network_remove(Named) -> Named;
     /// The MAC addresses that were learned, and where.
@@ -486,6 +636,16 @@ methods! {
     "lease.add" => AddLease, lease_add(LeaseAdd) -> LeaseLine;
     /// Ends a lease, and keeps the address for nobody any more.
     "lease.remove" => RemoveLease, lease_remove(LeaseOf) -> LeaseOf;
+    /// Lets the outside reach a guest by ports of the host.
+    "forward.add" => AddForward, forward_add(ForwardAdd) -> ForwardLine;
+    /// The ports of the host by which guests can be reached.
+    "forward.list" => ListForwards, forward_list(MaybeNetwork) -> Vec<ForwardLine>;
+    /// Takes a forward back; connections that were made stay.
+    "forward.remove" => RemoveForward, forward_remove(ForwardOf) -> ForwardOf;
+    /// The connections of guests with the outside, the oldest first.
+    "nat.list" => ListMappings, nat_list(MappingsAsked) -> MappingPage;
+    /// The way out of a network: what is in use, and its limits and times.
+    "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
     /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
     /// The declared value that runs; as TOML it is a configuration file.

@@ -2,6 +2,7 @@
 
 mod leases;
 mod networks;
+mod ways;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
+use self::ways::{ForwardCommand, NatCommand, forward, nat};
 use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, PortConfig, WorkerOverrides};
@@ -23,7 +25,7 @@ use crate::config_file::{self, FileError};
 use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
 use crate::host::Host;
-use crate::logging::{self, LogError};
+use crate::logging::{self, AuditTarget, LogError};
 use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
 use crate::state_dir;
@@ -55,8 +57,8 @@ struct Cli {
 enum Command {
     /// Run the switch, until SIGTERM or Ctrl-C.
     ///
-    /// Without --config there is one network, `default`, with the ports `vm1` and `vm2`. SIGHUP makes weft read its
-    /// configuration file again and apply the difference. --workers, --cpus and --polling come before what the file says,
+    /// Without --config there is one network, `default`, with the ports `vm1` and `vm2`; what is changed then by the other commands is kept in
+    /// the state directory, and there again at the next start. SIGHUP makes weft read its configuration file again and apply the difference. --workers, --cpus and --polling come before what the file says,
     /// then too; workers stay as they are until weft is started again.
     Run(RunArgs),
     /// Ports: the plugs for guests.
@@ -71,6 +73,12 @@ enum Command {
     /// Leases: which address belongs to which client.
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Forwards: ports of this host by which guests can be reached.
+    #[command(subcommand)]
+    Forward(ForwardCommand),
+    /// The way out: who is connected with what outside.
+    #[command(subcommand)]
+    Nat(NatCommand),
     /// Show how the switch is.
     Status,
     /// Show what passed through the ports, and how busy the workers were.
@@ -127,6 +135,13 @@ struct RunArgs {
     /// $XDG_STATE_HOME/weft or ~/.local/state/weft.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Let guests of network `default` reach what listens on this host's loopback, under the gateway's address.
+    #[arg(long)]
+    host_access: bool,
+    /// Write down which guest was connected with what outside: FILE gets a line of JSON for each connection and mapping that is opened or closed;
+    /// `log` has them in the log, `journal` in the system's journal [default: nowhere].
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    audit: Option<AuditTarget>,
     /// What is logged: error, warn, info, debug, trace or off, or a list of MODULE=LEVEL.
     #[arg(long, value_name = "LEVEL", env = "WEFT_LOG")]
     log: Option<String>,
@@ -277,6 +292,8 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Network(command) => network(command, &mut connect()?, output),
         Command::Fdb(command) => fdb(command, &mut connect()?, output),
         Command::Lease(command) => lease(command, &mut connect()?, output),
+        Command::Forward(command) => forward(command, &mut connect()?, output),
+        Command::Nat(command) => nat(command, &mut connect()?, output),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {
             output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))
@@ -300,10 +317,10 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
 }
 
 fn run(args: RunArgs, run_dir: &Path, run_dir_was_chosen: bool, output: &Output) -> Result<(), CliError> {
-    logging::start(args.log.as_deref())?;
+    let _audit = logging::start(args.log.as_deref(), args.audit.as_ref())?;
     let overrides = WorkerOverrides { count: args.workers, cpus: args.cpus, polling: args.polling };
     let state_dir = state_dir::find(args.state_dir.as_deref(), run_dir, run_dir_was_chosen).map_err(CliError::StateDir)?;
-    let mut daemon = Daemon::start(run_dir, &state_dir, args.config, overrides)?;
+    let mut daemon = Daemon::start(run_dir, &state_dir, args.config, overrides, args.host_access)?;
     let told = if output.json {
         daemon.status().map_or(Ok(()), |status| print_line(&status))
     } else {

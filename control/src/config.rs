@@ -13,8 +13,10 @@ use weft_switch::{DomainName, FdbSettings, Subnet};
 
 use crate::addressing::{DhcpChoice, DnsChoice, StaticLease};
 pub use crate::conflict::Conflict;
+use crate::forward::{ForwardRule, PORTS_MAX};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
+use crate::nat_config::NatConfig;
 use crate::render::counted;
 use crate::values::{
     AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
@@ -84,9 +86,18 @@ pub struct NetworkConfig {
     pub fdb_capacity: FdbCapacity,
     /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
     pub mtu: Mtu,
+    /// Limits and times of the way out.
+    #[serde(skip_serializing_if = "NatConfig::is_default")]
+    pub nat: NatConfig,
     /// Addresses that are kept for one client each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<StaticLease>,
+    /// Guests reach what listens on this host's loopback, under the gateway's address.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_access: bool,
+    /// Ports of the host by which the outside reaches a guest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<ForwardRule>,
 }
 
 /// What is declared about a port.
@@ -160,7 +171,33 @@ impl Config {
                 return Err(Conflict::SameSocket { port: name.clone(), other: other.clone(), path });
             }
         }
+        self.check_forwards()?;
         self.networks.iter().try_for_each(|(name, network)| GatewayPlan::new(name, self, host, network.subnet).map(drop))
+    }
+
+    /// Checks that every forward can be, and that no two want the same port of the host.
+    fn check_forwards(&self) -> Result<(), Conflict> {
+        let mut all: Vec<(&Name, &ForwardRule)> = Vec::new();
+        for (name, network) in &self.networks {
+            if network.mode != NetworkMode::Nat && !network.forwards.is_empty() {
+                return Err(Conflict::NeedsNat { network: name.clone(), what: "forwards" });
+            }
+            if network.mode != NetworkMode::Nat && network.host_access {
+                return Err(Conflict::NeedsNat { network: name.clone(), what: "host access" });
+            }
+            if network.forwards.iter().map(|rule| rule.from.count()).sum::<usize>() > PORTS_MAX {
+                return Err(Conflict::TooManyForwards { network: name.clone() });
+            }
+            for rule in &network.forwards {
+                rule.check().map_err(|source| Conflict::Forward { network: name.clone(), source })?;
+                if let Some((other, earlier)) = all.iter().find(|(_, earlier)| earlier.from.overlaps(&rule.from)) {
+                    let (from, other, earlier) = (rule.from, (*other).clone(), earlier.from);
+                    return Err(Conflict::SameForward { network: name.clone(), from, other, earlier });
+                }
+                all.push((name, rule));
+            }
+        }
+        Ok(())
     }
 
     /// The ports of a network.
@@ -236,7 +273,25 @@ impl NetworkConfig {
     /// The way outside, if its mode has one.
     #[must_use]
     pub fn nat(&self) -> Option<NatSettings> {
-        (self.mode == NetworkMode::Nat).then(NatSettings::default)
+        (self.mode == NetworkMode::Nat).then(|| self.nat.settings())
+    }
+
+    /// The same network with other values for these keys; `null` is the value that a key has if nothing is said.
+    ///
+    /// # Errors
+    /// When a key is not there, or a value is none for it: both by name.
+    pub fn with_changes(&self, changes: serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
+        let mut whole = serde_json::to_value(self).map_err(|error| error.to_string())?;
+        if let Some(keys) = whole.as_object_mut() {
+            for (key, value) in changes {
+                if value.is_null() {
+                    keys.remove(&key);
+                } else {
+                    keys.insert(key, value);
+                }
+            }
+        }
+        serde_path_to_error::deserialize(whole).map_err(|error| format!("{}: {}", error.path(), error.inner()))
     }
 
     /// The forwarding database that is declared.
@@ -275,7 +330,10 @@ impl Default for NetworkConfig {
             ageing_seconds: AgeingSeconds::of::<300>(),
             fdb_capacity: FdbCapacity::of::<16_384>(),
             mtu: Mtu::of::<1500>(),
+            nat: NatConfig::default(),
             leases: Vec::new(),
+            host_access: false,
+            forwards: Vec::new(),
         }
     }
 }
@@ -406,7 +464,7 @@ mod tests {
     #[test]
     fn every_key_is_documented() {
         let docs = include_str!("../../docs/configuration.md");
-        let schemas = [schema_for!(WorkersConfig), schema_for!(NetworkConfig), schema_for!(PortConfig)];
+        let schemas = [schema_for!(WorkersConfig), schema_for!(NetworkConfig), schema_for!(NatConfig), schema_for!(PortConfig)];
         let keys: Vec<_> =
             schemas.iter().flat_map(|schema| schema.get("properties").unwrap().as_object().unwrap().keys()).collect();
         for key in &keys {

@@ -7,8 +7,9 @@ use weft_switch::dhcp::DhcpSettingsError;
 use weft_switch::gateway::GatewaySettingsError;
 use weft_switch::{MacAddr, Subnet};
 
+use crate::forward::{ForwardFrom, ForwardHost, PORTS_MAX};
 use crate::refusal::list;
-use crate::values::Name;
+use crate::values::{Name, ValueError};
 
 /// Two declarations, or one and the host, don't go together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -120,6 +121,54 @@ pub enum Conflict {
         /// A subnet that nobody uses.
         suggestion: Option<Subnet>,
     },
+    /// Something that only a network with a way out can have.
+    #[error("network {network:?} has {what}, which only a network of mode nat can have")]
+    NeedsNat {
+        /// The network.
+        network: Name,
+        /// What it has.
+        what: &'static str,
+    },
+    /// More ports than may lead into one network.
+    #[error("more than {PORTS_MAX} ports of the host would lead into network {network:?}")]
+    TooManyForwards {
+        /// The network.
+        network: Name,
+    },
+    /// A forward that can't be.
+    #[error("network {network:?}: {source}")]
+    Forward {
+        /// The network.
+        network: Name,
+        /// Why not.
+        source: ValueError,
+    },
+    /// Two forwards of one port of the host.
+    #[error(
+        "{from} of network {network:?} has a port that {earlier} of network {other:?} has already: choose another, or remove that forward"
+    )]
+    SameForward {
+        /// The later forward's network.
+        network: Name,
+        /// Its ports.
+        from: ForwardFrom,
+        /// The earlier one's network.
+        other: Name,
+        /// Its ports.
+        earlier: ForwardFrom,
+    },
+    /// A forward to somebody who is no guest.
+    #[error("{from} leads to {to}, where no guest of network {network:?} can be: its guests have addresses of {subnet}")]
+    ForwardOutside {
+        /// The network.
+        network: Name,
+        /// The ports of the host.
+        from: ForwardFrom,
+        /// Where they lead.
+        to: ForwardHost,
+        /// The network's addresses.
+        subnet: Subnet,
+    },
     /// Every subnet that weft would choose is in use.
     #[error(
         "no subnet is free for network {network:?}: all that weft would choose overlap with routes of this host; give it one"
@@ -142,6 +191,11 @@ impl Conflict {
             Self::NeedsSubnet { network, .. } | Self::SubnetTaken { network, .. } | Self::NoFreeSubnet { network } => {
                 ["networks", network.as_str(), "subnet"]
             }
+            Self::NeedsNat { network, .. } => ["networks", network.as_str(), "mode"],
+            Self::TooManyForwards { network }
+            | Self::Forward { network, .. }
+            | Self::SameForward { network, .. }
+            | Self::ForwardOutside { network, .. } => ["networks", network.as_str(), "forwards"],
             Self::Gateway { network, .. } => ["networks", network.as_str(), "gateway"],
             Self::Dhcp { network, .. } => ["networks", network.as_str(), "dhcp"],
             Self::PrivateDns { network } => ["networks", network.as_str(), "dns"],

@@ -23,6 +23,7 @@ use crate::processors::{self, ProcessorError};
 use crate::refusal::Refusal;
 use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
+use crate::saved::SavedConfig;
 use crate::server::{Server, ServerError};
 use crate::services::Services;
 use crate::switch::Switch;
@@ -96,7 +97,8 @@ struct Watchdog {
 
 impl Daemon {
     /// Takes the run directory and starts everything; when this returns, guests and clients can connect. What outlives weft is in
-    /// `state_dir`. About the workers, `overrides` come before the file.
+    /// `state_dir`. About the workers, `overrides` come before the file. With `host_access`, guests of the default network reach this host's
+    /// loopback.
     ///
     /// # Errors
     /// When anything of that fails. Nothing is left behind then.
@@ -105,13 +107,14 @@ impl Daemon {
         state_dir: &Path,
         config_file: Option<PathBuf>,
         overrides: WorkerOverrides,
+        host_access: bool,
     ) -> Result<Self, DaemonError> {
         raise_descriptor_limit();
-        let host = Host::this(run_dir);
+        let host = Host::this(run_dir).with_access(host_access);
         let config_file = config_file.map(absolute).transpose()?;
-        let declared = match &config_file {
-            Some(file) => config_file::read(file, &host)?,
-            None => Config::built_in(),
+        let (saved, declared) = match &config_file {
+            Some(file) => (None, config_file::read(file, &host)?),
+            None => SavedConfig::load(state_dir, &host).map(|(saved, config)| (Some(saved), config))?,
         };
         let config = declared.with_overrides(&overrides);
         let workers = &config.workers;
@@ -132,6 +135,8 @@ impl Daemon {
             .map_err(|source| DaemonError::Io { what: "make what DHCP and DNS need", source })?;
         let mut switch = Switch::new(dataplane, services, workers.clone(), host, config_file);
         switch.apply(&config)?;
+        // From now on: what is there by itself need not be kept.
+        switch.saved = saved;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
         info!("weft {VERSION} runs on {}, with {workers}", run_dir.path().display());

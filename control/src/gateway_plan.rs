@@ -10,6 +10,7 @@ use weft_switch::{AddressRange, Subnet};
 
 use crate::addressing::{DhcpChoice, DnsChoice, StaticLease};
 use crate::config::{Config, Conflict, NetworkConfig};
+use crate::forward::ForwardHost;
 use crate::host::Host;
 use crate::values::{Name, NetworkMode};
 
@@ -73,8 +74,9 @@ impl GatewayPlan {
             mtu: network.mtu.value_u16(),
             dhcp: network.dhcp != DhcpChoice::Off,
             dns: has_dns,
-            host_access: false,
+            host_access: network.host_access || host.offers_access(name),
         };
+        check_targets(name, network, &gateway)?;
         gateway.check().map_err(|source| Conflict::Gateway { network: name.clone(), source })?;
         let dns = has_dns.then(|| DnsPlan::new(network, &gateway));
         let dhcp = gateway.dhcp.then(|| dhcp_settings(network, &gateway, &fixed));
@@ -104,12 +106,27 @@ impl DnsPlan {
     }
 }
 
+/// Checks that forwards lead to where guests can be.
+fn check_targets(name: &Name, network: &NetworkConfig, gateway: &GatewaySettings) -> Result<(), Conflict> {
+    let subnet = gateway.subnet;
+    for rule in &network.forwards {
+        if let ForwardHost::Address(address) = rule.to.host
+            && (!subnet.contains(address) || [gateway.address, subnet.network(), subnet.broadcast()].contains(&address))
+        {
+            let (network, from, to) = (name.clone(), rule.from, rule.to.host.clone());
+            return Err(Conflict::ForwardOutside { network, from, to, subnet });
+        }
+    }
+    Ok(())
+}
+
 /// What of a network names addresses, although it has no subnet.
 fn unplaced(network: &NetworkConfig, fixed_ports: bool) -> Option<&'static str> {
     let said = [
         (network.gateway.is_some(), "a gateway"),
         (matches!(network.dhcp, DhcpChoice::Range(_)), "a range for DHCP"),
         (!network.leases.is_empty(), "static leases"),
+        (network.forwards.iter().any(|rule| matches!(rule.to.host, ForwardHost::Address(_))), "forwards to addresses"),
         (fixed_ports, "ports with addresses"),
     ];
     said.iter().find(|(is_said, _)| *is_said).map(|(_, what)| *what)

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use tracing::debug;
 use weft_dataplane::{Polling, WorkerStatus};
+use weft_switch::PortId;
 
 use crate::api::{
-    Counters, FdbCounts, FdbLine, Flushed, Handler, HelloAnswer, HelloParams, LeaseAdd, LeaseLine, LeaseOf, MaybeNetwork, Named,
-    NetworkAdd, NetworkInfo, Nothing, PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
+    Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
+    LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet, Nothing,
+    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
@@ -31,6 +33,7 @@ impl Handler for Switch {
             pid: std::process::id(),
             run_dir: self.host.run_dir().to_owned(),
             config_file: self.config_file.clone(),
+            saved_file: self.saved.as_ref().map(|saved| saved.file().to_owned()),
             uptime_seconds: self.started.elapsed().as_secs(),
             healthy: self.dataplane.is_healthy(),
             ports: infos.len(),
@@ -103,7 +106,7 @@ impl Handler for Switch {
     }
 
     fn fdb_list(&mut self, params: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> {
-        let names: BTreeMap<_, _> = self.ports.iter().map(|(name, port)| (port.id, name)).collect();
+        let names = self.port_names();
         let mut lines = Vec::new();
         for network in self.chosen(&params)? {
             // An entry of a port that is gone by now is of no use to anybody.
@@ -132,6 +135,35 @@ impl Handler for Switch {
 
     fn lease_remove(&mut self, params: LeaseOf) -> Result<LeaseOf, RpcError> {
         self.remove_lease(params)
+    }
+
+    fn network_set(&mut self, params: NetworkSet) -> Result<NetworkInfo, RpcError> {
+        let NetworkSet { name, settings } = params;
+        let mut wanted = self.config.clone();
+        let Some(network) = wanted.networks.get_mut(&name) else { return Err(self.no_network(&name).into()) };
+        *network = network.with_changes(settings).map_err(|error| RpcError::bad_params(format!("settings.{error}")))?;
+        self.apply(&wanted)?;
+        self.network_info(&name)
+    }
+
+    fn forward_add(&mut self, params: ForwardAdd) -> Result<ForwardLine, RpcError> {
+        self.add_forward(params)
+    }
+
+    fn forward_list(&mut self, params: MaybeNetwork) -> Result<Vec<ForwardLine>, RpcError> {
+        self.list_forwards(&params)
+    }
+
+    fn forward_remove(&mut self, params: ForwardOf) -> Result<ForwardOf, RpcError> {
+        self.remove_forward(params)
+    }
+
+    fn nat_list(&mut self, params: MappingsAsked) -> Result<MappingPage, RpcError> {
+        self.list_mappings(&params)
+    }
+
+    fn nat_show(&mut self, params: Named) -> Result<NatInfo, RpcError> {
+        self.show_nat(&params)
     }
 
     fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> {
@@ -213,6 +245,7 @@ impl Switch {
             gateway_mac: gateway.map(|gateway| gateway.mac),
             dhcp: self.dhcp_info(id),
             dns: self.dns_info(name, id),
+            host_access: gateway.is_some_and(|gateway| gateway.host_access),
             ports: self.config.ports_of(name).cloned().collect(),
             fdb_entries: status.fdb_entries,
             fdb: FdbCounts { learned: fdb.learned, moved: fdb.moved, evicted: fdb.evicted, expired: fdb.expired },
@@ -228,7 +261,12 @@ impl Switch {
         }
     }
 
-    fn no_port(&self, name: &Name) -> Refusal {
+    /// The names of ports, by what the dataplane calls them.
+    pub(crate) fn port_names(&self) -> BTreeMap<PortId, &Name> {
+        self.ports.iter().map(|(name, port)| (port.id, name)).collect()
+    }
+
+    pub(crate) fn no_port(&self, name: &Name) -> Refusal {
         Refusal::NotThere { what: "port", name: name.clone(), known: self.config.ports.keys().cloned().collect() }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use weft_switch::MacAddr;
 
-use crate::config::PortConfig;
+use crate::config::{Config, PortConfig};
 use crate::values::Name;
 
 /// File name of the control socket in the run directory.
@@ -16,6 +16,8 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 pub struct Host {
     run_dir: PathBuf,
     identity: String,
+    /// The guests of the default network reach what listens on the loopback, as the command line says.
+    access: bool,
 }
 
 impl Host {
@@ -31,7 +33,19 @@ impl Host {
     /// A host with the given run directory and identity.
     #[must_use]
     pub fn new(run_dir: &Path, identity: &str) -> Self {
-        Self { run_dir: run_dir.to_owned(), identity: identity.to_owned() }
+        Self { run_dir: run_dir.to_owned(), identity: identity.to_owned(), access: false }
+    }
+
+    /// The same host, whose loopback the guests of the default network reach if `access` says so.
+    #[must_use]
+    pub fn with_access(self, access: bool) -> Self {
+        Self { access, ..self }
+    }
+
+    /// True if the guests of this network reach the loopback, whatever is declared about it.
+    #[must_use]
+    pub fn offers_access(&self, network: &Name) -> bool {
+        self.access && network.as_str() == Config::DEFAULT_NETWORK
     }
 
     /// The run directory.

@@ -2,12 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use weft_dataplane::DataplaneError;
+use weft_dataplane::{DataplaneError, ForwardError};
 
 use crate::config::Conflict;
+use crate::forward::ForwardFrom;
 use crate::plan::Step;
 use crate::services::LeaseStoreError;
-use crate::values::Name;
+use crate::values::{Name, NetworkMode};
 
 /// A request that was not carried out; what runs is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,22 @@ pub enum Refusal {
         /// The port.
         port: Name,
     },
+    /// No such forward.
+    #[error("network {network:?} does not forward {from}: weft forward list shows what it does")]
+    NoForward {
+        /// The network.
+        network: Name,
+        /// The ports of the host.
+        from: ForwardFrom,
+    },
+    /// A network without a way out.
+    #[error("network {network:?} has no NAT: its mode is {mode}")]
+    NoNat {
+        /// The network.
+        network: Name,
+        /// Its mode.
+        mode: NetworkMode,
+    },
     /// A static lease where nobody would give it out.
     #[error("network {network:?} has no DHCP, which would give out the address")]
     NoDhcp {
@@ -110,6 +127,14 @@ pub enum StepError {
     /// The leases can't be kept.
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    /// A way in can't be opened.
+    #[error("{from} can't be forwarded: {source}")]
+    Forward {
+        /// The ports of the host.
+        from: ForwardFrom,
+        /// Why not.
+        source: ForwardError,
+    },
 }
 
 impl Refusal {
@@ -117,11 +142,13 @@ impl Refusal {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::NotThere { .. } | Self::NoLease { .. } => "not_there",
+            Self::NotThere { .. } | Self::NoLease { .. } | Self::NoForward { .. } => "not_there",
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
-            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::PortLease { .. } => "conflict",
+            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::NoNat { .. } | Self::PortLease { .. } => {
+                "conflict"
+            }
             Self::Step(_) | Self::Leases(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }

@@ -4,7 +4,11 @@ use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
-use crate::api::{Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, Stats, Status, WorkerInfo};
+use crate::api::{
+    Counters, DhcpInfo, DnsInfo, FdbLine, ForwardLine, LeaseLine, MappingLine, NatInfo, NetworkInfo, PortInfo, Stats, Status,
+    WorkerInfo,
+};
+use crate::values::Name;
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -96,6 +100,7 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
         rows.push(("Gateway", format!("{address} ({mac})")));
         rows.push(("DHCP", network.dhcp.as_ref().map_or_else(|| "off".to_owned(), dhcp)));
         rows.push(("DNS", network.dns.as_ref().map_or_else(|| "off".to_owned(), dns)));
+        rows.push(("Host access", if network.host_access { "on" } else { "off" }.to_owned()));
     }
     rows.extend([
         ("MTU", network.mtu.to_string()),
@@ -145,6 +150,67 @@ pub(crate) fn leases(style: Style, lines: &[LeaseLine]) -> String {
     finish(&table)
 }
 
+pub(crate) fn forwards(style: Style, lines: &[ForwardLine]) -> String {
+    if lines.is_empty() {
+        return "Nothing is forwarded. Add a forward with: weft forward add NETWORK tcp:8080 GUEST:80\n".to_owned();
+    }
+    let mut table = table(style, &["NETWORK", "FROM", "TO", "GUEST", "STATE"]);
+    for line in lines {
+        let reason = line.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let guest = line.guest.map_or_else(|| "-".to_owned(), |guest| guest.to_string());
+        table.add_row([
+            Cell::new(&line.network),
+            Cell::new(line.from),
+            Cell::new(&line.to),
+            Cell::new(guest),
+            Cell::new(format!("{}{reason}", line.state)),
+        ]);
+    }
+    finish(&table)
+}
+
+pub(crate) fn mappings(style: Style, lines: &[MappingLine]) -> String {
+    if lines.is_empty() {
+        return "No guest is connected with the outside.\n".to_owned();
+    }
+    let mut table = table(
+        style,
+        &["NETWORK", "PORT", "PROTOCOL", "GUEST", "OUTSIDE", "FAR END", "AGE", "FROM GUEST bytes", "TO GUEST bytes"],
+    );
+    for line in lines {
+        table.add_row([
+            Cell::new(&line.network),
+            Cell::new(line.port.as_ref().map_or("-", Name::as_str)),
+            Cell::new(if line.forwarded { format!("{}, forwarded", line.protocol) } else { line.protocol.clone() }),
+            Cell::new(line.inside),
+            number(line.outside.map_or_else(|| "-".to_owned(), |port| port.to_string())),
+            Cell::new(line.remote),
+            number(duration(line.age_seconds)),
+            number(line.from_guest_bytes),
+            number(line.to_guest_bytes),
+        ]);
+    }
+    finish(&table)
+}
+
+pub(crate) fn nat(style: Style, nat: &NatInfo) -> String {
+    let ports = nat.ports.iter().map(|(name, port)| format!("{name}: {} TCP, {} UDP, {} ICMP", port.tcp, port.udp, port.icmp));
+    pairs(
+        style,
+        vec![
+            ("Network", nat.network.to_string()),
+            ("Host access", if nat.host_access { "on" } else { "off" }.to_owned()),
+            ("TCP connections", format!("{} of {}", nat.tcp, nat.tcp_max)),
+            ("UDP and ICMP", format!("{} and {} of {}", nat.udp, nat.icmp, nat.udp_and_icmp_max)),
+            ("Idle TCP is asked after", duration(nat.tcp_established_seconds)),
+            ("Half-open TCP ends after", duration(nat.tcp_transitory_seconds)),
+            ("Idle UDP ends after", duration(nat.udp_seconds)),
+            ("Idle ICMP ends after", duration(nat.icmp_seconds)),
+            ("Ports", or_none(ports.collect::<Vec<_>>().join("\n"))),
+        ],
+    )
+}
+
 pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
     if lines.is_empty() {
         return "No MAC address has been learned yet.\n".to_owned();
@@ -158,7 +224,11 @@ pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
 }
 
 pub(crate) fn status(style: Style, status: &Status) -> String {
-    let config = status.config_file.as_ref().map_or_else(|| "built in".to_owned(), |file| file.display().to_string());
+    let config = match (&status.config_file, &status.saved_file) {
+        (Some(file), _) => file.display().to_string(),
+        (None, Some(file)) => format!("built in; changes are kept in {}", file.display()),
+        (None, None) => "built in".to_owned(),
+    };
     let networks = status
         .networks
         .iter()

@@ -238,6 +238,12 @@ mod tests {
         fn lease_list(&mut self, _: MaybeNetwork) -> Result<Vec<LeaseLine>, RpcError> { unreachable!() }
         fn lease_add(&mut self, _: LeaseAdd) -> Result<LeaseLine, RpcError> { unreachable!() }
         fn lease_remove(&mut self, _: LeaseOf) -> Result<LeaseOf, RpcError> { unreachable!() }
+        fn network_set(&mut self, _: NetworkSet) -> Result<NetworkInfo, RpcError> { unreachable!() }
+        fn forward_add(&mut self, _: ForwardAdd) -> Result<ForwardLine, RpcError> { unreachable!() }
+        fn forward_list(&mut self, _: MaybeNetwork) -> Result<Vec<ForwardLine>, RpcError> { unreachable!() }
+        fn forward_remove(&mut self, _: ForwardOf) -> Result<ForwardOf, RpcError> { unreachable!() }
+        fn nat_list(&mut self, _: MappingsAsked) -> Result<MappingPage, RpcError> { unreachable!() }
+        fn nat_show(&mut self, _: Named) -> Result<NatInfo, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }
     }

@@ -14,23 +14,30 @@ use weft_switch::dhcp::DhcpServer;
 use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
 use crate::addressing::DhcpChoice;
+use crate::audit::AuditTrail;
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal, StepError};
 use crate::routes;
+use crate::saved::SavedConfig;
 use crate::services::Services;
 use crate::values::{Name, NetworkMode};
+use crate::ways_in::WaysIn;
 
 /// A running switch.
 #[derive(Debug)]
 pub struct Switch {
     pub(crate) dataplane: Dataplane,
     pub(crate) services: Services,
+    pub(crate) ways_in: WaysIn,
+    pub(crate) audit: AuditTrail,
     pub(crate) config: Config,
     pub(crate) host: Host,
     pub(crate) config_file: Option<PathBuf>,
+    /// Where the configuration is kept when there is no file.
+    pub(crate) saved: Option<SavedConfig>,
     pub(crate) started: Instant,
     pub(crate) networks: BTreeMap<Name, NetworkId>,
     /// The subnets of networks that have one, declared or chosen.
@@ -60,9 +67,12 @@ impl Switch {
         Self {
             dataplane,
             services,
+            ways_in: WaysIn::default(),
+            audit: AuditTrail::default(),
             config: Config { workers, ..Config::default() },
             host,
             config_file,
+            saved: None,
             started: Instant::now(),
             networks: BTreeMap::new(),
             subnets: BTreeMap::new(),
@@ -96,24 +106,30 @@ impl Switch {
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));
+        if let Some(saved) = self.saved.as_ref().filter(|_| count > 0) {
+            saved.save(&self.config);
+        }
         Ok(count)
     }
 
     /// Does what is due, and says after how long to call again at the latest.
     pub(crate) fn tick(&mut self) -> Duration {
         self.services.tick(&mut self.dataplane);
+        self.follow_names();
         let due = self.dataplane.tick();
-        due.min(self.services.due(&self.dataplane))
+        due.min(self.services.due(&self.dataplane)).min(self.write_audit())
     }
 
     /// Handles an event of the services.
     pub(crate) fn handle(&mut self, event: &Event) {
         self.services.handle(&mut self.dataplane, event);
+        self.follow_names();
     }
 
     /// Deals with what guests have sent to the services.
     pub(crate) fn serve(&mut self) {
         self.services.serve(&mut self.dataplane);
+        self.follow_names();
     }
 
     /// The subnets of the networks that are wanted. One that has been chosen stays as long as its network does, whatever routes the host gets.
@@ -251,6 +267,10 @@ impl Switch {
         let id = self.dataplane.add_network(NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
         self.networks.insert(name.clone(), id);
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &[]);
+        if let Err(error) = self.open_ways_in(id, network) {
+            self.remove_network(name)?;
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -263,12 +283,13 @@ impl Switch {
         let gateway = plan.as_ref().map(|plan| plan.gateway);
         self.dataplane.set_network(id, NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &ports);
-        Ok(())
+        self.open_ways_in(id, network)
     }
 
     fn remove_network(&mut self, name: &Name) -> Result<(), StepError> {
         let Some(id) = self.networks.remove(name) else { return Ok(()) };
         self.services.remove(id);
+        self.ways_in.remove(id);
         Ok(self.dataplane.remove_network(id)?)
     }
 
@@ -293,6 +314,7 @@ impl Switch {
             mtu,
         })?;
         self.services.attach(&mut self.dataplane, self.networks[&port.network], id, name);
+        self.audit.attach(id, name);
         Ok(Plugged { id, socket, mac, mtu })
     }
 }

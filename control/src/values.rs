@@ -130,6 +130,24 @@ pub enum ValueError {
     /// A static lease for nobody, or for two.
     #[error("an address is kept for one client: give either a MAC address or a client identifier")]
     LeaseOwner,
+    /// Not ports of the host.
+    #[error(
+        "{0:?} are no ports to forward: write tcp or udp, an IPv4 address of this host if it shall be one, and a port or at most {max}, as in \
+        tcp:8080, udp:127.0.0.1:53 or tcp:8000-8010",
+        max = crate::forward::PORTS_MAX
+    )]
+    ForwardFrom(String),
+    /// Not a guest's port.
+    #[error("{0:?} is nothing to forward to: write a guest's IPv4 address or name, and its port, as in 10.77.0.10:80 or web:80")]
+    ForwardTo(String),
+    /// A range that is longer than what is left of the guest's ports.
+    #[error("{from} can't be forwarded to {to}: the last of these would be beyond port 65535")]
+    ForwardBeyond {
+        /// The ports of the host.
+        from: String,
+        /// The guest's.
+        to: String,
+    },
     /// Not a list of processors.
     #[error("{0:?} is no list of processors: write numbers and ranges, as in 2,3 or 2-5,8, or any")]
     CpuList(String),
@@ -448,7 +466,7 @@ impl From<PollingMode> for &'static str {
 }
 
 /// What of a wrong text goes into a message.
-fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
@@ -474,6 +492,8 @@ macro_rules! text_value {
         }
     };
 }
+
+pub(crate) use text_value;
 
 text_value!(Name, "Name", {
     "type": "string",

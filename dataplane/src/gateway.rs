@@ -316,7 +316,8 @@ impl GatewayState {
         Passage::On(bytes)
     }
 
-    /// TCP or UDP for the gateway's own address that none of its services takes.
+    /// TCP or UDP for the gateway's own address that none of its services takes: for the host's loopback, if guests may go there or are being
+    /// asked from there.
     fn receive_local(
         &mut self,
         now: Timestamp,
@@ -324,7 +325,8 @@ impl GatewayState {
         place: Option<(&Batch, &Frame)>,
         answers: &mut Vec<Outgoing>,
     ) -> Passage {
-        if self.nat.is_some() {
+        let allowed = self.gateway.settings().host_access;
+        if self.nat.as_ref().is_some_and(|nat| allowed || nat.is_answer(now, packet)) {
             return self.receive_outside(now, packet, place, answers);
         }
         self.gateway.refuse(now, packet, Refusal::PortUnreachable, answers);

@@ -4,11 +4,12 @@ use std::net::Ipv4Addr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 use weft_switch::{DomainName, Subnet};
 
 use super::{CliError, Output};
 use crate::addressing::{DhcpChoice, DnsChoice};
-use crate::api::{self, Named, NetworkAdd, Nothing};
+use crate::api::{self, Named, NetworkAdd, NetworkSet, Nothing};
 use crate::client::Client;
 use crate::config::NetworkConfig;
 use crate::render;
@@ -22,6 +23,13 @@ pub(super) enum NetworkCommand {
         name: Name,
         #[command(flatten)]
         settings: NetworkArgs,
+    },
+    /// Change a network; its ports stay plugged in, and what is not said stays as it is.
+    Set {
+        /// The network.
+        name: Name,
+        #[command(flatten)]
+        changes: NetworkChanges,
     },
     /// List all networks.
     List,
@@ -69,11 +77,75 @@ pub(super) struct NetworkArgs {
     /// The MTU that guests are told, 68 to 65535 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
     mtu: Mtu,
+    /// Let guests reach what listens on this host's loopback, under the gateway's address.
+    #[arg(long)]
+    host_access: bool,
+}
+
+/// What is said about a network that is there.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(super) struct NetworkChanges {
+    /// What kind of network it is.
+    #[arg(long, value_parser = mode())]
+    mode: Option<NetworkMode>,
+    /// The addresses of its hosts, as in 10.77.0.0/24. Its leases end.
+    #[arg(long, value_name = "SUBNET")]
+    subnet: Option<Subnet>,
+    /// The gateway's address.
+    #[arg(long, value_name = "IP")]
+    gateway: Option<Ipv4Addr>,
+    /// The addresses that are given out by DHCP, as in 10.77.0.10-10.77.0.200, `auto` or `off`.
+    #[arg(long, value_name = "FROM-TO")]
+    dhcp: Option<DhcpChoice>,
+    /// How long an address is leased, 60 to 31536000.
+    #[arg(long, value_name = "SECONDS")]
+    lease_time: Option<LeaseSeconds>,
+    /// The DNS servers that are asked, as in 192.0.2.1,192.0.2.2; `auto` for those of this host, or `off`.
+    #[arg(long, value_name = "IP,…")]
+    dns: Option<DnsChoice>,
+    /// The domain of its hosts.
+    #[arg(long)]
+    domain: Option<DomainName>,
+    /// After how many seconds of silence a MAC address is forgotten, 10 to 86400.
+    #[arg(long, value_name = "SECONDS")]
+    ageing: Option<AgeingSeconds>,
+    /// How many MAC addresses are kept, 16 to 262144.
+    #[arg(long, value_name = "N")]
+    fdb_capacity: Option<FdbCapacity>,
+    /// The MTU that guests are told, 68 to 65535 bytes; holds for ports that are added afterwards.
+    #[arg(long, value_name = "BYTES")]
+    mtu: Option<Mtu>,
+    /// Let guests reach what listens on this host's loopback, under the gateway's address; with =false, don't.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    host_access: Option<bool>,
+}
+
+impl NetworkChanges {
+    /// The keys of the configuration file that change.
+    fn settings(self) -> serde_json::Map<String, Value> {
+        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu, host_access } = self;
+        let values = json!({
+            "mode": mode,
+            "subnet": subnet,
+            "gateway": gateway,
+            "dhcp": dhcp,
+            "lease_seconds": lease_time,
+            "dns": dns,
+            "domain": domain,
+            "ageing_seconds": ageing,
+            "fdb_capacity": fdb_capacity,
+            "mtu": mtu,
+            "host_access": host_access,
+        });
+        let said = |(key, value): (String, Value)| (!value.is_null()).then_some((key, value));
+        values.as_object().cloned().unwrap_or_default().into_iter().filter_map(said).collect()
+    }
 }
 
 impl NetworkArgs {
     fn config(self) -> NetworkConfig {
-        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu } = self;
+        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu, host_access } = self;
         NetworkConfig {
             mode,
             subnet,
@@ -85,7 +157,8 @@ impl NetworkArgs {
             ageing_seconds: ageing,
             fdb_capacity,
             mtu,
-            leases: Vec::new(),
+            host_access,
+            ..NetworkConfig::default()
         }
     }
 }
@@ -104,6 +177,10 @@ pub(super) fn network(command: NetworkCommand, client: &mut Client, output: &Out
                 let name = &info.name;
                 format!("Network {name} is there{addresses}. Put a port on it with: weft port add NAME --network {name}\n")
             })
+        }
+        NetworkCommand::Set { name, changes } => {
+            let info = client.call::<api::SetNetwork>(&NetworkSet { name, settings: changes.settings() })?;
+            output.show(&info, |_, info| format!("Network {} is changed.\n", info.name))
         }
         NetworkCommand::List => {
             output.show(&client.call::<api::ListNetworks>(&Nothing {})?, |style, networks| render::networks(style, networks))

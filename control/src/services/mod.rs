@@ -26,7 +26,7 @@ use tracing::debug;
 use weft_dataplane::{Dataplane, ServiceMessage};
 use weft_switch::dhcp::{DhcpServer, LeaseBook};
 use weft_switch::dns::{DnsForwarder, LocalNames};
-use weft_switch::{NetworkId, PortId, Subnet};
+use weft_switch::{HostName, NetworkId, PortId, Subnet};
 
 use self::dhcp::DhcpService;
 pub(crate) use self::dhcp::wall_clock;
@@ -205,6 +205,11 @@ impl Services {
     /// The DHCP server of a network.
     pub(crate) fn dhcp(&self, id: NetworkId) -> Option<&DhcpServer> {
         Some(&self.networks.get(&id)?.dhcp.as_ref()?.server)
+    }
+
+    /// The address that a guest of a network has, as its DHCP server knows it by name.
+    pub(crate) fn address_of(&self, id: NetworkId, name: &HostName) -> Option<Ipv4Addr> {
+        self.dhcp(id)?.address_of(name)
     }
 
     /// The DNS forwarder of a network, and the servers that it asks.

@@ -159,6 +159,28 @@ impl Client {
         self.resolve(name, kind).answers.iter().map(|record| record.data.to_string()).collect()
     }
 
+    /// Sends a datagram by way of the gateway.
+    pub(crate) fn send_udp_to(&mut self, from: SocketAddrV4, to: SocketAddrV4, data: &[u8]) {
+        self.send_udp(self.gateway_mac, from, to, data);
+    }
+
+    /// The next datagram that is none of DHCP's, if one comes soon.
+    pub(crate) fn receive_udp(&mut self) -> Option<(SocketAddrV4, SocketAddrV4, Vec<u8>)> {
+        self.wait(Duration::from_millis(100), |packet| {
+            let (from, to, data) = udp(packet)?;
+            (to.port() != 68).then(|| (from, to, data.to_vec()))
+        })
+    }
+
+    /// True if an ICMP error comes that says a destination is unreachable.
+    pub(crate) fn receive_unreachable(&mut self) -> bool {
+        let error = |packet: &SlicedPacket<'_>| match &packet.transport {
+            Some(TransportSlice::Icmpv4(icmp)) => (icmp.type_u8() == 3).then_some(()),
+            _ => None,
+        };
+        self.wait(PATIENCE, error).is_some()
+    }
+
     fn send_udp(&mut self, mac: [u8; 6], from: SocketAddrV4, to: SocketAddrV4, data: &[u8]) {
         let builder = PacketBuilder::ethernet2(self.mac, mac).ipv4(from.ip().octets(), to.ip().octets(), 64);
         let mut frame = Vec::new();
@@ -166,7 +188,7 @@ impl Client {
         self.guest.send(&frame).unwrap();
     }
 
-    /// The first packet that `find` finds something in. What the guest is asked by ARP it answers meanwhile.
+    /// The first packet that `find` finds something in.
     fn wait<T>(&mut self, patience: Duration, find: impl Fn(&SlicedPacket<'_>) -> Option<T>) -> Option<T> {
         let until = Instant::now() + patience;
         loop {

@@ -66,7 +66,9 @@ fn the_stale_sockets_of_a_dead_switch_are_taken_over() {
         assert!(dir.path().join("run").join(name).exists(), "{name} is not stale, it is gone");
     }
     let alive = UnixListener::bind(dir.path().join("run/guest.sock")).unwrap();
-    let weft = Weft::start_in(dir, &[]);
+    // One that knows nothing of the other's ports.
+    let state = dir.path().join("another-state").to_str().unwrap().to_owned();
+    let weft = Weft::start_in(dir, &["--state-dir", &state]);
     assert_eq!(weft.run(&["port", "show", "vm1"]).status, 0);
     assert!(!weft.at("extra.sock").exists(), "nobody listens there any more");
     assert!(weft.at("guest.sock").exists(), "somebody listens there");

@@ -7,5 +7,6 @@ mod control_socket;
 mod dns;
 mod leases;
 mod life;
+mod ways;
 mod weft;
 mod workers;

@@ -1,6 +1,8 @@
 //! Mappings of UDP and ICMP echo: a socket for each endpoint inside.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::ipproto;
@@ -21,6 +23,9 @@ use crate::memory::Segment;
 
 const UDP_HEADER_LEN: usize = 8;
 const ETHERNET_LEN: usize = 14;
+/// The most callers of a forwarded endpoint that are remembered, and for how long (RFC 4787, REQ-5).
+const CALLERS: usize = 256;
+const CALLER_TIMEOUT: Duration = Duration::from_secs(300);
 /// How often a socket is asked for more in one round.
 const BATCHES: usize = 4;
 /// The most errors of a socket that are looked at in one round.
@@ -51,7 +56,13 @@ struct Mapped {
     forwarded: bool,
     queued: bool,
     has_errors: bool,
+    callers: Callers,
 }
+
+/// Ports of the host's loopback from which a forwarded endpoint was sent something, and when last. The guest sees them under the gateway's address, where it may
+/// go for nothing else.
+#[derive(Debug, Default)]
+struct Callers(HashMap<u16, Timestamp, ahash::RandomState>);
 
 type Key = (Protocol, SocketAddrV4);
 
@@ -223,6 +234,7 @@ impl Datagrams {
             forwarded: false,
             queued: false,
             has_errors: false,
+            callers: Callers::default(),
         };
         self.add(common, now, key, mapped).map_err(|_| FULL)
     }
@@ -285,9 +297,16 @@ impl Datagrams {
             forwarded: true,
             queued: false,
             has_errors: false,
+            callers: Callers::default(),
         };
         self.add(common, now, key, mapped)?;
         Ok(address)
+    }
+
+    /// True if somebody on the host's loopback has sent something from that port to an inside endpoint lately, by a forward.
+    pub(super) fn was_asked(&self, now: Timestamp, inside: SocketAddrV4, by: u16) -> bool {
+        let mapped = self.flows.find(&(Protocol::Udp, inside)).and_then(|id| self.flows.value(id));
+        mapped.and_then(|mapped| mapped.callers.0.get(&by)).is_some_and(|last| now.since(*last) < CALLER_TIMEOUT)
     }
 
     /// Takes that back.
@@ -452,6 +471,9 @@ impl Mapped {
                 if !mapping.inbound(now, *from.ip(), len) {
                     return;
                 }
+                if self.forwarded && from.ip().is_loopback() {
+                    self.callers.note(now, from.port());
+                }
                 let fits = size + UDP_HEADERS_LEN - ETHERNET_LEN <= usize::from(mtu);
                 let offloads = guests.offloads(station.port);
                 if fits && (len <= size || (offloads.udp && offloads.checksum)) {
@@ -544,6 +566,16 @@ impl Mapped {
             forwarded: self.forwarded,
             closed: closed.map(|reason| Closed { reason, from_guest, to_guest, lasted: now.since(self.since) }),
         }
+    }
+}
+
+impl Callers {
+    fn note(&mut self, now: Timestamp, port: u16) {
+        if self.0.len() >= CALLERS && !self.0.contains_key(&port) {
+            let oldest = self.0.iter().min_by_key(|(_, last)| **last).map(|(port, _)| *port);
+            oldest.map(|port| self.0.remove(&port));
+        }
+        self.0.insert(port, now);
     }
 }
 

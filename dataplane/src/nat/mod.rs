@@ -35,7 +35,7 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::{Registry, Token};
 use rustix::io::Errno;
-use weft_switch::gateway::GatewaySettings;
+use weft_switch::gateway::{GatewaySettings, Packet};
 use weft_switch::nat::error::{IcmpError, Subject};
 use weft_switch::nat::frame::{self, Link};
 use weft_switch::nat::tcp::{CloseReason, TcpSettings};
@@ -48,6 +48,7 @@ use self::datagrams::Datagrams;
 pub use self::forwards::{Forward, ForwardError};
 pub(crate) use self::rings::GuestRings;
 pub(crate) use self::seam::{Disposition, GuestPacket, ToGuests};
+use self::stream::Ends;
 use self::streams::Streams;
 use crate::memory::Segment;
 
@@ -56,6 +57,10 @@ const TOKEN: usize = 1 << 62;
 const ENGINE_SHIFT: u32 = 40;
 const KIND_SHIFT: u32 = 36;
 const ENGINES: usize = 1 << (62 - ENGINE_SHIFT);
+/// Protocols, as IANA numbers them.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// ICMP errors and resets for one port: in a row, and how far apart they are over a while (RFC 1812, section 4.3.2.8).
 const ERRORS: u32 = 50;
 const ERROR_INTERVAL: Duration = Duration::from_millis(20);
@@ -283,14 +288,24 @@ impl Engine {
 
     /// Takes a packet of a guest's. Its buffers must stay until [`Self::flush`].
     pub(crate) fn receive(&mut self, now: Timestamp, packet: &GuestPacket<'_>) -> Disposition {
-        const ICMP: u8 = 1;
-        const TCP: u8 = 6;
-        const UDP: u8 = 17;
         match packet.ip.protocol {
             TCP => self.streams.receive(&mut self.common, now, packet),
             UDP => self.datagrams.receive_udp(&mut self.common, now, packet),
             ICMP => self.datagrams.receive_icmp(&mut self.common, now, packet),
             _ => Disposition::Drop(DropReason::UnsupportedProtocol),
+        }
+    }
+
+    /// True for a packet to somebody who was the first to speak, by a forward.
+    pub(crate) fn is_answer(&self, now: Timestamp, packet: &Packet<'_>) -> bool {
+        let header = packet.ip.header();
+        let Some(&[a, b, c, d]) = packet.ip.payload().first_chunk() else { return false };
+        let inside = SocketAddrV4::new(header.source, u16::from_be_bytes([a, b]));
+        let remote = SocketAddrV4::new(header.destination, u16::from_be_bytes([c, d]));
+        match header.protocol {
+            TCP => self.streams.knows(&Ends { inside, remote }),
+            UDP => self.datagrams.was_asked(now, inside, remote.port()),
+            _ => false,
         }
     }
 

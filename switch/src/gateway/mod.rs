@@ -66,7 +66,7 @@ pub struct GatewaySettings {
     pub dhcp: bool,
     /// DNS is served: queries come out as [`Outcome::Dns`], and TCP to port 53 as [`Outcome::DnsTcp`].
     pub dns: bool,
-    /// All of TCP and UDP that is for the gateway and for no service comes out as [`Outcome::Local`]; else it is refused.
+    /// Guests may go to the host's loopback by the gateway's address. The gateway itself does nothing about it: see [`Outcome::Local`].
     pub host_access: bool,
 }
 
@@ -139,7 +139,7 @@ pub enum Outcome<'f> {
     Dns(UdpDatagram<'f>),
     /// A TCP segment for the DNS forwarder.
     DnsTcp(Packet<'f>),
-    /// TCP or UDP for the gateway's own address.
+    /// TCP or UDP for the gateway's own address, and for none of its services.
     Local(Packet<'f>),
     /// For another guest of the same network: the caller sends it on with these new headers in front of what follows the first 34
     /// bytes of the frame, or the first 20 of the packet. A fragment passes as it is.
@@ -517,7 +517,7 @@ impl Gateway {
             }
             _ => Refusal::ProtocolUnreachable,
         };
-        if refusal == Refusal::PortUnreachable && self.settings.host_access {
+        if refusal == Refusal::PortUnreachable {
             return Ok(Outcome::Local(packet));
         }
         self.refuse(now, &packet, refusal, out);

@@ -51,7 +51,14 @@ impl Bench {
     }
 
     fn at<'f>(&mut self, now: Timestamp, port: PortId, frame: &'f [u8]) -> Outcome<'f> {
-        self.gateway.handle(now, Arrival { port, frame, checksum_pending: false }, &mut self.out)
+        match self.gateway.handle(now, Arrival { port, frame, checksum_pending: false }, &mut self.out) {
+            // As on a network without a way out.
+            Outcome::Local(packet) if !self.gateway.settings().host_access => {
+                self.gateway.refuse(now, &packet, Refusal::PortUnreachable, &mut self.out);
+                Outcome::Drop(DropReason::NoListener)
+            }
+            outcome => outcome,
+        }
     }
 
     fn take<'f>(&mut self, frame: &'f [u8]) -> Outcome<'f> {

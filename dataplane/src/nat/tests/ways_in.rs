@@ -2,11 +2,15 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
+use etherparse::PacketBuilder;
 use smoltcp::socket::tcp::State;
+use weft_switch::gateway::Packet;
+use weft_switch::{Ipv4Packet, MacAddr, Station};
 
 use super::super::{Forward, ForwardError};
-use super::world::{GATEWAY, GUEST, World, endpoint, far_udp};
+use super::world::{GATEWAY, GUEST, PORT, World, endpoint, far_udp};
 
 fn forward(udp: bool, bind: SocketAddrV4, port: u16) -> Forward {
     Forward { udp, bind, target: SocketAddrV4::new(GUEST, port) }
@@ -43,6 +47,32 @@ fn a_client_reaches_the_guest_by_a_port_of_the_host() {
     let mapping = world.engine.mappings().next().unwrap();
     assert!(mapping.forwarded);
     assert_eq!((mapping.from_guest, mapping.to_guest, mapping.outside), (6, 8, Some(address.port())));
+}
+
+#[test]
+fn a_guest_may_answer_whoever_asks_from_the_hosts_loopback_and_nobody_else_there() {
+    let mut world = World::new();
+    let target = SocketAddrV4::new(GUEST, 7);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(true, anywhere(), 7)).unwrap();
+    let caller = UdpSocket::bind(anywhere()).unwrap();
+    let port = caller.local_addr().unwrap().port();
+    let is_answer_at = |world: &World, now, from: SocketAddrV4, to: u16| {
+        let mut bytes = Vec::new();
+        let builder = PacketBuilder::ipv4(from.ip().octets(), GATEWAY.octets(), 64);
+        builder.udp(from.port(), to).write(&mut bytes, b"").unwrap();
+        let ip = Ipv4Packet::parse(&bytes).unwrap();
+        let station = Station { port: PORT, mac: MacAddr([2, 0, 0, 0, 0, 10]) };
+        world.engine.is_answer(now, &Packet { station, ip, checksum_pending: false })
+    };
+    let is_answer = |world: &World, from, to| is_answer_at(world, world.now(), from, to);
+    assert!(!is_answer(&world, target, port));
+    caller.send_to(b"question", address).unwrap();
+    world.until("the question", |world| is_answer(world, target, port));
+    assert!(!is_answer(&world, target, port ^ 1));
+    assert!(!is_answer(&world, SocketAddrV4::new(GUEST, 8), port));
+    let later = world.now().after(Duration::from_secs(301));
+    assert!(!is_answer_at(&world, later, target, port));
 }
 
 #[test]

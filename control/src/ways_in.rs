@@ -1,0 +1,140 @@
+//! The ways in that are open: forwards as they are declared, and what the dataplane was told about them.
+//!
+//! A forward may name a guest that is not there yet, or gets another address one day. Its ports are open while the guest has one.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use tracing::{info, warn};
+use weft_dataplane::{Dataplane, ForwardError};
+use weft_switch::NetworkId;
+
+use crate::config::NetworkConfig;
+use crate::forward::{ForwardHost, ForwardRule};
+use crate::refusal::StepError;
+use crate::services::Services;
+use crate::switch::Switch;
+
+/// The ways into all networks.
+#[derive(Debug, Default)]
+pub(crate) struct WaysIn(BTreeMap<NetworkId, Vec<WayIn>>);
+
+/// A forward, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WayIn {
+    pub(crate) rule: ForwardRule,
+    /// The guest's address, if it has one.
+    pub(crate) guest: Option<Ipv4Addr>,
+    /// Why it can't be opened.
+    pub(crate) failed: Option<ForwardError>,
+}
+
+impl WaysIn {
+    pub(crate) fn of(&self, id: NetworkId) -> &[WayIn] {
+        self.0.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// A network is gone, and all ways into it.
+    pub(crate) fn remove(&mut self, id: NetworkId) {
+        self.0.remove(&id);
+    }
+
+    /// Brings the ways into a network to what is declared. What stays as it is is not touched, and connections that were made by a way that
+    /// is closed stay, too. Returns the first that could not be opened.
+    fn bring_to(
+        &mut self,
+        dataplane: &mut Dataplane,
+        services: &Services,
+        id: NetworkId,
+        rules: &[ForwardRule],
+    ) -> Result<(), (ForwardRule, ForwardError)> {
+        let old = self.0.remove(&id).unwrap_or_default();
+        let wanted: Vec<_> = rules.iter().map(|rule| (rule, address_of(services, id, rule))).collect();
+        let is_wanted = |way: &WayIn| wanted.contains(&(&way.rule, way.guest));
+        // First what goes: what comes may have its ports.
+        old.iter().filter(|way| !is_wanted(way)).for_each(|way| way.close(dataplane, id));
+        let mut first = Ok(());
+        let mut ways = Vec::new();
+        for (rule, guest) in wanted {
+            if let Some(same) = old.iter().find(|way| way.rule == *rule && way.guest == guest && way.failed.is_none()) {
+                ways.push(same.clone());
+                continue;
+            }
+            let way = WayIn::open(dataplane, id, rule, guest);
+            if let (Some(error), Ok(())) = (way.failed, &first) {
+                first = Err((rule.clone(), error));
+            }
+            ways.push(way);
+        }
+        if !ways.is_empty() {
+            self.0.insert(id, ways);
+        }
+        first
+    }
+
+    /// Notes where guests that forwards name are by now.
+    fn follow_names(&mut self, dataplane: &mut Dataplane, services: &Services) {
+        for (id, ways) in &mut self.0 {
+            for way in ways.iter_mut().filter(|way| matches!(way.rule.to.host, ForwardHost::Name(_))) {
+                let guest = address_of(services, *id, &way.rule);
+                if guest == way.guest {
+                    continue;
+                }
+                way.close(dataplane, *id);
+                *way = WayIn::open(dataplane, *id, &way.rule, guest);
+                let ForwardRule { from, to } = &way.rule;
+                match (guest, way.failed) {
+                    (_, Some(error)) => warn!("{from} can't be forwarded to {to}: {error}"),
+                    (Some(guest), None) => info!("{from} is forwarded to {to}, which is {guest} now"),
+                    (None, None) => info!("{from} is not forwarded any more, since {to} has no address"),
+                }
+            }
+        }
+    }
+}
+
+impl WayIn {
+    /// Opens all ports of a forward, or none.
+    fn open(dataplane: &mut Dataplane, id: NetworkId, rule: &ForwardRule, guest: Option<Ipv4Addr>) -> Self {
+        let mut way = Self { rule: rule.clone(), guest, failed: None };
+        let Some(address) = guest else { return way };
+        for forward in rule.forwards(address) {
+            if let Err(error) = dataplane.add_forward(id, forward) {
+                // Those before it; the others are not there.
+                rule.forwards(address).take_while(|other| *other != forward).for_each(|other| {
+                    dataplane.remove_forward(id, &other);
+                });
+                way.failed = Some(error);
+                break;
+            }
+        }
+        way
+    }
+
+    fn close(&self, dataplane: &mut Dataplane, id: NetworkId) {
+        let Some(guest) = self.guest.filter(|_| self.failed.is_none()) else { return };
+        for forward in self.rule.forwards(guest) {
+            dataplane.remove_forward(id, &forward);
+        }
+    }
+}
+
+impl Switch {
+    /// Opens the ways in that are declared for a network, and closes those that are not any more.
+    pub(crate) fn open_ways_in(&mut self, id: NetworkId, network: &NetworkConfig) -> Result<(), StepError> {
+        let opened = self.ways_in.bring_to(&mut self.dataplane, &self.services, id, &network.forwards);
+        opened.map_err(|(rule, source)| StepError::Forward { from: rule.from, source })
+    }
+
+    /// Lets forwards follow the guests that they name.
+    pub(crate) fn follow_names(&mut self) {
+        self.ways_in.follow_names(&mut self.dataplane, &self.services);
+    }
+}
+
+fn address_of(services: &Services, id: NetworkId, rule: &ForwardRule) -> Option<Ipv4Addr> {
+    match &rule.to.host {
+        ForwardHost::Address(address) => Some(*address),
+        ForwardHost::Name(name) => services.address_of(id, name),
+    }
+}
