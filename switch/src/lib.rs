@@ -23,6 +23,7 @@ mod offload;
 mod subnet;
 mod sync;
 mod time;
+pub mod vlan;
 mod wire;
 
 pub use drop_reason::DropReason;
