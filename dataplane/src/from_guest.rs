@@ -3,8 +3,10 @@
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 
-use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures};
+use weft_switch::vlan::{Admitted, OuterTag, PortRole, TagKind, Vlan, VlanId, pop};
+use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
+use crate::gateway::Dispatch;
 use crate::memory::Segment;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch};
@@ -25,6 +27,8 @@ pub(crate) struct Frame {
     pub(crate) len: usize,
     /// The private copy of the Ethernet header.
     pub(crate) header: [u8; EthernetHeader::LEN],
+    /// Bytes of a tag that was taken off, which are still in the buffers behind the header: 0 or 4.
+    skipped: u8,
     /// Why the frame goes no further.
     bad: Option<DropReason>,
     /// What its sender left undone, checked.
@@ -32,7 +36,8 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    const NONE: Self = Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], bad: None, offload: Offload::NONE };
+    const NONE: Self =
+        Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], skipped: 0, bad: None, offload: Offload::NONE };
 
     /// A frame in weft's own memory.
     fn private(bytes: &mut [u8], offload: Offload) -> Self {
@@ -40,7 +45,7 @@ impl Frame {
         let bad = header.is_none().then_some(DropReason::TooShort);
         // No truncation: weft makes no longer frames than guests.
         let chain = Chain::of_one(0, bytes.as_mut_ptr(), bytes.len() as u32);
-        Self { chain, len: bytes.len(), header: header.unwrap_or_default(), bad, offload }
+        Self { chain, len: bytes.len(), header: header.unwrap_or_default(), skipped: 0, bad, offload }
     }
 
     /// The private copy of the Ethernet header, or why the frame goes no further.
@@ -58,6 +63,18 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
+    /// The type behind the addresses, as the private copy of the header says.
+    #[inline(always)]
+    fn ether_type(&self) -> u16 {
+        u16::from_be_bytes([self.header[12], self.header[13]])
+    }
+
+    /// Bytes of the buffers' frame before its payload.
+    #[inline(always)]
+    pub(crate) fn headers_len(&self) -> usize {
+        EthernetHeader::LEN + usize::from(self.skipped)
+    }
+
     /// Reads both headers: to private memory, where they are in one piece with one move each.
     #[inline(always)]
     fn read_headers<const HEADER: usize>(&mut self, pieces: &[Segment], agreed: OffloadFeatures) {
@@ -72,6 +89,7 @@ impl Frame {
             None => Some(DropReason::TooShort),
             Some((virtio_header, header)) => {
                 self.header = header;
+                self.skipped = 0;
                 self.len = self.chain.len as usize - HEADER;
                 self.offload = Offload::NONE;
                 self.read_offload(head(&virtio_header), agreed)
@@ -104,6 +122,8 @@ pub(crate) struct Batch {
     count: usize,
     /// Of the frames that are spread over several.
     pieces: Vec<Segment>,
+    /// Of the frames that were admitted to a VLAN: which, and with what priority.
+    admitted: [Admitted; BATCH],
     /// Bytes in the buffers before the Ethernet header.
     pub(crate) header_len: usize,
     /// The bytes of frames that come from weft itself.
@@ -112,18 +132,26 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        Self { frames: [const { Frame::NONE }; BATCH], count: 0, pieces: Vec::new(), header_len: 0, private: Vec::new() }
+        Self {
+            frames: [const { Frame::NONE }; BATCH],
+            count: 0,
+            pieces: Vec::new(),
+            admitted: [const { Admitted::untagged(Vlan::customer(VlanId::DEFAULT)) }; BATCH],
+            header_len: 0,
+            private: Vec::new(),
+        }
     }
 
-    /// Fills the batch with frames that no guest sent, at most [`BATCH`].
-    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = (Vec<u8>, Offload)>) {
+    /// Fills the batch with frames in weft's own memory, at most [`BATCH`]. On a network with VLANs they belong to this one.
+    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = Dispatch>, vlan: Vlan) {
         self.private.clear();
         self.pieces.clear();
         self.header_len = 0;
         self.count = 0;
-        for (place, (mut bytes, offload)) in self.frames.iter_mut().zip(frames) {
-            *place = Frame::private(&mut bytes, offload);
-            self.private.push(bytes);
+        for ((place, admitted), mut dispatch) in self.frames.iter_mut().zip(&mut self.admitted).zip(frames) {
+            *place = Frame::private(&mut dispatch.frame, dispatch.offload);
+            *admitted = Admitted { vlan, ..dispatch.admitted.unwrap_or(Admitted::untagged(vlan)) };
+            self.private.push(dispatch.frame);
             self.count += 1;
         }
     }
@@ -131,6 +159,43 @@ impl Batch {
     #[inline(always)]
     pub(crate) fn frames(&self) -> &[Frame] {
         &self.frames[..self.count]
+    }
+
+    /// What was found out about a frame that was admitted to a VLAN.
+    #[inline(always)]
+    pub(crate) fn admitted(&self, at: usize) -> &Admitted {
+        &self.admitted[at % BATCH]
+    }
+
+    /// Finds out to which VLAN a frame belongs that came in by a port of this role. A tag that says so is no part of the frame any more.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self, at: usize, role: &PortRole) -> Result<Vlan, DropReason> {
+        let frame = &self.frames[at];
+        frame.header()?;
+        let tag = match TagKind::of(frame.ether_type()) {
+            None => None,
+            Some(_) => Some(self.tag_of(frame)?),
+        };
+        let admitted = role.admit(tag)?;
+        if let Some(tag) = tag.filter(|_| admitted.taken_off) {
+            let frame = &mut self.frames[at];
+            frame.offload = frame.offload.without_tag()?;
+            frame.header = pop(&frame.header, tag);
+            frame.skipped = TAG_LEN as u8;
+            frame.len -= TAG_LEN;
+        }
+        self.admitted[at] = admitted;
+        Ok(admitted.vlan)
+    }
+
+    /// The outermost tag of a frame that has one.
+    #[inline(always)]
+    fn tag_of(&self, frame: &Frame) -> Result<OuterTag, DropReason> {
+        let rest = match frame.chain.single() {
+            Some(piece) => piece.read_at(self.header_len + EthernetHeader::LEN),
+            None => self.payload(frame).read_array(),
+        };
+        rest.and_then(|rest| OuterTag::of(frame.ether_type(), rest)).ok_or(DropReason::TooShort)
     }
 
     /// The frame of the lowest bit, which is then no longer set.
@@ -192,7 +257,7 @@ impl Batch {
             Some(piece) => Cursor::of_one(piece),
             None => Cursor::new(frame.chain.pieces(&self.pieces)),
         };
-        cursor.skip(self.header_len + EthernetHeader::LEN)
+        cursor.skip(self.header_len + frame.headers_len())
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
+use weft_switch::vlan::{Admitted, Vlan, VlanId};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
@@ -17,6 +18,7 @@ use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
 use crate::to_guest::Tally;
 use crate::vhost_port::{BATCH, FrameMask};
+use crate::vlan::VlanLink;
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -139,27 +141,30 @@ impl Lane {
     pub(crate) fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
         if let Some(port) = snapshot.port(port) {
             let mut batch = Batch::new();
-            batch.fill_private([(frame, Offload::NONE)].into_iter());
-            self.forward_batch(snapshot, port, &batch, now);
+            let dispatch = Dispatch { to: Receivers::All, frame, offload: Offload::NONE, admitted: None };
+            batch.fill_private([dispatch].into_iter(), Vlan::customer(VlanId::DEFAULT));
+            self.forward_batch(snapshot, port, &mut batch, now);
         }
     }
 
-    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
         let Some(network) = snapshot.network(ingress.network) else {
             ingress.counters.drop_frames(DropReason::NoOtherPort, batch.frames().len() as u64);
             return;
         };
         self.fit(snapshot);
-        match &network.gateway {
-            None => self.decide::<false>(network, ingress, batch, now),
-            Some(_) => self.decide::<true>(network, ingress, batch, now),
+        match (&network.vlans, &network.gateway) {
+            (None, None) => self.decide::<false>(network, ingress, batch, now),
+            (None, Some(_)) => self.decide::<true>(network, ingress, batch, now),
+            (Some(vlans), _) => self.decide_by_vlan(network, vlans, ingress, batch, now),
         }
+        let batch = &*batch;
         let down = self.transmit_batch(snapshot, ingress.network, batch);
         if down > 0 {
             ingress.counters.drop_frames(DropReason::ReceiverDown, down);
         }
         if let Some(gateway) = network.gateway.as_ref().filter(|_| self.for_gateway != 0) {
-            self.pass_gateway(snapshot, gateway, ingress, batch, now);
+            self.pass_gateway(snapshot, (network, gateway), ingress, batch, now);
         }
     }
 
@@ -175,11 +180,20 @@ impl Lane {
     /// gone, or whose number another network's port has by now, is as good as down.
     fn transmit_batch(&mut self, snapshot: &Snapshot, network: NetworkId, batch: &Batch) -> u64 {
         let mut receivers = std::mem::take(&mut self.receivers);
+        let vlans = snapshot.network(network).and_then(|network| network.vlans.as_ref());
         let mut down = 0;
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
             match snapshot.port(receiver).filter(|port| port.network == network) {
-                Some(port) => self.transmit(port, batch, frames),
+                Some(port) => match vlans {
+                    None => self.transmit(port, batch, frames, None),
+                    Some(vlans) => {
+                        let (frames, tagged) = vlans.release(port, batch, frames);
+                        if frames != 0 {
+                            self.transmit(port, batch, frames, Some(tagged));
+                        }
+                    }
+                },
                 None => down += u64::from(frames.count_ones()),
             }
         }
@@ -195,35 +209,82 @@ impl Lane {
                 Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
                 Err(reason) => Verdict::Drop(reason),
             };
-            match verdict {
-                Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
-                Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
-                Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
-                Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
-                Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
-                Verdict::Flood => {
-                    if !self.add_all(network, Some(ingress.id), bit) {
-                        ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
-                    }
+            self.carry_out::<GATEWAY>(verdict, network, None, ingress, batch, bit);
+        }
+    }
+
+    /// The same on a network with VLANs. The gateway is in the default one.
+    fn decide_by_vlan(&mut self, network: &NetworkLink, vlans: &VlanLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
+        let (role, default) = (vlans.role(ingress), vlans.tables.default_vlan());
+        for bit in 0..batch.frames().len() {
+            let vlan = match batch.admit(bit, role) {
+                Ok(vlan) => vlan,
+                Err(reason) => {
+                    ingress.counters.drop_frames(reason, 1);
+                    continue;
                 }
-                Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
+            };
+            let header = EthernetHeader::parse(&batch.frames()[bit].header);
+            let verdict = match vlans.fdb(vlan) {
+                Some(fdb) => forward(now, ingress.id, &header, fdb),
+                None => Verdict::Drop(DropReason::VlanNotAllowed),
+            };
+            if vlan == default && network.gateway.is_some() {
+                self.carry_out::<true>(verdict, network, Some((vlans, vlan)), ingress, batch, bit);
+            } else {
+                self.carry_out::<false>(verdict, network, Some((vlans, vlan)), ingress, batch, bit);
             }
+        }
+    }
+
+    /// Notes the receivers of a frame.
+    #[inline(always)]
+    fn carry_out<const GATEWAY: bool>(
+        &mut self,
+        verdict: Verdict,
+        network: &NetworkLink,
+        vlan: Option<(&VlanLink, Vlan)>,
+        ingress: &PortLink,
+        batch: &Batch,
+        bit: usize,
+    ) {
+        let frame = &batch.frames()[bit];
+        match verdict {
+            Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
+            Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
+            Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
+            Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
+            Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
+            Verdict::Flood => {
+                if !self.add_all(network, vlan, Some(ingress.id), bit) {
+                    ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
+                }
+            }
+            Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
         }
     }
 
     /// Shows the gateway the frames that concern it, and sends what comes of that.
     #[cold]
     #[inline(never)]
-    fn pass_gateway(&mut self, snapshot: &Snapshot, gateway: &GatewayLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+    fn pass_gateway(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, gateway): (&NetworkLink, &GatewayLink),
+        ingress: &PortLink,
+        batch: &Batch,
+        now: Timestamp,
+    ) {
         self.dispatched_on = ingress.network;
         let mut frames = std::mem::take(&mut self.for_gateway);
         let mut state = gateway.shared.lock();
         while frames != 0 {
+            let admitted = network.vlans.as_ref().map(|_| *batch.admitted(frames.trailing_zeros() as usize));
             let frame = batch.next_of(&mut frames);
             match state.receive(now, ingress.id, batch, frame, &mut self.dispatches) {
                 Passage::Taken => {}
                 Passage::Dropped(reason) => ingress.counters.drop_frames(reason, 1),
-                Passage::On(copy) => self.pass_on(snapshot, ingress, frame, copy, now),
+                Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, admitted), now),
             }
         }
         gateway.shared.announce_mail(&state);
@@ -232,15 +293,21 @@ impl Lane {
     }
 
     /// A frame that the gateway leaves to the others, in the form in which it has seen it.
-    fn pass_on(&mut self, snapshot: &Snapshot, ingress: &PortLink, frame: &Frame, copy: Vec<u8>, now: Timestamp) {
-        let Some(network) = snapshot.network(ingress.network) else { return };
+    fn pass_on(
+        &mut self,
+        network: &NetworkLink,
+        ingress: &PortLink,
+        frame: &Frame,
+        (copy, admitted): (Vec<u8>, Option<Admitted>),
+        now: Timestamp,
+    ) {
         let to = match forward(now, ingress.id, &EthernetHeader::parse(&frame.header), &network.fdb) {
             Verdict::To(PortId::GATEWAY) => return,
             Verdict::To(port) => Receivers::One(port),
             Verdict::Flood => Receivers::AllBut(ingress.id),
             Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
         };
-        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload });
+        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload, admitted });
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
@@ -258,29 +325,41 @@ impl Lane {
         while !self.dispatches.is_empty() {
             self.fit(snapshot);
             let count = self.dispatches.len().min(BATCH);
+            let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
+            let mut default = Vlan::customer(VlanId::DEFAULT);
             if let Some(network) = snapshot.network(id) {
+                // What comes from the gateway is in the default VLAN.
+                let vlan = network.vlans.as_ref().map(|vlans| (vlans, vlans.tables.default_vlan()));
+                default = vlan.map_or(default, |(_, vlan)| vlan);
                 for bit in 0..count {
                     match self.dispatches[bit].to {
                         // To a port that has gone since, nothing is sent.
                         Receivers::One(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
                         Receivers::One(_) => {}
-                        Receivers::All => drop(self.add_all(network, None, bit)),
-                        Receivers::AllBut(port) => drop(self.add_all(network, Some(port), bit)),
+                        Receivers::All => drop(self.add_all(network, vlan, None, bit)),
+                        Receivers::AllBut(port) => drop(self.add_all(network, vlan, Some(port), bit)),
                     }
                 }
             }
-            let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
-            batch.fill_private(self.dispatches.drain(..count).map(|dispatch| (dispatch.frame, dispatch.offload)));
+            batch.fill_private(self.dispatches.drain(..count), default);
             self.transmit_batch(snapshot, id, &batch);
             self.own_batch = Some(batch);
         }
     }
 
-    /// The frame is for every port of the network but one. True if there is any.
+    /// The frame is for every port of the network, or of a VLAN, but one. True if there is any.
     #[inline]
-    fn add_all(&mut self, network: &NetworkLink, but: Option<PortId>, bit: usize) -> bool {
+    fn add_all(&mut self, network: &NetworkLink, vlan: Option<(&VlanLink, Vlan)>, but: Option<PortId>, bit: usize) -> bool {
+        match vlan {
+            None => self.add_each(network.members.iter().copied(), but, bit),
+            Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
+        }
+    }
+
+    #[inline]
+    fn add_each(&mut self, members: impl Iterator<Item = PortId>, but: Option<PortId>, bit: usize) -> bool {
         let mut found = false;
-        for &member in network.members.iter().filter(|&&member| Some(member) != but) {
+        for member in members.filter(|&member| Some(member) != but) {
             self.add_receiver(member, bit);
             found = true;
         }
@@ -297,10 +376,10 @@ impl Lane {
     }
 
     /// Hands the frames of a mask to one receiver.
-    fn transmit(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask) {
+    fn transmit(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: Option<FrameMask>) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            RingChoice::One(at) => self.transmit_to(port, at, batch, frames),
+            RingChoice::One(at) => self.transmit_to(port, at, batch, frames, tagged),
             RingChoice::Some { first, step, count } => {
                 let mut masks = [0; MAX_QUEUE_PAIRS];
                 for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
@@ -308,7 +387,7 @@ impl Lane {
                     masks[first + step * (flow as usize % count)] |= 1 << bit;
                 }
                 for (at, &frames) in masks.iter().enumerate().filter(|(_, frames)| **frames != 0) {
-                    self.transmit_to(port, at, batch, frames);
+                    self.transmit_to(port, at, batch, frames, tagged);
                 }
             }
         }
@@ -316,7 +395,7 @@ impl Lane {
 
     /// Hands frames to one of a receiver's rings, with one lock. The guest is shown them now if they are many, and at the end of
     /// the round otherwise: then those of other senders have come to them.
-    fn transmit_to(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask) {
+    fn transmit_to(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask, tagged: Option<FrameMask>) {
         let ring = &port.rings.to_guest[at];
         if !ring.is_enabled() || ring.is_broken() {
             port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
@@ -324,7 +403,7 @@ impl Lane {
         }
         let mut to_guest = ring.lock();
         let mut tally = Tally::default();
-        if let Err(fault) = to_guest.transmit(batch, frames, &port.counters, &mut tally) {
+        if let Err(fault) = to_guest.transmit(batch, frames, tagged, &port.counters, &mut tally) {
             port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
             self.report(port, ring, fault);
         }

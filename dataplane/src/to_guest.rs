@@ -3,7 +3,8 @@
 //! The private headers are written and the payload copied once, straight from the sender's buffers into the receiver's. Frames that
 //! take a chain each go in runs: chains first, then copies, so that their memory is on its way when it is needed.
 
-use weft_switch::{DropReason, EthernetHeader, Offload, SegmentKind, complete_checksum, segment};
+use weft_switch::vlan::push;
+use weft_switch::{DropReason, EthernetHeader, Offload, SegmentKind, TAG_LEN, complete_checksum, segment};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::{Batch, Frame};
@@ -60,6 +61,54 @@ pub(crate) struct Tally {
     pub(crate) finished: u64,
 }
 
+/// A frame with the tag that it leaves with, if any.
+#[derive(Clone, Copy, Debug)]
+struct Leaving<'a> {
+    frame: &'a Frame,
+    tag: Option<[u8; TAG_LEN]>,
+}
+
+impl<'a> Leaving<'a> {
+    /// The frame of the lowest bit, which is then no longer set. Without `VLANS` nothing looks at tags, which costs nothing then.
+    #[inline(always)]
+    fn next<const VLANS: bool>(batch: &'a Batch, frames: &mut FrameMask, tagged: FrameMask) -> Self {
+        let at = frames.trailing_zeros() as usize % BATCH;
+        let is_tagged = VLANS && tagged & 1 << at != 0;
+        Self { frame: batch.next_of(frames), tag: is_tagged.then(|| batch.admitted(at).tag().bytes()) }
+    }
+
+    /// Bytes of the frame with its tag.
+    #[inline(always)]
+    fn len(self) -> usize {
+        self.frame.len + if self.tag.is_some() { TAG_LEN } else { 0 }
+    }
+
+    #[inline(always)]
+    fn head(self) -> Head<'a> {
+        Head { header: &self.frame.header, tag: self.tag, offload: &self.frame.offload }
+    }
+}
+
+/// What stands before the payload of a frame.
+#[derive(Clone, Copy, Debug)]
+struct Head<'a> {
+    header: &'a [u8; EthernetHeader::LEN],
+    tag: Option<[u8; TAG_LEN]>,
+    /// What is left to do about the frame without the tag.
+    offload: &'a Offload,
+}
+
+impl Head<'_> {
+    /// The virtio-net header of a frame in `chains` chains.
+    #[inline(always)]
+    fn virtio_header(self, chains: u16) -> [u8; LONG_HEADER] {
+        match self.tag {
+            None => long_header(self.offload, chains),
+            Some(_) => long_header(&self.offload.with_tag(), chains),
+        }
+    }
+}
+
 /// Why a frame was not handed to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransmitError {
@@ -84,17 +133,21 @@ impl ToGuest {
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
-    /// guest after [`Self::flush`].
+    /// guest after [`Self::flush`]. On a network with VLANs `tagged` says which of them leave with a tag.
     pub(crate) fn transmit(
         &mut self,
         batch: &Batch,
         frames: FrameMask,
+        tagged: Option<FrameMask>,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
-        let transmitted = match &mut self.ring {
-            Ring::Split(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
-            Ring::Packed(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
+        let writer = &mut self.writer;
+        let transmitted = match (&mut self.ring, tagged) {
+            (Ring::Split(queue), None) => writer.transmit::<false>(queue, batch, frames, 0, counters, tally),
+            (Ring::Packed(queue), None) => writer.transmit::<false>(queue, batch, frames, 0, counters, tally),
+            (Ring::Split(queue), Some(tagged)) => writer.transmit::<true>(queue, batch, frames, tagged, counters, tally),
+            (Ring::Packed(queue), Some(tagged)) => writer.transmit::<true>(queue, batch, frames, tagged, counters, tally),
         };
         self.unshown += tally.frames;
         transmitted
@@ -115,32 +168,33 @@ impl ToGuest {
 impl Writer {
     /// Runs of frames that take a chain each, and between them whatever takes longer.
     #[inline(never)]
-    fn transmit(
+    fn transmit<const VLANS: bool>(
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
         mut frames: FrameMask,
+        tagged: FrameMask,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         queue.prefetch();
         self.spent = 0;
         while frames != 0 {
-            let (count, taken) = self.take_run(queue, batch, frames);
+            let (count, taken) = self.take_run::<VLANS>(queue, batch, frames, tagged);
             for at in 0..count {
-                let frame = batch.next_of(&mut frames);
-                self.write(batch, frame, at);
+                let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
+                self.write::<VLANS>(batch, leaving, at);
                 // No truncation: at most a frame and its header.
-                self.run[at].len = (self.features.header_len() + frame.len) as u32;
-                tally.bytes += frame.len as u64;
+                self.run[at].len = (self.features.header_len() + leaving.len()) as u32;
+                tally.bytes += leaving.len() as u64;
             }
             queue.complete_written(&self.run[..count]);
             tally.frames += count as u64;
             tally.handled += count as u32;
             taken?;
             if frames != 0 {
-                let frame = batch.next_of(&mut frames);
-                self.transmit_one(queue, batch, frame, counters, tally)?;
+                let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
+                self.transmit_one(queue, batch, leaving, counters, tally)?;
                 tally.handled += 1;
             }
         }
@@ -150,7 +204,13 @@ impl Writer {
     /// Takes a chain for each of the next frames, as long as one is enough, and asks for its memory. How many it took stands
     /// beside the fault that ended it.
     #[inline(always)]
-    fn take_run(&mut self, queue: &mut impl Virtqueue, batch: &Batch, mut frames: FrameMask) -> (usize, Result<(), RingFault>) {
+    fn take_run<const VLANS: bool>(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        batch: &Batch,
+        mut frames: FrameMask,
+        tagged: FrameMask,
+    ) -> (usize, Result<(), RingFault>) {
         self.pieces.clear();
         let mut count = 0;
         if self.spent >= MAX_SPENT {
@@ -161,12 +221,13 @@ impl Writer {
             if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
-            let frame = batch.next_of(&mut frames);
+            let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
+            let frame = leaving.frame;
             if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
                 break;
             }
             // No truncation: at most a frame and its header.
-            let needed = (self.features.header_len() + frame.len) as u32;
+            let needed = (self.features.header_len() + leaving.len()) as u32;
             match queue.take(needed, &mut self.pieces, chain) {
                 Ok(true) if chain.len >= needed => {}
                 Ok(true) => {
@@ -185,21 +246,25 @@ impl Writer {
 
     /// Writes a frame into a chain of the run, which has room for it.
     #[inline(always)]
-    fn write(&self, batch: &Batch, frame: &Frame, at: usize) {
-        let chain = &self.run[at];
+    fn write<const VLANS: bool>(&self, batch: &Batch, leaving: Leaving<'_>, at: usize) {
+        let (frame, chain) = (leaving.frame, &self.run[at]);
         let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
-            self.write_pieces(self.cursor(chain), 1, &frame.header, batch.payload(frame), frame.len, &frame.offload);
+            self.write_pieces(self.cursor(chain), 1, leaving.head(), batch.payload(frame), frame.len - EthernetHeader::LEN);
             return;
         };
         let unfinished;
         let virtio_header = if frame.offload.is_none() {
             &PLAIN_HEADER
         } else {
-            unfinished = long_header(&frame.offload, 1);
+            unfinished = leaving.head().virtio_header(1);
             &unfinished
         };
-        let (payload_at, payload_len) = (batch.header_len + EthernetHeader::LEN, frame.len - EthernetHeader::LEN);
-        let written = write_frame(&to, (virtio_header, &frame.header), &from, payload_at, payload_len);
+        let headers_len = if VLANS { frame.headers_len() } else { EthernetHeader::LEN };
+        let (payload_at, payload_len) = (batch.header_len + headers_len, frame.len - EthernetHeader::LEN);
+        let written = match leaving.tag {
+            None => write_frame(&to, (virtio_header, &frame.header), &from, payload_at, payload_len),
+            Some(tag) => write_frame(&to, (virtio_header, &push(&frame.header, tag)), &from, payload_at, payload_len),
+        };
         debug_assert!(written, "a chain has the room that was counted");
     }
 
@@ -210,20 +275,17 @@ impl Writer {
         }
     }
 
-    /// Writes a frame of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
-    fn write_pieces(
-        &self,
-        mut target: Cursor<'_>,
-        chains: u16,
-        header: &[u8; EthernetHeader::LEN],
-        mut payload: Cursor<'_>,
-        len: usize,
-        offload: &Offload,
-    ) {
-        let virtio_header = long_header(offload, chains);
+    /// Writes a frame with a payload of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
+    fn write_pieces(&self, mut target: Cursor<'_>, chains: u16, head: Head<'_>, mut payload: Cursor<'_>, len: usize) {
+        let virtio_header = head.virtio_header(chains);
         let written =
             if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
-        let written = written && target.write(header) && target.copy_from(&mut payload, len - EthernetHeader::LEN);
+        let written = written
+            && match head.tag {
+                None => target.write(head.header),
+                Some(tag) => target.write(&push(head.header, tag)),
+            };
+        let written = written && target.copy_from(&mut payload, len);
         debug_assert!(written, "a frame and its buffers have the lengths that were counted");
     }
 
@@ -234,35 +296,35 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
-        frame: &Frame,
+        leaving: Leaving<'_>,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
+        let frame = leaving.frame;
         let payload = batch.payload(frame);
-        let offload = &frame.offload;
-        let delivered = if offload.is_none() || self.features.offloads_to_guest.cover(offload) {
-            self.deliver(queue, &frame.header, payload, frame.len, offload, tally)
+        let delivered = if frame.offload.is_none() || self.features.offloads_to_guest.cover(&frame.offload) {
+            self.deliver(queue, leaving.head(), payload, frame.len - EthernetHeader::LEN, tally)
         } else {
-            self.finish_and_deliver(queue, payload, frame, counters, tally)
+            self.finish_and_deliver(queue, payload, leaving, counters, tally)
         };
         delivered.or_else(|error| count_drop(error, counters))
     }
 
-    /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
+    /// One frame with a payload of `len` bytes into as many chains as it takes.
     fn deliver(
         &mut self,
         queue: &mut impl Virtqueue,
-        header: &[u8; EthernetHeader::LEN],
+        head: Head<'_>,
         payload: Cursor<'_>,
         len: usize,
-        offload: &Offload,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
+        let frame_len = EthernetHeader::LEN + head.tag.map_or(0, |tag| tag.len()) + len;
         // No truncation: at most a frame and its header.
-        let needed = (self.features.header_len() + len) as u32;
+        let needed = (self.features.header_len() + frame_len) as u32;
         self.gather(queue, needed)?;
         // No truncation: bounded by what `gather` takes.
-        self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
+        self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, head, payload, len);
         let mut left = needed;
         for chain in &self.chains {
             let written = left.min(chain.len);
@@ -270,16 +332,16 @@ impl Writer {
             left -= written;
         }
         tally.frames += 1;
-        tally.bytes += len as u64;
+        tally.bytes += frame_len as u64;
         Ok(())
     }
 
-    /// Does what the sender left undone and this guest did not agree to do, on a private copy.
+    /// Does what the sender left undone and this guest did not agree to do, on a private copy without the tag.
     fn finish_and_deliver(
         &mut self,
         queue: &mut impl Virtqueue,
         mut payload: Cursor<'_>,
-        frame: &Frame,
+        Leaving { frame, tag }: Leaving<'_>,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
@@ -295,25 +357,31 @@ impl Writer {
                 let mut outcome = Ok(());
                 let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
                     if outcome.is_ok() {
-                        outcome = self.deliver_private(queue, part, tally).or_else(|error| count_drop(error, counters));
+                        outcome = self.deliver_private(queue, part, tag, tally).or_else(|error| count_drop(error, counters));
                     }
                 });
                 cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);
-                self.deliver_private(queue, &whole, tally)
+                self.deliver_private(queue, &whole, tag, tally)
             }
-            (None, _) => self.deliver_private(queue, &whole, tally),
+            (None, _) => self.deliver_private(queue, &whole, tag, tally),
         };
         (self.whole, self.part) = (whole, part);
         outcome
     }
 
-    fn deliver_private(&mut self, queue: &mut impl Virtqueue, frame: &[u8], tally: &mut Tally) -> Result<(), TransmitError> {
+    fn deliver_private(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        frame: &[u8],
+        tag: Option<[u8; TAG_LEN]>,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
         let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
         let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
-        self.deliver(queue, header, Cursor::of_one(piece), frame.len(), &Offload::NONE, tally)
+        self.deliver(queue, Head { header, tag, offload: &Offload::NONE }, Cursor::of_one(piece), rest.len(), tally)
     }
 
     /// Takes chains until they have room for `needed` bytes; all their pieces are in `self.pieces` then. Takes none when they

@@ -8,10 +8,10 @@
 //!
 //! When ports come or go, shares change. A table takes what it has learned with it, as far as that has room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use super::{PortRole, Vlan, VlanId};
+use super::{PortRole, Vlan, VlanId, VlanSet};
 use crate::{Fdb, FdbCounters, FdbEntry, FdbSettings, PortId, Timestamp};
 
 /// Addresses for which there is room in every VLAN, unless the network has less for all.
@@ -46,15 +46,20 @@ impl Weights {
     pub fn of<'a>(default: VlanId, roles: impl IntoIterator<Item = &'a PortRole>) -> Self {
         let mut weights = vec![0_u64; Vlan::COUNT];
         weights[Vlan::customer(default).index()] = 1;
+        // Trunks mostly have their lists in common.
+        let mut lists: HashMap<&VlanSet, u64> = HashMap::new();
         for role in roles {
             if let Some(vlan) = role.untagged() {
                 weights[vlan.index()] += AT_HOME;
             }
             if let PortRole::Trunk(trunk) = role {
-                for id in trunk.allowed.iter() {
-                    weights[Vlan::customer(id).index()] += 1;
-                    weights[Vlan::service(id).index()] += 1;
-                }
+                *lists.entry(&trunk.allowed).or_default() += 1;
+            }
+        }
+        for (allowed, count) in lists {
+            for id in allowed.iter() {
+                weights[Vlan::customer(id).index()] += count;
+                weights[Vlan::service(id).index()] += count;
             }
         }
         let all = VlanId::all().flat_map(|id| [Vlan::customer(id), Vlan::service(id)]);
