@@ -160,11 +160,12 @@ impl Owner {
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
             let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
-            let network = dataplane.add_network(NetworkSettings { fdb, gateway: load.gateway.then(gateway) })?;
+            let network = dataplane.add_network(NetworkSettings { gateway: load.gateway.then(gateway), ..NetworkSettings::from(fdb) })?;
             for number in 0..load.guests {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
                     network,
+                    vlan: None,
                     socket: sockets.path().join(number.to_string()),
                     role: SocketRole::Server,
                     queue_pairs: 1,
