@@ -3,7 +3,7 @@
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 
-use weft_switch::vlan::{Admitted, OuterTag, PortRole, TagKind, Vlan, VlanId, pop};
+use weft_switch::vlan::{OuterTag, PortRole, TagKind, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
 use crate::gateway::Dispatch;
@@ -11,6 +11,7 @@ use crate::memory::Segment;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
+use crate::vlan::Stamp;
 
 /// The longest frame with its virtio-net header.
 const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
@@ -61,12 +62,6 @@ impl Frame {
     #[inline(always)]
     pub(crate) fn is_arp(&self) -> bool {
         self.header[12..] == [0x08, 0x06]
-    }
-
-    /// The type behind the addresses, as the private copy of the header says.
-    #[inline(always)]
-    fn ether_type(&self) -> u16 {
-        u16::from_be_bytes([self.header[12], self.header[13]])
     }
 
     /// Bytes of the buffers' frame before its payload.
@@ -122,8 +117,8 @@ pub(crate) struct Batch {
     count: usize,
     /// Of the frames that are spread over several.
     pieces: Vec<Segment>,
-    /// Of the frames that were admitted to a VLAN: which, and with what priority.
-    admitted: [Admitted; BATCH],
+    /// Of the frames that were admitted to a VLAN.
+    stamps: [Stamp; BATCH],
     /// Bytes in the buffers before the Ethernet header.
     pub(crate) header_len: usize,
     /// The bytes of frames that come from weft itself.
@@ -136,21 +131,21 @@ impl Batch {
             frames: [const { Frame::NONE }; BATCH],
             count: 0,
             pieces: Vec::new(),
-            admitted: [const { Admitted::untagged(Vlan::customer(VlanId::DEFAULT)) }; BATCH],
+            stamps: [Stamp::NONE; BATCH],
             header_len: 0,
             private: Vec::new(),
         }
     }
 
-    /// Fills the batch with frames in weft's own memory, at most [`BATCH`]. On a network with VLANs they belong to this one.
-    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = Dispatch>, vlan: Vlan) {
+    /// Fills the batch with frames in weft's own memory, at most [`BATCH`]. Those that came from no guest get this stamp.
+    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = Dispatch>, own: Stamp) {
         self.private.clear();
         self.pieces.clear();
         self.header_len = 0;
         self.count = 0;
-        for ((place, admitted), mut dispatch) in self.frames.iter_mut().zip(&mut self.admitted).zip(frames) {
+        for ((place, stamp), mut dispatch) in self.frames.iter_mut().zip(&mut self.stamps).zip(frames) {
             *place = Frame::private(&mut dispatch.frame, dispatch.offload);
-            *admitted = Admitted { vlan, ..dispatch.admitted.unwrap_or(Admitted::untagged(vlan)) };
+            *stamp = dispatch.stamp.unwrap_or(own);
             self.private.push(dispatch.frame);
             self.count += 1;
         }
@@ -163,29 +158,38 @@ impl Batch {
 
     /// What was found out about a frame that was admitted to a VLAN.
     #[inline(always)]
-    pub(crate) fn admitted(&self, at: usize) -> &Admitted {
-        &self.admitted[at % BATCH]
+    pub(crate) fn stamp(&self, at: usize) -> Stamp {
+        self.stamps[at % BATCH]
     }
 
-    /// Finds out to which VLAN a frame belongs that came in by a port of this role. A tag that says so is no part of the frame any more.
+    /// Finds out to which VLAN a frame belongs that came in by a port of this role. A tag that says so is no part of the frame any more. `untagged` is what the
+    /// role says about frames without a tag.
     #[inline(always)]
-    pub(crate) fn admit(&mut self, at: usize, role: &PortRole) -> Result<Vlan, DropReason> {
+    pub(crate) fn admit(&mut self, at: usize, role: &PortRole, untagged: Result<Stamp, DropReason>) -> Result<Stamp, DropReason> {
         let frame = &self.frames[at];
-        frame.header()?;
-        let tag = match TagKind::of(frame.ether_type()) {
-            None => None,
-            Some(_) => Some(self.tag_of(frame)?),
+        let header = frame.header()?;
+        let stamp = match TagKind::of(u16::from_be_bytes([header[12], header[13]])) {
+            None => untagged?,
+            Some(_) => self.admit_tagged(at, role)?,
         };
-        let admitted = role.admit(tag)?;
-        if let Some(tag) = tag.filter(|_| admitted.taken_off) {
+        self.stamps[at] = stamp;
+        Ok(stamp)
+    }
+
+    #[inline(always)]
+    fn admit_tagged(&mut self, at: usize, role: &PortRole) -> Result<Stamp, DropReason> {
+        let tag = self.tag_of(&self.frames[at])?;
+        let admitted = role.admit(Some(tag))?;
+        if admitted.taken_off {
             let frame = &mut self.frames[at];
-            frame.offload = frame.offload.without_tag()?;
+            if !frame.offload.is_none() {
+                frame.offload = frame.offload.without_tag()?;
+            }
             frame.header = pop(&frame.header, tag);
             frame.skipped = TAG_LEN as u8;
             frame.len -= TAG_LEN;
         }
-        self.admitted[at] = admitted;
-        Ok(admitted.vlan)
+        Ok(admitted.into())
     }
 
     /// The outermost tag of a frame that has one.
@@ -195,7 +199,8 @@ impl Batch {
             Some(piece) => piece.read_at(self.header_len + EthernetHeader::LEN),
             None => self.payload(frame).read_array(),
         };
-        rest.and_then(|rest| OuterTag::of(frame.ether_type(), rest)).ok_or(DropReason::TooShort)
+        let ether_type = u16::from_be_bytes([frame.header[12], frame.header[13]]);
+        rest.and_then(|rest| OuterTag::of(ether_type, rest)).ok_or(DropReason::TooShort)
     }
 
     /// The frame of the lowest bit, which is then no longer set.

@@ -22,10 +22,10 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::vlan::Admitted;
 use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
 
 use crate::from_guest::{Batch, Frame};
+use crate::vlan::Stamp;
 
 /// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
 const INBOX_BYTES: usize = 256 << 10;
@@ -59,7 +59,7 @@ pub(crate) struct Dispatch {
     pub(crate) frame: Vec<u8>,
     pub(crate) offload: Offload,
     /// What was found out about it, if it came from a guest on a network with VLANs.
-    pub(crate) admitted: Option<Admitted>,
+    pub(crate) stamp: Option<Stamp>,
 }
 
 /// Which ports of a network.
@@ -220,7 +220,7 @@ impl GatewayState {
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
-                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload, admitted: None });
+                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload, stamp: None });
                 Some(Passage::Taken)
             }
         };
@@ -309,7 +309,7 @@ impl From<Outgoing> for Dispatch {
             Egress::Port(port) => Receivers::One(port),
             Egress::All => Receivers::All,
         };
-        Self { to, frame, offload: Offload::NONE, admitted: None }
+        Self { to, frame, offload: Offload::NONE, stamp: None }
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use crossbeam::channel::Sender;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
-use weft_switch::vlan::{Admitted, Vlan, VlanId};
-use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
+use weft_switch::vlan::Vlan;
+use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
@@ -18,7 +18,7 @@ use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
 use crate::to_guest::Tally;
 use crate::vhost_port::{BATCH, FrameMask};
-use crate::vlan::VlanLink;
+use crate::vlan::{Stamp, VlanLink};
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -141,8 +141,8 @@ impl Lane {
     pub(crate) fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
         if let Some(port) = snapshot.port(port) {
             let mut batch = Batch::new();
-            let dispatch = Dispatch { to: Receivers::All, frame, offload: Offload::NONE, admitted: None };
-            batch.fill_private([dispatch].into_iter(), Vlan::customer(VlanId::DEFAULT));
+            let dispatch = Dispatch { to: Receivers::All, frame, offload: Offload::NONE, stamp: None };
+            batch.fill_private([dispatch].into_iter(), Stamp::NONE);
             self.forward_batch(snapshot, port, &mut batch, now);
         }
     }
@@ -216,19 +216,29 @@ impl Lane {
     /// The same on a network with VLANs. The gateway is in the default one.
     fn decide_by_vlan(&mut self, network: &NetworkLink, vlans: &VlanLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
         let (role, default) = (vlans.role(ingress), vlans.tables.default_vlan());
+        let untagged = role.admit(None).map(Stamp::from);
+        let mut at_hand: Option<(Vlan, &Fdb)> = None;
         for bit in 0..batch.frames().len() {
-            let vlan = match batch.admit(bit, role) {
-                Ok(vlan) => vlan,
+            let vlan = match batch.admit(bit, role, untagged) {
+                Ok(stamp) => stamp.vlan,
                 Err(reason) => {
                     ingress.counters.drop_frames(reason, 1);
                     continue;
                 }
             };
-            let header = EthernetHeader::parse(&batch.frames()[bit].header);
-            let verdict = match vlans.fdb(vlan) {
-                Some(fdb) => forward(now, ingress.id, &header, fdb),
-                None => Verdict::Drop(DropReason::VlanNotAllowed),
+            // Mostly that of the frame before.
+            let fdb = match at_hand {
+                Some((at_hand, fdb)) if at_hand == vlan => fdb,
+                _ => {
+                    let Some(fdb) = vlans.fdb(vlan) else {
+                        ingress.counters.drop_frames(DropReason::VlanNotAllowed, 1);
+                        continue;
+                    };
+                    at_hand = Some((vlan, fdb));
+                    fdb
+                }
             };
+            let verdict = forward(now, ingress.id, &EthernetHeader::parse(&batch.frames()[bit].header), fdb);
             if vlan == default && network.gateway.is_some() {
                 self.carry_out::<true>(verdict, network, Some((vlans, vlan)), ingress, batch, bit);
             } else {
@@ -279,12 +289,12 @@ impl Lane {
         let mut frames = std::mem::take(&mut self.for_gateway);
         let mut state = gateway.shared.lock();
         while frames != 0 {
-            let admitted = network.vlans.as_ref().map(|_| *batch.admitted(frames.trailing_zeros() as usize));
+            let stamp = network.vlans.as_ref().map(|_| batch.stamp(frames.trailing_zeros() as usize));
             let frame = batch.next_of(&mut frames);
             match state.receive(now, ingress.id, batch, frame, &mut self.dispatches) {
                 Passage::Taken => {}
                 Passage::Dropped(reason) => ingress.counters.drop_frames(reason, 1),
-                Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, admitted), now),
+                Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, stamp), now),
             }
         }
         gateway.shared.announce_mail(&state);
@@ -298,7 +308,7 @@ impl Lane {
         network: &NetworkLink,
         ingress: &PortLink,
         frame: &Frame,
-        (copy, admitted): (Vec<u8>, Option<Admitted>),
+        (copy, stamp): (Vec<u8>, Option<Stamp>),
         now: Timestamp,
     ) {
         let to = match forward(now, ingress.id, &EthernetHeader::parse(&frame.header), &network.fdb) {
@@ -307,7 +317,7 @@ impl Lane {
             Verdict::Flood => Receivers::AllBut(ingress.id),
             Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
         };
-        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload, admitted });
+        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload, stamp });
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
@@ -326,11 +336,11 @@ impl Lane {
             self.fit(snapshot);
             let count = self.dispatches.len().min(BATCH);
             let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
-            let mut default = Vlan::customer(VlanId::DEFAULT);
+            let mut stamp = Stamp::NONE;
             if let Some(network) = snapshot.network(id) {
                 // What comes from the gateway is in the default VLAN.
                 let vlan = network.vlans.as_ref().map(|vlans| (vlans, vlans.tables.default_vlan()));
-                default = vlan.map_or(default, |(_, vlan)| vlan);
+                stamp = vlan.map_or(stamp, |(_, vlan)| Stamp::of(vlan));
                 for bit in 0..count {
                     match self.dispatches[bit].to {
                         // To a port that has gone since, nothing is sent.
@@ -341,7 +351,7 @@ impl Lane {
                     }
                 }
             }
-            batch.fill_private(self.dispatches.drain(..count), default);
+            batch.fill_private(self.dispatches.drain(..count), stamp);
             self.transmit_batch(snapshot, id, &batch);
             self.own_batch = Some(batch);
         }

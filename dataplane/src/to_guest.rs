@@ -74,7 +74,7 @@ impl<'a> Leaving<'a> {
     fn next<const VLANS: bool>(batch: &'a Batch, frames: &mut FrameMask, tagged: FrameMask) -> Self {
         let at = frames.trailing_zeros() as usize % BATCH;
         let is_tagged = VLANS && tagged & 1 << at != 0;
-        Self { frame: batch.next_of(frames), tag: is_tagged.then(|| batch.admitted(at).tag().bytes()) }
+        Self { frame: batch.next_of(frames), tag: is_tagged.then(|| batch.stamp(at).tag) }
     }
 
     /// Bytes of the frame with its tag.

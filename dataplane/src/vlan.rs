@@ -7,13 +7,41 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use weft_switch::vlan::{PortRole, Release, Vlan, VlanTables, Weights};
-use weft_switch::{Fdb, FdbCounters, FdbEntry, NetworkId, PortId, Timestamp};
+use weft_switch::vlan::{Admitted, PortRole, Release, Vlan, VlanId, VlanTables, Weights};
+use weft_switch::{Fdb, FdbCounters, FdbEntry, NetworkId, PortId, TAG_LEN, Timestamp};
 
 use crate::fabric::{Fabric, Network};
 use crate::from_guest::Batch;
 use crate::snapshot::PortLink;
 use crate::vhost_port::FrameMask;
+
+/// What was found out about a frame that was admitted to a VLAN: one word, since every frame gets one.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(8))]
+pub(crate) struct Stamp {
+    pub(crate) vlan: Vlan,
+    /// The tag with which it leaves, where it leaves with one.
+    pub(crate) tag: [u8; TAG_LEN],
+    hides_tag: bool,
+}
+
+impl Stamp {
+    /// Stands where nobody looks.
+    pub(crate) const NONE: Self = Self::of(Vlan::customer(VlanId::DEFAULT));
+
+    /// Of a frame that came without a tag.
+    pub(crate) const fn of(vlan: Vlan) -> Self {
+        let admitted = Admitted::untagged(vlan);
+        Self { vlan, tag: admitted.tag().bytes(), hides_tag: false }
+    }
+}
+
+impl From<Admitted> for Stamp {
+    #[inline(always)]
+    fn from(admitted: Admitted) -> Self {
+        Self { vlan: admitted.vlan, tag: admitted.tag().bytes(), hides_tag: admitted.hides_tag }
+    }
+}
 
 /// The VLANs of a network, as workers see them.
 #[derive(Clone, Debug)]
@@ -65,10 +93,18 @@ impl VlanLink {
     pub(crate) fn release(&self, port: &PortLink, batch: &Batch, mut frames: FrameMask) -> (FrameMask, FrameMask) {
         let role = self.role(port);
         let (mut released, mut tagged) = (frames, 0);
+        let mut at_hand = None;
         while frames != 0 {
             let at = frames.trailing_zeros() as usize;
             frames &= frames - 1;
-            match role.release(batch.admitted(at)) {
+            let Stamp { vlan, hides_tag, .. } = batch.stamp(at);
+            // Mostly that of the frame before.
+            let release = match at_hand {
+                Some((at_hand, release)) if at_hand == (vlan, hides_tag) => release,
+                _ => role.release(vlan, hides_tag),
+            };
+            at_hand = Some(((vlan, hides_tag), release));
+            match release {
                 Ok(Release::Untagged) => {}
                 Ok(Release::Tagged) => tagged |= 1 << at,
                 Err(reason) => {

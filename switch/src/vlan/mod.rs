@@ -109,14 +109,14 @@ impl PortRole {
         }
     }
 
-    /// Whether a frame may leave by this port, and how (IEEE 802.1Q-2018, 8.6.4 and 6.9.2).
+    /// Whether a frame of a VLAN may leave by this port, and how (IEEE 802.1Q-2018, 8.6.4 and 6.9.2). `hides_tag` is what was found when it was admitted.
     ///
     /// # Errors
     /// [`DropReason::VlanNotAllowed`] if the port is no member of its VLAN, [`DropReason::HiddenTag`] if it must not lose its tag.
     #[inline(always)]
-    pub fn release(&self, frame: &Admitted) -> Result<Release, DropReason> {
-        match self.membership(frame.vlan) {
-            Some(Release::Untagged) if frame.hides_tag => Err(DropReason::HiddenTag),
+    pub fn release(&self, vlan: Vlan, hides_tag: bool) -> Result<Release, DropReason> {
+        match self.membership(vlan) {
+            Some(Release::Untagged) if hides_tag => Err(DropReason::HiddenTag),
             Some(release) => Ok(release),
             None => Err(DropReason::VlanNotAllowed),
         }

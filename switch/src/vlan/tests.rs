@@ -137,12 +137,12 @@ fn priority_is_kept_and_that_of_a_customer_is_the_services() {
 fn a_tag_behind_a_customers_tag_does_not_come_to_light() {
     let sender = trunk("10,20", None);
     let frame = sender.admit(double(TagKind::Customer, 10)).unwrap();
-    assert_eq!(PortRole::Access(id(10)).release(&frame), Err(DropReason::HiddenTag));
-    assert_eq!(trunk("20", Some(10)).release(&frame), Err(DropReason::HiddenTag));
-    assert_eq!(trunk("10", None).release(&frame), Ok(Release::Tagged));
+    assert_eq!(PortRole::Access(id(10)).release(frame.vlan, frame.hides_tag), Err(DropReason::HiddenTag));
+    assert_eq!(trunk("20", Some(10)).release(frame.vlan, frame.hides_tag), Err(DropReason::HiddenTag));
+    assert_eq!(trunk("10", None).release(frame.vlan, frame.hides_tag), Ok(Release::Tagged));
     // A service's customer gets its own tag back.
     let frame = sender.admit(double(TagKind::Service, 10)).unwrap();
-    assert_eq!(PortRole::Qinq(id(10)).release(&frame), Ok(Release::Untagged));
+    assert_eq!(PortRole::Qinq(id(10)).release(frame.vlan, frame.hides_tag), Ok(Release::Untagged));
 }
 
 const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
@@ -171,7 +171,8 @@ impl Network {
             Verdict::Flood => (0..self.roles.len()).filter(|&port| port != from).collect(),
             Verdict::Drop(_) => Vec::new(),
         };
-        let released = |port: usize| self.roles[port].release(&frame).ok().map(|release| (port, frame.vlan, release));
+        let released =
+            |port: usize| self.roles[port].release(frame.vlan, frame.hides_tag).ok().map(|release| (port, frame.vlan, release));
         receivers.into_iter().filter_map(released).collect()
     }
 }
