@@ -20,6 +20,7 @@ use crate::values::{
     AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
     WorkerCount, cpu_ranges,
 };
+use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef, VlanRefs};
 
 /// Everything that is declared about a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -84,6 +85,11 @@ pub struct NetworkConfig {
     pub fdb_capacity: FdbCapacity,
     /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
     pub mtu: Mtu,
+    /// The VLAN of ports without a role and of the gateway, as soon as a port has a role.
+    pub default_vlan: VlanRef,
+    /// The numbers of VLANs, by name.
+    #[serde(skip_serializing_if = "VlanNames::is_empty")]
+    pub vlans: VlanNames,
     /// Addresses that are kept for one client each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<StaticLease>,
@@ -108,6 +114,18 @@ pub struct PortConfig {
     /// The IP address that DHCP keeps for the guest; any that is free if none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// The port is an access port of this VLAN: its guest knows nothing of tags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanRef>,
+    /// The port is a trunk: its guest tells these VLANs apart by tags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<VlanRefs>,
+    /// The VLAN of frames without a tag on a trunk; without it there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub native: Option<VlanRef>,
+    /// The guest's frames get an outer tag of this service VLAN, whatever tags they have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qinq: Option<VlanRef>,
 }
 
 impl Config {
@@ -160,6 +178,7 @@ impl Config {
                 return Err(Conflict::SameSocket { port: name.clone(), other: other.clone(), path });
             }
         }
+        self.check_vlans()?;
         self.networks.iter().try_for_each(|(name, network)| GatewayPlan::new(name, self, host, network.subnet).map(drop))
     }
 
@@ -269,6 +288,8 @@ impl Default for NetworkConfig {
             ageing_seconds: AgeingSeconds::of::<300>(),
             fdb_capacity: FdbCapacity::of::<16_384>(),
             mtu: Mtu::of::<1500>(),
+            default_vlan: DEFAULT_VLAN,
+            vlans: VlanNames::default(),
             leases: Vec::new(),
         }
     }
@@ -277,7 +298,18 @@ impl Default for NetworkConfig {
 impl Default for PortConfig {
     fn default() -> Self {
         let network = plain_name(Config::DEFAULT_NETWORK);
-        Self { network, socket: None, client: false, queues: Queues::of::<1>(), mac: None, address: None }
+        Self {
+            network,
+            socket: None,
+            client: false,
+            queues: Queues::of::<1>(),
+            mac: None,
+            address: None,
+            vlan: None,
+            trunk: None,
+            native: None,
+            qinq: None,
+        }
     }
 }
 

@@ -30,3 +30,4 @@ pub mod services;
 pub mod state_dir;
 pub mod switch;
 pub mod values;
+pub mod vlans;

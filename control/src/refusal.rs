@@ -110,6 +110,9 @@ pub enum StepError {
     /// The leases can't be kept.
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    /// What is declared about VLANs contradicts itself.
+    #[error(transparent)]
+    Vlans(#[from] Conflict),
 }
 
 impl Refusal {

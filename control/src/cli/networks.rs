@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::config::NetworkConfig;
 use crate::render;
 use crate::values::{AgeingSeconds, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode};
+use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetworkCommand {
@@ -69,11 +70,17 @@ pub(super) struct NetworkArgs {
     /// The MTU that guests are told, 68 to 65535 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
     mtu: Mtu,
+    /// The VLAN of the gateway and of ports without a role, as soon as a port has a role.
+    #[arg(long, value_name = "VLAN", default_value_t = DEFAULT_VLAN)]
+    default_vlan: VlanRef,
+    /// Names of VLANs, as in tenant-a=100,tenant-b=200.
+    #[arg(long, value_name = "NAME=VLAN,…")]
+    vlans: Option<VlanNames>,
 }
 
 impl NetworkArgs {
     fn config(self) -> NetworkConfig {
-        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu } = self;
+        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu, default_vlan, vlans } = self;
         NetworkConfig {
             mode,
             subnet,
@@ -85,6 +92,8 @@ impl NetworkArgs {
             ageing_seconds: ageing,
             fdb_capacity,
             mtu,
+            default_vlan,
+            vlans: vlans.unwrap_or_default(),
             leases: Vec::new(),
         }
     }
