@@ -3,7 +3,7 @@
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 
-use weft_switch::vlan::{OuterTag, PortRole, TagKind, pop};
+use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
 use crate::gateway::Dispatch;
@@ -64,6 +64,12 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
+    /// True if a tag follows the addresses, as the private copy of the header says.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        TagKind::of(u16::from_be_bytes([self.header[12], self.header[13]])).is_some()
+    }
+
     /// Bytes of the buffers' frame before its payload.
     #[inline(always)]
     pub(crate) fn headers_len(&self) -> usize {
@@ -119,6 +125,9 @@ pub(crate) struct Batch {
     pieces: Vec<Segment>,
     /// Of the frames that were admitted to a VLAN.
     stamps: [Stamp; BATCH],
+    /// See [`Self::is_uniform`] and [`Self::lost_tags`].
+    uniform: bool,
+    lost_tags: bool,
     /// Bytes in the buffers before the Ethernet header.
     pub(crate) header_len: usize,
     /// The bytes of frames that come from weft itself.
@@ -132,6 +141,8 @@ impl Batch {
             count: 0,
             pieces: Vec::new(),
             stamps: [Stamp::NONE; BATCH],
+            uniform: false,
+            lost_tags: false,
             header_len: 0,
             private: Vec::new(),
         }
@@ -143,6 +154,7 @@ impl Batch {
         self.pieces.clear();
         self.header_len = 0;
         self.count = 0;
+        (self.uniform, self.lost_tags) = (false, false);
         for ((place, stamp), mut dispatch) in self.frames.iter_mut().zip(&mut self.stamps).zip(frames) {
             *place = Frame::private(&mut dispatch.frame, dispatch.offload);
             *stamp = dispatch.stamp.unwrap_or(own);
@@ -162,18 +174,71 @@ impl Batch {
         self.stamps[at % BATCH]
     }
 
-    /// Finds out to which VLAN a frame belongs that came in by a port of this role. A tag that says so is no part of the frame any more. `untagged` is what the
-    /// role says about frames without a tag.
+    /// True if a frame has lost the tag that it came with.
     #[inline(always)]
-    pub(crate) fn admit(&mut self, at: usize, role: &PortRole, untagged: Result<Stamp, DropReason>) -> Result<Stamp, DropReason> {
-        let frame = &self.frames[at];
-        let header = frame.header()?;
-        let stamp = match TagKind::of(u16::from_be_bytes([header[12], header[13]])) {
-            None => untagged?,
-            Some(_) => self.admit_tagged(at, role)?,
-        };
-        self.stamps[at] = stamp;
-        Ok(stamp)
+    pub(crate) fn lost_tags(&self) -> bool {
+        self.lost_tags
+    }
+
+    /// True if all frames have the same stamp, but for their priority.
+    #[inline(always)]
+    pub(crate) fn is_uniform(&self) -> bool {
+        self.uniform
+    }
+
+    /// Finds out to which VLAN each frame belongs that came in by a port of this role, and gives it its stamp. A tag that says so is no part of the frame any
+    /// more. Returns those that are admitted; `refuse` hears why others are not.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self, role: &PortRole, refuse: impl FnMut(DropReason)) -> FrameMask {
+        let untagged = role.admit(None).map(Stamp::from);
+        let all_usable = self.frames().iter().fold(true, |usable, frame| usable & (frame.bad.is_none() & !frame.is_tagged()));
+        match untagged {
+            Ok(stamp) if all_usable => {
+                self.stamps[..self.count].fill(stamp);
+                (self.uniform, self.lost_tags) = (true, false);
+                FrameMask::MAX.checked_shr((BATCH - self.count) as u32).unwrap_or(0)
+            }
+            _ => self.admit_each(role, untagged, refuse),
+        }
+    }
+
+    #[inline(never)]
+    fn admit_each(
+        &mut self,
+        role: &PortRole,
+        untagged: Result<Stamp, DropReason>,
+        mut refuse: impl FnMut(DropReason),
+    ) -> FrameMask {
+        let (mut admitted, mut first): (FrameMask, Option<Stamp>) = (0, None);
+        (self.uniform, self.lost_tags) = (true, false);
+        for at in 0..self.count {
+            let frame = &self.frames[at];
+            let stamp = match frame.bad {
+                Some(reason) => Err(reason),
+                None if frame.is_tagged() => self.admit_tagged(at, role),
+                None => untagged,
+            };
+            match stamp {
+                Ok(stamp) => {
+                    self.stamps[at] = stamp;
+                    self.uniform &= first.get_or_insert(stamp).is_like(stamp);
+                    admitted |= 1 << at;
+                }
+                Err(reason) => refuse(reason),
+            }
+        }
+        admitted
+    }
+
+    /// A VLAN, and which of some frames, of which there is one at least, are in it.
+    #[inline(always)]
+    pub(crate) fn of_one_vlan(&self, frames: FrameMask) -> (Vlan, FrameMask) {
+        let Stamp { vlan, .. } = self.stamp(frames.trailing_zeros() as usize);
+        if self.uniform {
+            return (vlan, frames);
+        }
+        let others = self.stamps.iter().enumerate().filter(|(_, stamp)| stamp.vlan != vlan);
+        (vlan, others.fold(frames, |frames, (at, _)| frames & !(1 << at)))
     }
 
     #[inline(always)]
@@ -188,6 +253,7 @@ impl Batch {
             frame.header = pop(&frame.header, tag);
             frame.skipped = TAG_LEN as u8;
             frame.len -= TAG_LEN;
+            self.lost_tags = true;
         }
         Ok(admitted.into())
     }

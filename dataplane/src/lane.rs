@@ -153,13 +153,20 @@ impl Lane {
             return;
         };
         self.fit(snapshot);
-        match (&network.vlans, &network.gateway) {
-            (None, None) => self.decide::<false>(network, ingress, batch, now),
-            (None, Some(_)) => self.decide::<true>(network, ingress, batch, now),
-            (Some(vlans), _) => self.decide_by_vlan(network, vlans, ingress, batch, now),
-        }
-        let batch = &*batch;
-        let down = self.transmit_batch(snapshot, ingress.network, batch);
+        let down = match (&network.vlans, &network.gateway) {
+            (None, None) => {
+                self.decide::<false>(network, ingress, batch, now);
+                self.transmit_batch(snapshot, ingress.network, batch)
+            }
+            (None, Some(_)) => {
+                self.decide::<true>(network, ingress, batch, now);
+                self.transmit_batch(snapshot, ingress.network, batch)
+            }
+            (Some(vlans), _) => {
+                self.decide_by_vlan(network, vlans, ingress, batch, now);
+                self.transmit_by_vlan(snapshot, ingress.network, vlans, batch)
+            }
+        };
         if down > 0 {
             ingress.counters.drop_frames(DropReason::ReceiverDown, down);
         }
@@ -180,21 +187,35 @@ impl Lane {
     /// gone, or whose number another network's port has by now, is as good as down.
     fn transmit_batch(&mut self, snapshot: &Snapshot, network: NetworkId, batch: &Batch) -> u64 {
         let mut receivers = std::mem::take(&mut self.receivers);
-        let vlans = snapshot.network(network).and_then(|network| network.vlans.as_ref());
         let mut down = 0;
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
             match snapshot.port(receiver).filter(|port| port.network == network) {
-                Some(port) => match vlans {
-                    None => self.transmit(port, batch, frames, None),
-                    Some(vlans) => {
-                        let (frames, tagged) = vlans.release(port, batch, frames);
-                        if frames != 0 {
-                            self.transmit(port, batch, frames, Some(tagged));
-                        }
-                    }
-                },
+                Some(port) => self.transmit::<false>(port, batch, frames, 0),
                 None => down += u64::from(frames.count_ones()),
+            }
+        }
+        receivers.clear();
+        self.receivers = receivers;
+        down
+    }
+
+    /// The same on a network with VLANs: a port that is no member of a frame's does not get it.
+    #[inline(never)]
+    fn transmit_by_vlan(&mut self, snapshot: &Snapshot, network: NetworkId, vlans: &VlanLink, batch: &Batch) -> u64 {
+        let mut receivers = std::mem::take(&mut self.receivers);
+        let mut down = 0;
+        for &receiver in &receivers {
+            let frames = std::mem::take(&mut self.masks[receiver.index()]);
+            let Some(port) = snapshot.port(receiver).filter(|port| port.network == network) else {
+                down += u64::from(frames.count_ones());
+                continue;
+            };
+            match vlans.release(port, batch, frames) {
+                (0, _) => {}
+                // As they came, so there is nothing to look at.
+                (frames, 0) if !batch.lost_tags() => self.transmit::<false>(port, batch, frames, 0),
+                (frames, tagged) => self.transmit::<true>(port, batch, frames, tagged),
             }
         }
         receivers.clear();
@@ -209,56 +230,59 @@ impl Lane {
                 Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
                 Err(reason) => Verdict::Drop(reason),
             };
-            self.carry_out::<GATEWAY>(verdict, network, None, ingress, batch, bit);
+            let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
         }
     }
 
-    /// The same on a network with VLANs. The gateway is in the default one.
+    /// The same on a network with VLANs, one VLAN after the other. The gateway is in the default one.
+    #[inline(never)]
     fn decide_by_vlan(&mut self, network: &NetworkLink, vlans: &VlanLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
-        let (role, default) = (vlans.role(ingress), vlans.tables.default_vlan());
-        let untagged = role.admit(None).map(Stamp::from);
-        let mut at_hand: Option<(Vlan, &Fdb)> = None;
-        for bit in 0..batch.frames().len() {
-            let vlan = match batch.admit(bit, role, untagged) {
-                Ok(stamp) => stamp.vlan,
-                Err(reason) => {
-                    ingress.counters.drop_frames(reason, 1);
-                    continue;
-                }
+        let mut left = batch.admit(vlans.role(ingress), |reason| ingress.counters.drop_frames(reason, 1));
+        while left != 0 {
+            let (vlan, frames) = batch.of_one_vlan(left);
+            left &= !frames;
+            let Some(fdb) = vlans.fdb(vlan) else {
+                ingress.counters.drop_frames(DropReason::VlanNotAllowed, frames.count_ones().into());
+                continue;
             };
-            // Mostly that of the frame before.
-            let fdb = match at_hand {
-                Some((at_hand, fdb)) if at_hand == vlan => fdb,
-                _ => {
-                    let Some(fdb) = vlans.fdb(vlan) else {
-                        ingress.counters.drop_frames(DropReason::VlanNotAllowed, 1);
-                        continue;
-                    };
-                    at_hand = Some((vlan, fdb));
-                    fdb
-                }
-            };
-            let verdict = forward(now, ingress.id, &EthernetHeader::parse(&batch.frames()[bit].header), fdb);
-            if vlan == default && network.gateway.is_some() {
-                self.carry_out::<true>(verdict, network, Some((vlans, vlan)), ingress, batch, bit);
+            if network.gateway.is_some() && vlan == vlans.tables.default_vlan() {
+                self.decide_in::<true>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
             } else {
-                self.carry_out::<false>(verdict, network, Some((vlans, vlan)), ingress, batch, bit);
+                self.decide_in::<false>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
             }
         }
     }
 
-    /// Notes the receivers of a frame.
+    /// Finds the receivers of those frames of a batch that are in one VLAN.
+    #[inline(always)]
+    fn decide_in<const GATEWAY: bool>(
+        &mut self,
+        network: &NetworkLink,
+        (vlans, vlan, fdb): (&VlanLink, Vlan, &Fdb),
+        ingress: &PortLink,
+        (batch, mut frames): (&Batch, FrameMask),
+        now: Timestamp,
+    ) {
+        while frames != 0 {
+            let bit = frames.trailing_zeros() as usize;
+            let frame = batch.next_of(&mut frames);
+            let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
+            let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+        }
+    }
+
+    /// Notes the receivers of a frame; `flood` notes all of them, and says whether there are any.
     #[inline(always)]
     fn carry_out<const GATEWAY: bool>(
         &mut self,
         verdict: Verdict,
         network: &NetworkLink,
-        vlan: Option<(&VlanLink, Vlan)>,
         ingress: &PortLink,
-        batch: &Batch,
-        bit: usize,
+        (batch, frame, bit): (&Batch, &Frame, usize),
+        flood: impl FnOnce(&mut Self) -> bool,
     ) {
-        let frame = &batch.frames()[bit];
         match verdict {
             Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
             Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
@@ -266,7 +290,7 @@ impl Lane {
             Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
             Verdict::Flood => {
-                if !self.add_all(network, vlan, Some(ingress.id), bit) {
+                if !flood(self) {
                     ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
                 }
             }
@@ -335,35 +359,41 @@ impl Lane {
         while !self.dispatches.is_empty() {
             self.fit(snapshot);
             let count = self.dispatches.len().min(BATCH);
-            let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
-            let mut stamp = Stamp::NONE;
-            if let Some(network) = snapshot.network(id) {
-                // What comes from the gateway is in the default VLAN.
-                let vlan = network.vlans.as_ref().map(|vlans| (vlans, vlans.tables.default_vlan()));
-                stamp = vlan.map_or(stamp, |(_, vlan)| Stamp::of(vlan));
+            let network = snapshot.network(id);
+            // What comes from the gateway is in the default VLAN.
+            let vlans = network.and_then(|network| network.vlans.as_ref()).map(|vlans| (vlans, vlans.tables.default_vlan()));
+            if let Some(network) = network {
                 for bit in 0..count {
-                    match self.dispatches[bit].to {
+                    let but = match self.dispatches[bit].to {
                         // To a port that has gone since, nothing is sent.
-                        Receivers::One(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
-                        Receivers::One(_) => {}
-                        Receivers::All => drop(self.add_all(network, vlan, None, bit)),
-                        Receivers::AllBut(port) => drop(self.add_all(network, vlan, Some(port), bit)),
-                    }
+                        Receivers::One(port) if port.index() < self.masks.len() => {
+                            self.add_receiver(port, bit);
+                            continue;
+                        }
+                        Receivers::One(_) => continue,
+                        Receivers::All => None,
+                        Receivers::AllBut(port) => Some(port),
+                    };
+                    match vlans {
+                        None => self.add_all(network, but, bit),
+                        Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
+                    };
                 }
             }
-            batch.fill_private(self.dispatches.drain(..count), stamp);
-            self.transmit_batch(snapshot, id, &batch);
+            let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
+            batch.fill_private(self.dispatches.drain(..count), vlans.map_or(Stamp::NONE, |(_, vlan)| Stamp::of(vlan)));
+            match vlans {
+                None => self.transmit_batch(snapshot, id, &batch),
+                Some((vlans, _)) => self.transmit_by_vlan(snapshot, id, vlans, &batch),
+            };
             self.own_batch = Some(batch);
         }
     }
 
-    /// The frame is for every port of the network, or of a VLAN, but one. True if there is any.
+    /// The frame is for every port of the network but one. True if there is any.
     #[inline]
-    fn add_all(&mut self, network: &NetworkLink, vlan: Option<(&VlanLink, Vlan)>, but: Option<PortId>, bit: usize) -> bool {
-        match vlan {
-            None => self.add_each(network.members.iter().copied(), but, bit),
-            Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
-        }
+    fn add_all(&mut self, network: &NetworkLink, but: Option<PortId>, bit: usize) -> bool {
+        self.add_each(network.members.iter().copied(), but, bit)
     }
 
     #[inline]
@@ -385,11 +415,11 @@ impl Lane {
         *mask |= 1 << bit;
     }
 
-    /// Hands the frames of a mask to one receiver.
-    fn transmit(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: Option<FrameMask>) {
+    /// Hands the frames of a mask to one receiver. On a network with `VLANS`, those in `tagged` leave with a tag.
+    fn transmit<const VLANS: bool>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            RingChoice::One(at) => self.transmit_to(port, at, batch, frames, tagged),
+            RingChoice::One(at) => self.transmit_to::<VLANS>(port, at, batch, frames, tagged),
             RingChoice::Some { first, step, count } => {
                 let mut masks = [0; MAX_QUEUE_PAIRS];
                 for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
@@ -397,7 +427,7 @@ impl Lane {
                     masks[first + step * (flow as usize % count)] |= 1 << bit;
                 }
                 for (at, &frames) in masks.iter().enumerate().filter(|(_, frames)| **frames != 0) {
-                    self.transmit_to(port, at, batch, frames, tagged);
+                    self.transmit_to::<VLANS>(port, at, batch, frames, tagged);
                 }
             }
         }
@@ -405,7 +435,14 @@ impl Lane {
 
     /// Hands frames to one of a receiver's rings, with one lock. The guest is shown them now if they are many, and at the end of
     /// the round otherwise: then those of other senders have come to them.
-    fn transmit_to(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask, tagged: Option<FrameMask>) {
+    fn transmit_to<const VLANS: bool>(
+        &mut self,
+        port: &PortLink,
+        at: usize,
+        batch: &Batch,
+        frames: FrameMask,
+        tagged: FrameMask,
+    ) {
         let ring = &port.rings.to_guest[at];
         if !ring.is_enabled() || ring.is_broken() {
             port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
@@ -413,7 +450,7 @@ impl Lane {
         }
         let mut to_guest = ring.lock();
         let mut tally = Tally::default();
-        if let Err(fault) = to_guest.transmit(batch, frames, tagged, &port.counters, &mut tally) {
+        if let Err(fault) = to_guest.transmit::<VLANS>(batch, frames, tagged, &port.counters, &mut tally) {
             port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
             self.report(port, ring, fault);
         }

@@ -24,6 +24,9 @@ const UDP_LEN: u16 = 8;
 /// has smaller ones gets no more of that batch, since everybody else waits for it.
 const MAX_SPENT: usize = 4096;
 
+/// A tag as it stands in a frame.
+type VlanTag = [u8; TAG_LEN];
+
 /// The ring in which a guest offers buffers for what it is to receive.
 #[derive(Debug)]
 pub(crate) struct ToGuest {
@@ -61,54 +64,6 @@ pub(crate) struct Tally {
     pub(crate) finished: u64,
 }
 
-/// A frame with the tag that it leaves with, if any.
-#[derive(Clone, Copy, Debug)]
-struct Leaving<'a> {
-    frame: &'a Frame,
-    tag: Option<[u8; TAG_LEN]>,
-}
-
-impl<'a> Leaving<'a> {
-    /// The frame of the lowest bit, which is then no longer set. Without `VLANS` nothing looks at tags, which costs nothing then.
-    #[inline(always)]
-    fn next<const VLANS: bool>(batch: &'a Batch, frames: &mut FrameMask, tagged: FrameMask) -> Self {
-        let at = frames.trailing_zeros() as usize % BATCH;
-        let is_tagged = VLANS && tagged & 1 << at != 0;
-        Self { frame: batch.next_of(frames), tag: is_tagged.then(|| batch.stamp(at).tag) }
-    }
-
-    /// Bytes of the frame with its tag.
-    #[inline(always)]
-    fn len(self) -> usize {
-        self.frame.len + if self.tag.is_some() { TAG_LEN } else { 0 }
-    }
-
-    #[inline(always)]
-    fn head(self) -> Head<'a> {
-        Head { header: &self.frame.header, tag: self.tag, offload: &self.frame.offload }
-    }
-}
-
-/// What stands before the payload of a frame.
-#[derive(Clone, Copy, Debug)]
-struct Head<'a> {
-    header: &'a [u8; EthernetHeader::LEN],
-    tag: Option<[u8; TAG_LEN]>,
-    /// What is left to do about the frame without the tag.
-    offload: &'a Offload,
-}
-
-impl Head<'_> {
-    /// The virtio-net header of a frame in `chains` chains.
-    #[inline(always)]
-    fn virtio_header(self, chains: u16) -> [u8; LONG_HEADER] {
-        match self.tag {
-            None => long_header(self.offload, chains),
-            Some(_) => long_header(&self.offload.with_tag(), chains),
-        }
-    }
-}
-
 /// Why a frame was not handed to a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TransmitError {
@@ -133,21 +88,18 @@ impl ToGuest {
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
-    /// guest after [`Self::flush`]. On a network with VLANs `tagged` says which of them leave with a tag.
-    pub(crate) fn transmit(
+    /// guest after [`Self::flush`]. `VLANS`: those in `tagged` leave with the tag of their stamp, and some may have lost the one that they came with.
+    pub(crate) fn transmit<const VLANS: bool>(
         &mut self,
         batch: &Batch,
         frames: FrameMask,
-        tagged: Option<FrameMask>,
+        tagged: FrameMask,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
-        let writer = &mut self.writer;
-        let transmitted = match (&mut self.ring, tagged) {
-            (Ring::Split(queue), None) => writer.transmit::<false>(queue, batch, frames, 0, counters, tally),
-            (Ring::Packed(queue), None) => writer.transmit::<false>(queue, batch, frames, 0, counters, tally),
-            (Ring::Split(queue), Some(tagged)) => writer.transmit::<true>(queue, batch, frames, tagged, counters, tally),
-            (Ring::Packed(queue), Some(tagged)) => writer.transmit::<true>(queue, batch, frames, tagged, counters, tally),
+        let transmitted = match &mut self.ring {
+            Ring::Split(queue) => self.writer.transmit::<VLANS>(queue, batch, frames, tagged, counters, tally),
+            Ring::Packed(queue) => self.writer.transmit::<VLANS>(queue, batch, frames, tagged, counters, tally),
         };
         self.unshown += tally.frames;
         transmitted
@@ -182,19 +134,27 @@ impl Writer {
         while frames != 0 {
             let (count, taken) = self.take_run::<VLANS>(queue, batch, frames, tagged);
             for at in 0..count {
-                let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
-                self.write::<VLANS>(batch, leaving, at);
+                let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+                let frame = batch.next_of(&mut frames);
+                match tag {
+                    None => self.write::<VLANS, _>(batch, frame, &frame.header, &frame.offload, at),
+                    Some(tag) => {
+                        self.write::<VLANS, _>(batch, frame, &push(&frame.header, tag), &frame.offload.with_tag(), at);
+                    }
+                }
+                let len = frame.len + tag_len(tag);
                 // No truncation: at most a frame and its header.
-                self.run[at].len = (self.features.header_len() + leaving.len()) as u32;
-                tally.bytes += leaving.len() as u64;
+                self.run[at].len = (self.features.header_len() + len) as u32;
+                tally.bytes += len as u64;
             }
             queue.complete_written(&self.run[..count]);
             tally.frames += count as u64;
             tally.handled += count as u32;
             taken?;
             if frames != 0 {
-                let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
-                self.transmit_one(queue, batch, leaving, counters, tally)?;
+                let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+                let frame = batch.next_of(&mut frames);
+                self.transmit_one(queue, batch, (frame, tag), counters, tally)?;
                 tally.handled += 1;
             }
         }
@@ -221,13 +181,13 @@ impl Writer {
             if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
-            let leaving = Leaving::next::<VLANS>(batch, &mut frames, tagged);
-            let frame = leaving.frame;
+            let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+            let frame = batch.next_of(&mut frames);
             if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
                 break;
             }
             // No truncation: at most a frame and its header.
-            let needed = (self.features.header_len() + leaving.len()) as u32;
+            let needed = (self.features.header_len() + frame.len + tag_len(tag)) as u32;
             match queue.take(needed, &mut self.pieces, chain) {
                 Ok(true) if chain.len >= needed => {}
                 Ok(true) => {
@@ -244,27 +204,30 @@ impl Writer {
         (count, Ok(()))
     }
 
-    /// Writes a frame into a chain of the run, which has room for it.
+    /// Writes a frame into a chain of the run, which has room for it, with this header and this left to do.
     #[inline(always)]
-    fn write<const VLANS: bool>(&self, batch: &Batch, leaving: Leaving<'_>, at: usize) {
-        let (frame, chain) = (leaving.frame, &self.run[at]);
+    fn write<const VLANS: bool, const HEADER: usize>(
+        &self,
+        batch: &Batch,
+        frame: &Frame,
+        header: &[u8; HEADER],
+        offload: &Offload,
+        at: usize,
+    ) {
+        let (chain, payload_len) = (&self.run[at], frame.len - EthernetHeader::LEN);
         let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
-            self.write_pieces(self.cursor(chain), 1, leaving.head(), batch.payload(frame), frame.len - EthernetHeader::LEN);
+            self.write_pieces(self.cursor(chain), 1, header, batch.payload(frame), payload_len, offload);
             return;
         };
         let unfinished;
         let virtio_header = if frame.offload.is_none() {
             &PLAIN_HEADER
         } else {
-            unfinished = leaving.head().virtio_header(1);
+            unfinished = long_header(offload, 1);
             &unfinished
         };
-        let headers_len = if VLANS { frame.headers_len() } else { EthernetHeader::LEN };
-        let (payload_at, payload_len) = (batch.header_len + headers_len, frame.len - EthernetHeader::LEN);
-        let written = match leaving.tag {
-            None => write_frame(&to, (virtio_header, &frame.header), &from, payload_at, payload_len),
-            Some(tag) => write_frame(&to, (virtio_header, &push(&frame.header, tag)), &from, payload_at, payload_len),
-        };
+        let skipped = if VLANS { frame.headers_len() } else { EthernetHeader::LEN };
+        let written = write_frame(&to, (virtio_header, header), &from, batch.header_len + skipped, payload_len);
         debug_assert!(written, "a chain has the room that was counted");
     }
 
@@ -276,16 +239,19 @@ impl Writer {
     }
 
     /// Writes a frame with a payload of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
-    fn write_pieces(&self, mut target: Cursor<'_>, chains: u16, head: Head<'_>, mut payload: Cursor<'_>, len: usize) {
-        let virtio_header = head.virtio_header(chains);
+    fn write_pieces<const HEADER: usize>(
+        &self,
+        mut target: Cursor<'_>,
+        chains: u16,
+        header: &[u8; HEADER],
+        mut payload: Cursor<'_>,
+        len: usize,
+        offload: &Offload,
+    ) {
+        let virtio_header = long_header(offload, chains);
         let written =
             if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
-        let written = written
-            && match head.tag {
-                None => target.write(head.header),
-                Some(tag) => target.write(&push(head.header, tag)),
-            };
-        let written = written && target.copy_from(&mut payload, len);
+        let written = written && target.write(header) && target.copy_from(&mut payload, len);
         debug_assert!(written, "a frame and its buffers have the lengths that were counted");
     }
 
@@ -296,35 +262,38 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
-        leaving: Leaving<'_>,
+        (frame, tag): (&Frame, Option<VlanTag>),
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
-        let frame = leaving.frame;
-        let payload = batch.payload(frame);
-        let delivered = if frame.offload.is_none() || self.features.offloads_to_guest.cover(&frame.offload) {
-            self.deliver(queue, leaving.head(), payload, frame.len - EthernetHeader::LEN, tally)
+        let (payload, len) = (batch.payload(frame), frame.len - EthernetHeader::LEN);
+        let offload = &frame.offload;
+        let delivered = if offload.is_none() || self.features.offloads_to_guest.cover(offload) {
+            match tag {
+                None => self.deliver(queue, &frame.header, payload, len, offload, tally),
+                Some(tag) => self.deliver(queue, &push(&frame.header, tag), payload, len, &offload.with_tag(), tally),
+            }
         } else {
-            self.finish_and_deliver(queue, payload, leaving, counters, tally)
+            self.finish_and_deliver(queue, payload, (frame, tag), counters, tally)
         };
         delivered.or_else(|error| count_drop(error, counters))
     }
 
-    /// One frame with a payload of `len` bytes into as many chains as it takes.
-    fn deliver(
+    /// One frame into as many chains as it takes. `len` bytes of `payload` follow the Ethernet header.
+    fn deliver<const HEADER: usize>(
         &mut self,
         queue: &mut impl Virtqueue,
-        head: Head<'_>,
+        header: &[u8; HEADER],
         payload: Cursor<'_>,
         len: usize,
+        offload: &Offload,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
-        let frame_len = EthernetHeader::LEN + head.tag.map_or(0, |tag| tag.len()) + len;
         // No truncation: at most a frame and its header.
-        let needed = (self.features.header_len() + frame_len) as u32;
+        let needed = (self.features.header_len() + HEADER + len) as u32;
         self.gather(queue, needed)?;
         // No truncation: bounded by what `gather` takes.
-        self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, head, payload, len);
+        self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
         let mut left = needed;
         for chain in &self.chains {
             let written = left.min(chain.len);
@@ -332,7 +301,7 @@ impl Writer {
             left -= written;
         }
         tally.frames += 1;
-        tally.bytes += frame_len as u64;
+        tally.bytes += (HEADER + len) as u64;
         Ok(())
     }
 
@@ -341,7 +310,7 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         mut payload: Cursor<'_>,
-        Leaving { frame, tag }: Leaving<'_>,
+        (frame, tag): (&Frame, Option<VlanTag>),
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
@@ -376,12 +345,16 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         frame: &[u8],
-        tag: Option<[u8; TAG_LEN]>,
+        tag: Option<VlanTag>,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
         let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
         let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
-        self.deliver(queue, Head { header, tag, offload: &Offload::NONE }, Cursor::of_one(piece), rest.len(), tally)
+        let payload = Cursor::of_one(piece);
+        match tag {
+            None => self.deliver(queue, header, payload, rest.len(), &Offload::NONE, tally),
+            Some(tag) => self.deliver(queue, &push(header, tag), payload, rest.len(), &Offload::NONE, tally),
+        }
     }
 
     /// Takes chains until they have room for `needed` bytes; all their pieces are in `self.pieces` then. Takes none when they
@@ -415,6 +388,18 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The tag with which the frame of the lowest bit leaves. Without `VLANS` there is none, which costs nothing.
+#[inline(always)]
+fn tag_of_next<const VLANS: bool>(batch: &Batch, frames: FrameMask, tagged: FrameMask) -> Option<VlanTag> {
+    let at = frames.trailing_zeros() as usize % BATCH;
+    (VLANS && tagged & 1 << at != 0).then(|| batch.stamp(at).tag)
+}
+
+#[inline(always)]
+fn tag_len(tag: Option<VlanTag>) -> usize {
+    if tag.is_some() { TAG_LEN } else { 0 }
 }
 
 /// The virtio-net header of a frame in `chains` chains.

@@ -29,6 +29,12 @@ impl Stamp {
     /// Stands where nobody looks.
     pub(crate) const NONE: Self = Self::of(Vlan::customer(VlanId::DEFAULT));
 
+    /// True if the same is to be said of two frames, but for their priority.
+    #[inline(always)]
+    pub(crate) fn is_like(self, other: Self) -> bool {
+        (self.vlan, self.hides_tag) == (other.vlan, other.hides_tag)
+    }
+
     /// Of a frame that came without a tag.
     pub(crate) const fn of(vlan: Vlan) -> Self {
         let admitted = Admitted::untagged(vlan);
@@ -92,25 +98,16 @@ impl VlanLink {
     #[inline(always)]
     pub(crate) fn release(&self, port: &PortLink, batch: &Batch, mut frames: FrameMask) -> (FrameMask, FrameMask) {
         let role = self.role(port);
-        let (mut released, mut tagged) = (frames, 0);
-        let mut at_hand = None;
+        let (mut released, mut tagged) = (0, 0);
         while frames != 0 {
-            let at = frames.trailing_zeros() as usize;
-            frames &= frames - 1;
-            let Stamp { vlan, hides_tag, .. } = batch.stamp(at);
-            // Mostly that of the frame before.
-            let release = match at_hand {
-                Some((at_hand, release)) if at_hand == (vlan, hides_tag) => release,
-                _ => role.release(vlan, hides_tag),
-            };
-            at_hand = Some(((vlan, hides_tag), release));
-            match release {
-                Ok(Release::Untagged) => {}
-                Ok(Release::Tagged) => tagged |= 1 << at,
-                Err(reason) => {
-                    released &= !(1 << at);
-                    port.counters.drop_frames(reason, 1);
-                }
+            let at = frames.trailing_zeros();
+            let alike = if batch.is_uniform() { frames } else { 1 << at };
+            frames &= !alike;
+            let Stamp { vlan, hides_tag, .. } = batch.stamp(at as usize);
+            match role.release(vlan, hides_tag) {
+                Ok(Release::Untagged) => released |= alike,
+                Ok(Release::Tagged) => (released, tagged) = (released | alike, tagged | alike),
+                Err(reason) => port.counters.drop_frames(reason, alike.count_ones().into()),
             }
         }
         (released, tagged)
