@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use weft_dataplane::{Polling, WorkerSettings};
+use weft_dataplane::{NatSettings, Polling, WorkerSettings};
 use weft_switch::{DomainName, FdbSettings, Subnet};
 
 use crate::addressing::{DhcpChoice, DnsChoice, StaticLease};
@@ -251,6 +251,12 @@ impl WorkerOverrides {
 impl NetworkConfig {
     /// The domain of hosts if nothing else is said. `internal` is for such (ICANN Board resolution 2024.07.29.06), nobody has it outside.
     pub const DOMAIN: &'static str = "weft.internal";
+
+    /// The way outside, if its mode has one.
+    #[must_use]
+    pub fn nat(&self) -> Option<NatSettings> {
+        (self.mode == NetworkMode::Nat).then(NatSettings::default)
+    }
 
     /// The forwarding database that is declared.
     #[must_use]

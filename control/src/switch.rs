@@ -269,7 +269,7 @@ impl Switch {
     }
 
     fn network_settings(&self, name: &Name, network: &NetworkConfig, gateway: Option<GatewaySettings>) -> NetworkSettings {
-        NetworkSettings { fdb: network.fdb(), default_vlan: self.config.default_vlan(name), gateway }
+        NetworkSettings { fdb: network.fdb(), default_vlan: self.config.default_vlan(name), gateway, nat: network.nat() }
     }
 
     fn remove_network(&mut self, name: &Name) -> Result<(), StepError> {

@@ -203,6 +203,9 @@ pub enum DataplaneError {
     /// A gateway's settings contradict each other.
     #[error(transparent)]
     Gateway(#[from] GatewaySettingsError),
+    /// A NAT needs a descriptor, and there is none.
+    #[error("the NAT of a network can't be started: {0}")]
+    Nat(std::io::Error),
     /// A worker did not answer in time.
     #[error("{0}: restart weft")]
     WorkerStuck(WorkerStuck),
@@ -396,7 +399,10 @@ impl Dataplane {
         self.fabric.divide(network);
         let published = self.fabric.publish();
         if let Some(gateway) = self.fabric.gateway(network) {
-            gateway.shared.lock().forget_port(id);
+            let now = self.clock.now();
+            let mut state = gateway.shared.lock();
+            state.forget_port(now, id);
+            gateway.shared.note_nat(now, &state, false);
         }
         Ok(removed.and(published)?)
     }

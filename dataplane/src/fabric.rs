@@ -92,6 +92,7 @@ impl Fabric {
             .filter_map(|network| network.gateway.as_ref())
             .for_each(|gateway| counts[gateway.home] += 1);
         let home = (0..counts.len()).min_by_key(|&worker| counts[worker]).unwrap_or(0);
+        shared.set_home(Arc::clone(&self.workers.handles[home].waker));
         let screen = shared.lock().gateway.screen();
         GatewayLink { screen, home, shared }
     }
@@ -195,7 +196,7 @@ impl Fabric {
         Snapshot::new(networks, self.links.clone(), self.workers.count(), home)
     }
 
-    fn registry(&self, worker: usize) -> &Registry {
+    pub(crate) fn registry(&self, worker: usize) -> &Registry {
         &self.workers.handles[worker].registry
     }
 }

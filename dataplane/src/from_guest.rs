@@ -8,6 +8,7 @@ use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, 
 
 use crate::gateway::Dispatch;
 use crate::memory::Segment;
+use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
@@ -320,6 +321,15 @@ impl Batch {
         let copied = self.payload(frame).read(&mut rest[..len]);
         debug_assert!(copied, "a frame has the length that was counted");
         look(&frame.header, &rest[..len])
+    }
+
+    /// Where `len` bytes of a frame are, `skip` bytes behind its first.
+    pub(crate) fn pieces_of(&self, frame: &Frame, skip: usize, len: usize, into: &mut Vec<Segment>) {
+        let skip = self.header_len + usize::from(frame.skipped) + skip;
+        match frame.chain.single() {
+            Some(piece) => part_of(&[piece], skip, len, into),
+            None => part_of(frame.chain.pieces(&self.pieces), skip, len, into),
+        }
     }
 
     /// What follows the Ethernet header of a frame.

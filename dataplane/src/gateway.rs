@@ -16,19 +16,28 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use mio::{Events, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::{DropReason, Egress, EthernetHeader, Offload, Outgoing, PortId, Station, Timestamp, UdpDatagram};
+use weft_switch::{
+    DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, SegmentKind, Station, Timestamp, UdpDatagram,
+};
 
 use crate::from_guest::{Batch, Frame};
+use crate::lane::Lane;
+use crate::memory::Segment;
+use crate::nat::{Disposition, Engine, GuestPacket, GuestRings};
+use crate::snapshot::Snapshot;
 use crate::vlan::Stamp;
 
 /// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
 const INBOX_BYTES: usize = 256 << 10;
+/// As much of a frame as the gateway has to see of one for the outside: Ethernet, and the longest headers of IPv4 and TCP.
+const HEAD_LEN: usize = EthernetHeader::LEN + 60 + GuestPacket::HEADER_LEN;
 /// What a message costs beside its payload, in bytes, about.
 const MESSAGE_COST: usize = 256;
 /// How long after an ARP probe claims of its address are reported.
@@ -95,6 +104,12 @@ pub(crate) struct SharedGateway {
     state: Mutex<GatewayState>,
     mail: Arc<Mail>,
     has_mail: AtomicBool,
+    /// When the engine of the NAT is to be looked after, in milliseconds; the largest number if it isn't.
+    nat_deadline: AtomicU64,
+    /// The engine has sockets.
+    nat_in_use: AtomicBool,
+    /// Wakes the home worker.
+    home: OnceLock<Arc<Waker>>,
 }
 
 /// Tells the owner that messages wait.
@@ -113,6 +128,12 @@ pub(crate) struct GatewayState {
     /// Kept for their memory: the private copy of the frame at hand, and what answers it.
     scratch: Vec<u8>,
     answers: Vec<Outgoing>,
+    /// The way outside, if there is one.
+    pub(crate) nat: Option<Box<Engine>>,
+    /// Packets that had come in fragments, until the engine has done with them.
+    kept: Vec<Vec<u8>>,
+    /// Where the data of a packet are.
+    pieces: Vec<Segment>,
 }
 
 /// Messages that wait for the owner, in bounded memory: a port can have as much of it as stays free.
@@ -143,9 +164,24 @@ impl Mail {
 
 impl SharedGateway {
     pub(crate) fn new(gateway: Gateway, mail: Arc<Mail>) -> Arc<Self> {
-        let state =
-            GatewayState { gateway, inbox: Inbox::default(), probed: BTreeMap::new(), scratch: Vec::new(), answers: Vec::new() };
-        Arc::new(Self { state: Mutex::new(state), mail, has_mail: AtomicBool::new(false) })
+        let state = GatewayState {
+            gateway,
+            inbox: Inbox::default(),
+            probed: BTreeMap::new(),
+            scratch: Vec::new(),
+            answers: Vec::new(),
+            nat: None,
+            kept: Vec::new(),
+            pieces: Vec::new(),
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            mail,
+            has_mail: AtomicBool::new(false),
+            nat_deadline: AtomicU64::new(u64::MAX),
+            nat_in_use: AtomicBool::new(false),
+            home: OnceLock::new(),
+        })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, GatewayState> {
@@ -156,6 +192,36 @@ impl SharedGateway {
     pub(crate) fn announce_mail(&self, state: &GatewayState) {
         if !state.inbox.messages.is_empty() && !self.has_mail.swap(true, Ordering::Release) {
             self.mail.announce();
+        }
+    }
+
+    /// Who is to be woken when the engine has something to do.
+    pub(crate) fn set_home(&self, home: Arc<Waker>) {
+        // A gateway has one home for all its life.
+        let _ = self.home.set(home);
+    }
+
+    /// When the engine of the NAT is to be looked after.
+    pub(crate) fn nat_deadline(&self) -> Option<Timestamp> {
+        Some(self.nat_deadline.load(Ordering::Relaxed)).filter(|at| *at != u64::MAX).map(Timestamp::from_millis)
+    }
+
+    /// True if events of the engine's sockets may come.
+    pub(crate) fn nat_in_use(&self) -> bool {
+        self.nat_in_use.load(Ordering::Relaxed)
+    }
+
+    /// Notes what the engine has still to do. Whoever isn't the home worker has to wake that.
+    pub(crate) fn note_nat(&self, now: Timestamp, state: &GatewayState, is_home: bool) {
+        let deadline = state.nat.as_ref().and_then(|nat| nat.deadline(now));
+        let millis = deadline.map_or(u64::MAX, |at| at.since(Timestamp::default()).as_millis() as u64);
+        self.nat_in_use.store(state.nat.as_ref().is_some_and(|nat| nat.is_in_use()), Ordering::Relaxed);
+        if millis < self.nat_deadline.swap(millis, Ordering::Relaxed)
+            && !is_home
+            && let Some(home) = self.home.get()
+            && let Err(error) = home.wake()
+        {
+            tracing::error!(%error, "cannot wake a worker");
         }
     }
 
@@ -192,10 +258,24 @@ impl GatewayState {
         frame: &Frame,
         out: &mut Vec<Dispatch>,
     ) -> Passage {
-        let mut bytes = mem::take(&mut self.scratch);
-        private_copy(batch, frame, &mut bytes);
         let checksum_pending = frame.offload.checksum.is_some();
         let mut answers = mem::take(&mut self.answers);
+        let mut head = [0; HEAD_LEN];
+        if self.nat.is_some() && self.is_for_outside(batch, frame, &mut head) {
+            let head = &head[..HEAD_LEN.min(frame.len)];
+            let arrival = Arrival { port, frame: head, checksum_pending };
+            let passage = match self.gateway.handle_beginning(now, arrival, frame.len, &mut answers) {
+                Outcome::Outside(packet) => self.receive_outside(now, &packet, Some((batch, frame)), &mut answers),
+                Outcome::Drop(reason) => Passage::Dropped(reason),
+                // Nothing else becomes of such a packet.
+                _ => Passage::Taken,
+            };
+            out.extend(answers.drain(..).map(Dispatch::from));
+            self.answers = answers;
+            return passage;
+        }
+        let mut bytes = mem::take(&mut self.scratch);
+        private_copy(batch, frame, &mut bytes);
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
         let passage = match outcome {
             Outcome::Done => Some(Passage::Taken),
@@ -215,8 +295,14 @@ impl GatewayState {
                 let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
                 Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
             }
-            Outcome::Local(packet) => Some(self.receive_local(now, &packet, &mut answers)),
-            Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, &mut answers)),
+            Outcome::Local(packet) => {
+                let place = Some((batch, frame)).filter(|_| is_whole(&packet, &bytes));
+                Some(self.receive_local(now, &packet, place, &mut answers))
+            }
+            Outcome::Outside(packet) => {
+                let place = Some((batch, frame)).filter(|_| is_whole(&packet, &bytes));
+                Some(self.receive_outside(now, &packet, place, &mut answers))
+            }
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
@@ -234,15 +320,113 @@ impl GatewayState {
     }
 
     /// TCP or UDP for the gateway's own address that none of its services takes.
-    fn receive_local(&mut self, now: Timestamp, packet: &Packet<'_>, answers: &mut Vec<Outgoing>) -> Passage {
+    fn receive_local(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet<'_>,
+        place: Option<(&Batch, &Frame)>,
+        answers: &mut Vec<Outgoing>,
+    ) -> Passage {
+        if self.nat.is_some() {
+            return self.receive_outside(now, packet, place, answers);
+        }
         self.gateway.refuse(now, packet, Refusal::PortUnreachable, answers);
         Passage::Dropped(DropReason::NoListener)
     }
 
-    /// A packet for the outside. As long as nothing leads there, its sender is told that it is not allowed (RFC 5508, section 8).
-    fn receive_outside(&mut self, now: Timestamp, packet: &Packet<'_>, answers: &mut Vec<Outgoing>) -> Passage {
-        self.gateway.refuse(now, packet, Refusal::Prohibited, answers);
-        Passage::Dropped(DropReason::Unreachable)
+    /// A packet for the outside. Where nothing leads there, its sender is told that it is not allowed (RFC 5508, section 8). `place` is
+    /// where its data are, unless it had come in fragments.
+    fn receive_outside(
+        &mut self,
+        now: Timestamp,
+        packet: &Packet<'_>,
+        place: Option<(&Batch, &Frame)>,
+        answers: &mut Vec<Outgoing>,
+    ) -> Passage {
+        let Some(nat) = &mut self.nat else {
+            self.gateway.refuse(now, packet, Refusal::Prohibited, answers);
+            return Passage::Dropped(DropReason::Unreachable);
+        };
+        let ip = *packet.ip.header();
+        let len = usize::from(ip.total_len) - usize::from(ip.header_len);
+        self.pieces.clear();
+        if let Some((batch, frame)) = place {
+            batch.pieces_of(frame, EthernetHeader::LEN + usize::from(ip.header_len), len, &mut self.pieces);
+        } else {
+            self.kept.push(packet.ip.payload().to_vec());
+            let kept = self.kept.last().map_or(&[][..], Vec::as_slice);
+            self.pieces.push(Segment { ptr: kept.as_ptr().cast_mut(), len: kept.len() });
+        }
+        let (station, head) = (packet.station, packet.ip.payload());
+        let segment = place.and_then(|(_, frame)| datagram_size(&frame.offload));
+        match nat.receive(now, &GuestPacket { station, ip, head, pieces: &self.pieces, len, segment }) {
+            Disposition::Taken => Passage::Taken,
+            Disposition::Drop(reason) => Passage::Dropped(reason),
+            Disposition::Refuse(reason, refusal) => {
+                self.gateway.refuse(now, packet, refusal, answers);
+                Passage::Dropped(reason)
+            }
+        }
+    }
+
+    /// Copies the headers of a frame to `head`. True if they are all that the gateway needs: it is whole and TCP or UDP for the outside.
+    fn is_for_outside(&self, batch: &Batch, frame: &Frame, head: &mut [u8; HEAD_LEN]) -> bool {
+        const PLAIN: [u8; 2] = [8, 0];
+        let head = &mut head[..HEAD_LEN.min(frame.len)];
+        let (link, rest) = head.split_at_mut(EthernetHeader::LEN);
+        link.copy_from_slice(&frame.header);
+        let copied = batch.payload(frame).read(rest);
+        debug_assert!(copied, "a frame has the length that was counted");
+        let Some(ip) = rest.first_chunk::<20>() else { return false };
+        let destination = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
+        let is_fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0;
+        let settings = self.gateway.settings();
+        link[12..] == PLAIN
+            && link[..6] == settings.mac.0
+            && !is_fragment
+            && matches!(ip[9], 6 | 17)
+            && !settings.subnet.contains(destination)
+            && !destination.is_broadcast()
+    }
+
+    /// Lets the engine do what is to be done at the end of a batch.
+    pub(crate) fn finish_batch(&mut self, now: Timestamp, network: NetworkId, snapshot: &Snapshot, lane: &mut Lane) {
+        self.with_nat(network, snapshot, lane, |nat, guests| nat.flush(now, guests));
+        self.kept.clear();
+    }
+
+    /// Lets the engine serve its sockets.
+    pub(crate) fn serve_nat(
+        &mut self,
+        now: Timestamp,
+        network: NetworkId,
+        snapshot: &Snapshot,
+        lane: &mut Lane,
+        events: &Events,
+    ) -> bool {
+        let mut busy = false;
+        self.with_nat(network, snapshot, lane, |nat, guests| {
+            events.iter().for_each(|event| nat.ready(now, event));
+            busy = nat.poll(now, guests);
+        });
+        busy
+    }
+
+    fn with_nat(
+        &mut self,
+        network: NetworkId,
+        snapshot: &Snapshot,
+        lane: &mut Lane,
+        work: impl FnOnce(&mut Engine, &mut GuestRings<'_>),
+    ) {
+        let Some(nat) = &mut self.nat else { return };
+        let mut answers = mem::take(&mut self.answers);
+        let gateway = &mut self.gateway;
+        work(nat, &mut GuestRings { snapshot, network, lane, gateway, answers: &mut answers, reserved: None });
+        for frame in answers.drain(..) {
+            lane.send(snapshot, network, frame);
+        }
+        self.answers = answers;
     }
 
     /// For the next seconds, whoever claims the address is reported.
@@ -258,9 +442,12 @@ impl GatewayState {
     }
 
     /// Forgets everything that came from a port which is gone.
-    pub(crate) fn forget_port(&mut self, port: PortId) {
+    pub(crate) fn forget_port(&mut self, now: Timestamp, port: PortId) {
         self.gateway.forget_port(port);
         self.inbox.forget_port(port);
+        if let Some(nat) = &mut self.nat {
+            nat.forget(now, Some(port));
+        }
     }
 
     fn deliver(&mut self, datagram: UdpDatagram<'_>, message: impl FnOnce(UdpDatagram<'static>) -> ServiceMessage) -> Passage {
@@ -311,6 +498,16 @@ impl From<Outgoing> for Dispatch {
         };
         Self { to, frame, offload: Offload::NONE, stamp: None }
     }
+}
+
+/// Bytes of each datagram, if a frame stands for several.
+fn datagram_size(offload: &Offload) -> Option<u16> {
+    offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp).map(|segmentation| segmentation.size)
+}
+
+/// True if a packet is all in its frame, of which `bytes` is a copy: not put together from fragments.
+fn is_whole(packet: &Packet<'_>, bytes: &[u8]) -> bool {
+    bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr())
 }
 
 /// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.

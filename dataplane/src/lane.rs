@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
+use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
 use weft_switch::vlan::Vlan;
@@ -321,9 +322,27 @@ impl Lane {
                 Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, stamp), now),
             }
         }
+        state.finish_batch(now, ingress.network, snapshot, self);
         gateway.shared.announce_mail(&state);
+        gateway.shared.note_nat(now, &state, gateway.home == self.worker);
         // Still locked: what the gateway sends keeps its order.
         self.finish_sending(snapshot);
+    }
+
+    /// Looks after the NAT of a network: events of its sockets, and timers. True if there was anything to do.
+    pub(crate) fn serve_nat(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, gateway): &(NetworkId, GatewayLink),
+        events: &Events,
+        now: Timestamp,
+    ) -> bool {
+        self.fit(snapshot);
+        let mut state = gateway.shared.lock();
+        let busy = state.serve_nat(now, *network, snapshot, self, events);
+        gateway.shared.note_nat(now, &state, true);
+        self.finish_sending(snapshot);
+        busy
     }
 
     /// A frame that the gateway leaves to the others, in the form in which it has seen it.
@@ -464,7 +483,7 @@ impl Lane {
         self.moved += tally.bytes + tally.finished;
     }
 
-    fn remember_to_flush(&mut self, port: PortId, at: usize) {
+    pub(crate) fn remember_to_flush(&mut self, port: PortId, at: usize) {
         let rings = &mut self.unshown[port.index()];
         if *rings == 0 {
             self.waiting.push(port);

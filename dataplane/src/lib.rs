@@ -17,6 +17,7 @@ mod gateway;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;
+mod nat;
 mod port;
 #[allow(unsafe_code)]
 mod ring;
@@ -44,5 +45,6 @@ pub use dataplane::{
     SocketRole, WorkerStatus,
 };
 pub use gateway::ServiceMessage;
+pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

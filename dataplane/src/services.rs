@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use weft_switch::gateway::{Gateway, GatewaySettings};
+use weft_switch::nat::Audit;
 use weft_switch::vlan::VlanId;
 use weft_switch::{DropReason, Egress, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
 
 use crate::dataplane::{Dataplane, DataplaneError, free_place};
 use crate::fabric::Network;
-use crate::gateway::{GatewayLink, ServiceMessage, SharedGateway};
+use crate::gateway::{GatewayLink, GatewayState, ServiceMessage, SharedGateway};
+use crate::nat::{Engine, EngineSettings, Forward, ForwardError, MappingStatus, NatSettings};
 
 /// What a network is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +21,14 @@ pub struct NetworkSettings {
     pub default_vlan: VlanId,
     /// Its gateway, if it has one.
     pub gateway: Option<GatewaySettings>,
+    /// The gateway's way outside, if it has one: through the host's own sockets.
+    pub nat: Option<NatSettings>,
 }
 
 impl From<FdbSettings> for NetworkSettings {
     /// A network without a gateway.
     fn from(fdb: FdbSettings) -> Self {
-        Self { fdb, default_vlan: VlanId::DEFAULT, gateway: None }
+        Self { fdb, default_vlan: VlanId::DEFAULT, gateway: None, nat: None }
     }
 }
 
@@ -34,8 +38,8 @@ impl Dataplane {
     /// # Errors
     /// When there are too many, the gateway's settings contradict each other, or a worker is stuck. Nothing is left behind then.
     pub fn add_network(&mut self, settings: impl Into<NetworkSettings>) -> Result<NetworkId, DataplaneError> {
-        let NetworkSettings { fdb, default_vlan, gateway } = settings.into();
-        let gateway = gateway.map(|settings| self.new_gateway(settings)).transpose()?;
+        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
+        let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
         let limit = Self::MAX_NETWORKS;
         let place = free_place(&mut self.fabric.networks, limit).ok_or(DataplaneError::TooMany { what: "networks", limit })?;
         self.fabric.networks[place] = Some(Network::new(fdb, default_vlan, gateway));
@@ -52,17 +56,19 @@ impl Dataplane {
     /// # Errors
     /// When the gateway's settings contradict each other, nothing is changed. When a worker is stuck, the change is made all the same.
     pub fn set_network(&mut self, id: NetworkId, settings: impl Into<NetworkSettings>) -> Result<(), DataplaneError> {
-        let NetworkSettings { fdb, default_vlan, gateway } = settings.into();
+        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
         let Some(old) = self.fabric.network(id).and_then(|network| network.gateway.clone()) else {
-            let gateway = gateway.map(|settings| self.new_gateway(settings)).transpose()?;
+            let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
             return self.replace_network(id, fdb, default_vlan, gateway);
         };
         let Some(settings) = gateway else { return self.replace_network(id, fdb, default_vlan, None) };
         let (before, screen) = {
-            let gateway = &mut old.shared.lock().gateway;
-            let before = *gateway.settings();
-            gateway.reconfigure(settings)?;
-            (before, gateway.screen())
+            let mut state = old.shared.lock();
+            let before = *state.gateway.settings();
+            state.gateway.reconfigure(settings)?;
+            self.set_nat(&mut state, &old, nat)?;
+            old.shared.note_nat(self.clock.now(), &state, false);
+            (before, state.gateway.screen())
         };
         let gateway = GatewayLink { screen, ..old };
         self.replace_network(id, fdb, default_vlan, Some(gateway))?;
@@ -164,9 +170,60 @@ impl Dataplane {
         }
     }
 
-    fn new_gateway(&self, settings: GatewaySettings) -> Result<GatewayLink, DataplaneError> {
+    fn new_gateway(&self, settings: GatewaySettings, nat: Option<NatSettings>) -> Result<GatewayLink, DataplaneError> {
         let gateway = Gateway::new(settings)?;
-        Ok(self.fabric.link_gateway(SharedGateway::new(gateway, Arc::clone(&self.mail))))
+        let link = self.fabric.link_gateway(SharedGateway::new(gateway, Arc::clone(&self.mail)));
+        self.set_nat(&mut link.shared.lock(), &link, nat)?;
+        Ok(link)
+    }
+
+    /// Gives a gateway a way outside, changes it, or takes it away with all that goes through it.
+    fn set_nat(&self, state: &mut GatewayState, link: &GatewayLink, nat: Option<NatSettings>) -> Result<(), DataplaneError> {
+        let settings = nat.map(|nat| EngineSettings::new(state.gateway.settings(), &nat));
+        match (settings, &mut state.nat) {
+            (Some(settings), Some(engine)) => engine.reconfigure(settings),
+            (Some(settings), none) => {
+                let registry = self.fabric.registry(link.home).try_clone().map_err(DataplaneError::Nat)?;
+                *none = Some(Box::new(Engine::new(settings, registry)));
+            }
+            (None, _) => state.nat = None,
+        }
+        Ok(())
+    }
+
+    /// Does something with the NAT of a network. `None` if there is none.
+    fn with_nat<T>(&self, id: NetworkId, work: impl FnOnce(Timestamp, &mut Engine) -> T) -> Option<T> {
+        let gateway = self.fabric.gateway(id)?;
+        let now = self.clock.now();
+        let mut state = gateway.shared.lock();
+        let done = work(now, state.nat.as_mut()?);
+        gateway.shared.note_nat(now, &state, false);
+        Some(done)
+    }
+
+    /// Lets the outside reach a guest of a network; says under which address of the host.
+    ///
+    /// # Errors
+    /// When that address can't be had, or the network has no NAT.
+    pub fn add_forward(&mut self, id: NetworkId, forward: Forward) -> Result<std::net::SocketAddrV4, ForwardError> {
+        self.with_nat(id, |now, nat| nat.add_forward(now, forward)).unwrap_or(Err(ForwardError::NoNat))
+    }
+
+    /// Takes that back; connections that were made stay. False if there was no such forward.
+    pub fn remove_forward(&mut self, id: NetworkId, forward: &Forward) -> bool {
+        self.with_nat(id, |now, nat| nat.remove_forward(now, forward)).unwrap_or(false)
+    }
+
+    /// All mappings of a network's NAT. Workers wait meanwhile.
+    #[must_use]
+    pub fn mappings(&self, id: NetworkId) -> Vec<MappingStatus> {
+        self.with_nat(id, |_, nat| nat.mappings().collect()).unwrap_or_default()
+    }
+
+    /// Who opened and closed which mapping of a network since this was last asked, and how many such events were lost: at most 4,096
+    /// wait.
+    pub fn take_audit(&mut self, id: NetworkId) -> (Vec<Audit>, u64) {
+        self.with_nat(id, |_, nat| nat.audit()).unwrap_or_default()
     }
 
     /// Puts another gateway in the place of the one that there is, and other forwarding databases if they are to have another size or default VLAN.

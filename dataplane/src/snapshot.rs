@@ -37,6 +37,8 @@ pub(crate) struct Snapshot {
     networks: Vec<Option<NetworkLink>>,
     /// For each worker the rings that it polls.
     polled: Vec<Vec<PolledRing>>,
+    /// For each worker the gateways that have it for a home.
+    gateways: Vec<Vec<(NetworkId, GatewayLink)>>,
 }
 
 /// A network as workers see it.
@@ -150,7 +152,13 @@ impl Snapshot {
                 }
             }
         }
-        Self { generation: 0, ports, networks, polled }
+        let mut gateways: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        for (place, network) in networks.iter().enumerate() {
+            if let Some(gateway) = network.as_ref().and_then(|network| network.gateway.as_ref()) {
+                gateways[gateway.home].push((NetworkId(place as u16), gateway.clone()));
+            }
+        }
+        Self { generation: 0, ports, networks, polled, gateways }
     }
 
     pub(crate) fn port(&self, id: PortId) -> Option<&Arc<PortLink>> {
@@ -164,6 +172,11 @@ impl Snapshot {
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<&NetworkLink> {
         self.networks.get(id.index())?.as_ref()
+    }
+
+    /// The gateways that have a worker for a home.
+    pub(crate) fn gateways_at(&self, worker: usize) -> &[(NetworkId, GatewayLink)] {
+        self.gateways.get(worker).map_or(&[], Vec::as_slice)
     }
 
     /// The rings that a worker polls.

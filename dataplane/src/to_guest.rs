@@ -4,11 +4,12 @@
 //! take a chain each go in runs: chains first, then copies, so that their memory is on its way when it is needed.
 
 use weft_switch::vlan::push;
-use weft_switch::{DropReason, EthernetHeader, Offload, SegmentKind, TAG_LEN, complete_checksum, segment};
+use weft_switch::{DropReason, EthernetHeader, Offload, OffloadFeatures, SegmentKind, TAG_LEN, complete_checksum, segment};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::{Batch, Frame};
 use crate::memory::Segment;
+use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch, write_frame};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
@@ -25,7 +26,7 @@ const UDP_LEN: u16 = 8;
 const MAX_SPENT: usize = 4096;
 
 /// A tag as it stands in a frame.
-type VlanTag = [u8; TAG_LEN];
+pub(crate) type VlanTag = [u8; TAG_LEN];
 
 /// The ring in which a guest offers buffers for what it is to receive.
 #[derive(Debug)]
@@ -103,6 +104,60 @@ impl ToGuest {
         };
         self.unshown += tally.frames;
         transmitted
+    }
+
+    /// What may be left undone in frames for this guest.
+    pub(crate) fn offloads(&self) -> OffloadFeatures {
+        self.writer.features.offloads_to_guest
+    }
+
+    /// Takes chains for a frame of at most `len` bytes, and for the tag with which it leaves, if any; `pieces` gets where these are, as if there were no tag. Says
+    /// how many there is room for, which may be fewer. Followed by [`Self::commit`] or [`Self::cancel`].
+    pub(crate) fn reserve(
+        &mut self,
+        len: usize,
+        tag: Option<VlanTag>,
+        pieces: &mut Vec<Segment>,
+    ) -> Result<usize, TransmitError> {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.reserve(queue, len, tag, pieces),
+            Ring::Packed(queue) => self.writer.reserve(queue, len, tag, pieces),
+        }
+    }
+
+    /// The chains that were taken last hold a frame of `len` bytes, but for its beginning, which is `headers`. Those that are not needed
+    /// are given back. The tag is the one for which there is room, and counts neither in `len` nor in `offload`.
+    pub(crate) fn commit(&mut self, headers: &[u8], tag: Option<VlanTag>, len: usize, offload: &Offload, tally: &mut Tally) {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.commit(queue, (headers, tag), len, offload, tally),
+            Ring::Packed(queue) => self.writer.commit(queue, (headers, tag), len, offload, tally),
+        }
+        self.unshown += tally.frames;
+    }
+
+    /// Gives back the chains that were taken last.
+    pub(crate) fn cancel(&mut self) {
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.cancel(queue),
+            Ring::Packed(queue) => self.writer.cancel(queue),
+        }
+    }
+
+    /// Copies a private frame, which this guest takes as it is but for the tag.
+    pub(crate) fn send(
+        &mut self,
+        frame: &[u8],
+        tag: Option<VlanTag>,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
+        self.writer.spent = 0;
+        match &mut self.ring {
+            Ring::Split(queue) => self.writer.deliver_private(queue, frame, offload, tag, tally)?,
+            Ring::Packed(queue) => self.writer.deliver_private(queue, frame, offload, tag, tally)?,
+        }
+        self.unshown += tally.frames;
+        Ok(())
     }
 
     /// How many frames the guest was not shown yet.
@@ -291,7 +346,7 @@ impl Writer {
     ) -> Result<(), TransmitError> {
         // No truncation: at most a frame and its header.
         let needed = (self.features.header_len() + HEADER + len) as u32;
-        self.gather(queue, needed)?;
+        self.gather(queue, needed, false)?;
         // No truncation: bounded by what `gather` takes.
         self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
         let mut left = needed;
@@ -326,16 +381,17 @@ impl Writer {
                 let mut outcome = Ok(());
                 let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
                     if outcome.is_ok() {
-                        outcome = self.deliver_private(queue, part, tag, tally).or_else(|error| count_drop(error, counters));
+                        let delivered = self.deliver_private(queue, part, &Offload::NONE, tag, tally);
+                        outcome = delivered.or_else(|error| count_drop(error, counters));
                     }
                 });
                 cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);
-                self.deliver_private(queue, &whole, tag, tally)
+                self.deliver_private(queue, &whole, &Offload::NONE, tag, tally)
             }
-            (None, _) => self.deliver_private(queue, &whole, tag, tally),
+            (None, _) => self.deliver_private(queue, &whole, &Offload::NONE, tag, tally),
         };
         (self.whole, self.part) = (whole, part);
         outcome
@@ -345,6 +401,7 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         frame: &[u8],
+        offload: &Offload,
         tag: Option<VlanTag>,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
@@ -352,25 +409,93 @@ impl Writer {
         let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
         let payload = Cursor::of_one(piece);
         match tag {
-            None => self.deliver(queue, header, payload, rest.len(), &Offload::NONE, tally),
-            Some(tag) => self.deliver(queue, &push(header, tag), payload, rest.len(), &Offload::NONE, tally),
+            None => self.deliver(queue, header, payload, rest.len(), offload, tally),
+            Some(tag) => self.deliver(queue, &push(header, tag), payload, rest.len(), &offload.with_tag(), tally),
         }
     }
 
+    fn reserve(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        len: usize,
+        tag: Option<VlanTag>,
+        pieces: &mut Vec<Segment>,
+    ) -> Result<usize, TransmitError> {
+        let before = self.features.header_len() + tag_len(tag);
+        self.spent = 0;
+        // No truncation: at most a frame and its header.
+        self.gather(queue, (before + len) as u32, true)?;
+        let room: usize = self.pieces.iter().map(|piece| piece.len).sum();
+        part_of(&self.pieces, before, len, pieces);
+        Ok(room.saturating_sub(before).min(len))
+    }
+
+    fn commit(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        (headers, tag): (&[u8], Option<VlanTag>),
+        len: usize,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) {
+        let len = len + tag_len(tag);
+        // No truncation: at most a frame and its header.
+        let mut left = (self.features.header_len() + len) as u32;
+        let (mut room, mut needed) = (0, 0);
+        while room < left && needed < self.chains.len() {
+            room += self.chains[needed].len;
+            needed += 1;
+        }
+        // No truncation: bounded by what `gather` takes.
+        let virtio_header = match tag {
+            None => long_header(offload, needed as u16),
+            Some(_) => long_header(&offload.with_tag(), needed as u16),
+        };
+        let mut target = Cursor::new(&self.pieces);
+        let written =
+            if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
+        let written = written
+            && match (tag, headers.split_first_chunk()) {
+                (Some(tag), Some((header, rest))) => target.write(&push(header, tag)) && target.write(rest),
+                _ => target.write(headers),
+            };
+        debug_assert!(written, "there is the room that was counted");
+        queue.untake(self.chains[needed..].iter().map(|chain| chain.slots).sum());
+        for chain in &self.chains[..needed] {
+            let written = left.min(chain.len);
+            queue.complete(chain, written);
+            left -= written;
+        }
+        tally.frames += 1;
+        tally.bytes += len as u64;
+    }
+
+    fn cancel(&mut self, queue: &mut impl Virtqueue) {
+        queue.untake(self.chains.iter().map(|chain| chain.slots).sum());
+    }
+
     /// Takes chains until they have room for `needed` bytes; all their pieces are in `self.pieces` then. Takes none when they
-    /// don't.
-    fn gather(&mut self, queue: &mut impl Virtqueue, needed: u32) -> Result<(), TransmitError> {
+    /// don't, unless `fewer` will do.
+    fn gather(&mut self, queue: &mut impl Virtqueue, needed: u32, fewer: bool) -> Result<(), TransmitError> {
         self.chains.clear();
         self.pieces.clear();
         let (mut room, mut cost, mut slots) = (0_u32, 0, 0);
         while room < needed {
-            if (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT {
+            let no_more = (room > 0 && !self.features.mergeable) || cost >= MAX_BUFFERS as u32 || self.spent >= MAX_SPENT;
+            if no_more && fewer && room > 0 {
+                return Ok(());
+            }
+            if no_more {
                 queue.untake(slots);
                 return Err(TransmitError::Dropped(DropReason::ReceiverBufferTooSmall));
             }
             let mut chain = Chain::NONE;
             let taken = queue.take(needed - room, &mut self.pieces, &mut chain);
-            if !taken.map_err(|fault| queue.base().explain(fault))? {
+            let taken = taken.map_err(|fault| queue.base().explain(fault))?;
+            if !taken && fewer && room > 0 {
+                return Ok(());
+            }
+            if !taken {
                 queue.untake(slots);
                 return Err(TransmitError::Dropped(DropReason::ReceiverFull));
             }

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weft_switch::vlan::{Admitted, PortRole, Release, Vlan, VlanId, VlanTables, Weights};
-use weft_switch::{Fdb, FdbCounters, FdbEntry, NetworkId, PortId, TAG_LEN, Timestamp};
+use weft_switch::{Fdb, FdbCounters, FdbEntry, NetworkId, PortId, Timestamp};
 
 use crate::fabric::{Fabric, Network};
 use crate::from_guest::Batch;
 use crate::snapshot::PortLink;
+use crate::to_guest::VlanTag;
 use crate::vhost_port::FrameMask;
 
 /// What was found out about a frame that was admitted to a VLAN: one word, since every frame gets one.
@@ -21,7 +22,7 @@ use crate::vhost_port::FrameMask;
 pub(crate) struct Stamp {
     pub(crate) vlan: Vlan,
     /// The tag with which it leaves, where it leaves with one.
-    pub(crate) tag: [u8; TAG_LEN],
+    pub(crate) tag: VlanTag,
     hides_tag: bool,
 }
 
@@ -92,6 +93,15 @@ impl VlanLink {
         let at_home = self.at_home.get(&vlan).map_or(&[][..], Vec::as_slice);
         let trunks = self.trunks.iter().filter(move |(_, role)| role.membership(vlan).is_some());
         at_home.iter().copied().chain(trunks.map(|(port, _)| *port))
+    }
+
+    /// The tag with which frames of the gateway leave by a port, or that they leave without one; nothing if the port is no member of the default VLAN.
+    pub(crate) fn tag_of_gateway(&self, port: &PortLink) -> Option<Option<VlanTag>> {
+        let default = self.tables.default_vlan();
+        self.role(port).membership(default).map(|release| match release {
+            Release::Untagged => None,
+            Release::Tagged => Some(Stamp::of(default).tag),
+        })
     }
 
     /// Which frames leave by a port, and which of them with a tag. The others are counted as dropped there.

@@ -20,6 +20,7 @@ use weft_switch::{NetworkId, Outgoing, Timestamp};
 
 use crate::from_guest::Batch;
 use crate::lane::{FaultReports, Lane};
+use crate::nat::Engine;
 use crate::snapshot::{PolledRing, Snapshot};
 use crate::workers::{Injection, WorkerSettings, WorkerShared};
 
@@ -29,6 +30,10 @@ const NAP_WITHOUT_KICK: Duration = Duration::from_millis(1);
 const INJECTIONS: usize = 64;
 /// The most frames of gateways that wait for their home worker. What the services lose, clients ask for again.
 const GATEWAY_FRAMES: usize = 1024;
+/// The most events that are fetched at a time.
+const EVENTS: usize = 256;
+/// How often a worker that is busy looks for events.
+const LOOK_INTERVAL: Duration = Duration::from_micros(10);
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
@@ -57,7 +62,7 @@ pub(crate) struct WorkerHandle {
     pub(crate) shared: Arc<WorkerShared>,
     /// Where kick descriptors are registered.
     pub(crate) registry: Registry,
-    waker: Waker,
+    pub(crate) waker: Arc<Waker>,
     injections: Sender<Injection>,
     gateway_frames: Sender<(NetworkId, Outgoing)>,
     pub(crate) thread: Arc<WorkerThread>,
@@ -77,7 +82,7 @@ impl WorkerHandle {
     ) -> io::Result<(Self, Worker)> {
         let poll = Poll::new()?;
         let registry = poll.registry().try_clone()?;
-        let waker = Waker::new(poll.registry(), WAKE_TOKEN)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE_TOKEN)?);
         let (injections, injected) = crossbeam::channel::bounded(INJECTIONS);
         let (gateway_frames, from_gateways) = crossbeam::channel::bounded(GATEWAY_FRAMES);
         let worker = Worker {
@@ -88,7 +93,8 @@ impl WorkerHandle {
             injected,
             from_gateways,
             poll,
-            events: Events::with_capacity(64),
+            events: Events::with_capacity(EVENTS),
+            looked: Instant::now(),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
             first: 0,
@@ -197,7 +203,10 @@ pub(crate) struct Worker {
     injected: Receiver<Injection>,
     from_gateways: Receiver<(NetworkId, Outgoing)>,
     poll: Poll,
+    /// Those that were not dealt with yet.
     events: Events,
+    /// When events were last asked for.
+    looked: Instant,
     shared: Arc<WorkerShared>,
     batch: Batch,
     /// The ring that comes first in the next round.
@@ -214,6 +223,7 @@ impl Worker {
         let mut idle_since = Instant::now();
         while !self.shared.stop.load(Ordering::Relaxed) {
             let now = Instant::now();
+            self.look_for_events(now);
             if self.poll_all(self.clock.at(now)) {
                 idle_since = now;
             } else if self.patience.is_none_or(|patience| now.duration_since(idle_since) < patience) {
@@ -257,6 +267,14 @@ impl Worker {
                 }
             }
         }
+        let has_events = self.events.iter().any(|event| Engine::is_one(event.token()));
+        for gateway in snapshot.gateways_at(self.number) {
+            let shared = &gateway.1.shared;
+            if has_events || shared.nat_deadline().is_some_and(|at| at <= now) {
+                busy |= self.lane.serve_nat(snapshot, gateway, &self.events, now);
+            }
+        }
+        self.events.clear();
         self.lane.flush(snapshot);
         busy |= !self.moved.is_empty();
         // After their frames were shown to the receivers: what came back to a guest has been delivered.
@@ -273,14 +291,32 @@ impl Worker {
         busy
     }
 
+    /// Asks for events of NATs' sockets while there is no sleep in which they would come by themselves.
+    fn look_for_events(&mut self, now: Instant) {
+        let snapshot = self.snapshots.load();
+        let in_use = snapshot.gateways_at(self.number).iter().any(|(_, gateway)| gateway.shared.nat_in_use());
+        if in_use && self.events.is_empty() && now.duration_since(self.looked) >= LOOK_INTERVAL {
+            self.looked = now;
+            // An error will be there when it goes to sleep, too.
+            let _ = self.poll.poll(&mut self.events, Some(Duration::ZERO));
+        }
+    }
+
     fn sleep(&mut self) {
         let snapshot = self.snapshots.load();
         let rings = snapshot.polled_by(self.number);
         let mut nap = None;
         let mut offered = false;
+        let now = self.clock.now();
+        for deadline in snapshot.gateways_at(self.number).iter().filter_map(|(_, gateway)| gateway.shared.nat_deadline()) {
+            offered |= deadline <= now;
+            // Time is in whole milliseconds: one more, so that it has come then.
+            let left = deadline.since(now) + Duration::from_millis(1);
+            nap = Some(nap.map_or(left, |nap: Duration| nap.min(left)));
+        }
         for PolledRing { port, ring } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
             if ring.kick.is_none() {
-                nap = Some(NAP_WITHOUT_KICK);
+                nap = Some(nap.map_or(NAP_WITHOUT_KICK, |nap| nap.min(NAP_WITHOUT_KICK)));
             }
             let armed = ring.lock().ring.queue().enable_kicks();
             match armed {

@@ -72,6 +72,8 @@ pub enum DropReason {
     NoFreeAddress,
     /// The port has its share of a table already.
     ShareExceeded,
+    /// A socket of the host does not take it now.
+    HostBusy,
     /// Too many messages wait for the network's DHCP and DNS already.
     ServicesBusy,
     /// A tag that names a VLAN, on a port that takes none.

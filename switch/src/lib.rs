@@ -19,6 +19,7 @@ mod host_name;
 mod id;
 mod log_limit;
 mod mac;
+pub mod nat;
 mod offload;
 mod subnet;
 mod sync;

@@ -2,10 +2,11 @@
 //!
 //! `./test` runs these; by hand: `tests/e2e/setup && cargo test -p weft-tests --test nat -- --ignored --test-threads=1`.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use weft_tests::process::{Process, find_program};
 use weft_tests::wait::wait_until;
 use weft_tests::{Guest, Weft};
 
@@ -91,6 +92,33 @@ fn a_guest_with_nothing_but_a_dhcp_client_is_on_the_network() {
     assert_eq!(before.len(), 2);
     two.run("kill -USR2 $(pidof udhcpc)");
     wait_until("the lease to be given back", Duration::from_secs(10), || leases(&weft).len() == 1);
+    weft.assert_alive();
+}
+
+/// An address under which this host is known outside. Nothing is sent to find it.
+fn own_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("any port will do");
+    socket.connect("192.0.2.9:9").expect("a host with guests has a default route");
+    socket.local_addr().expect("a bound socket has an address").ip()
+}
+
+#[test]
+#[ignore = "boots guests: ./test runs it"]
+fn a_guest_reaches_the_outside_through_the_hosts_own_sockets() {
+    let mut weft = Weft::start_unprivileged(&[]);
+    let guest = with_lease("web", &weft.socket("vm1"));
+    let (address, port) = (own_address(), "5209");
+    let directory = tempfile::tempdir().expect("a directory for a log");
+    let words = ["--server", "--forceflush", "--bind", &address.to_string(), "--port", port].map(str::to_owned);
+    let server = Process::spawn("iperf3", &find_program("iperf3"), &words, &directory.path().join("iperf.log"));
+    wait_until("iperf3 to listen", Duration::from_secs(10), || server.log().contains("Server listening"));
+    for kind in ["", "--reverse", "--parallel 4", "--udp --bitrate 10M", "--udp --bitrate 10M --reverse"] {
+        let text = guest.run(&format!("iperf3 --client {address} --port {port} --time 2 --format m {kind}"));
+        println!("{text}");
+        assert!(text.contains("receiver"), "iperf3 {kind}:\n{text}");
+    }
+    let refused = guest.run(&format!("nc -w 10 {address} 9 2>&1; true"));
+    assert!(refused.contains("refused"), "{refused}");
     weft.assert_alive();
 }
 

@@ -45,7 +45,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Type and code.
-    fn icmp(self) -> (u8, u8) {
+    pub(crate) fn icmp(self) -> (u8, u8) {
         match self {
             Self::NetUnreachable => (3, 0),
             Self::HostUnreachable => (3, 1),

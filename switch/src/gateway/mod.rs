@@ -250,7 +250,19 @@ impl Gateway {
 
     /// Takes a frame; says what becomes of it, and adds what is to be sent to `out`.
     pub fn handle<'f>(&mut self, now: Timestamp, arrival: Arrival<'f>, out: &mut Vec<Outgoing>) -> Outcome<'f> {
-        self.receive(now, arrival, out).unwrap_or_else(Outcome::Drop)
+        self.handle_beginning(now, arrival, arrival.frame.len(), out)
+    }
+
+    /// The same for a frame of `len` bytes, of which `arrival` has only the beginning: the headers, up to that of TCP or UDP. That is enough for a
+    /// packet to the outside that is no fragment; whatever needs more is dropped.
+    pub fn handle_beginning<'f>(
+        &mut self,
+        now: Timestamp,
+        arrival: Arrival<'f>,
+        len: usize,
+        out: &mut Vec<Outgoing>,
+    ) -> Outcome<'f> {
+        self.receive(now, arrival, len, out).unwrap_or_else(Outcome::Drop)
     }
 
     /// Tells the sender of a packet why it goes no further, if that is allowed and it wasn't told too often lately.
@@ -335,7 +347,13 @@ impl Gateway {
         std::mem::take(&mut self.late_drops).into_iter().map(|((port, reason), frames)| LateDrop { port, reason, frames })
     }
 
-    fn receive<'f>(&mut self, now: Timestamp, arrival: Arrival<'f>, out: &mut Vec<Outgoing>) -> Result<Outcome<'f>, DropReason> {
+    fn receive<'f>(
+        &mut self,
+        now: Timestamp,
+        arrival: Arrival<'f>,
+        len: usize,
+        out: &mut Vec<Outgoing>,
+    ) -> Result<Outcome<'f>, DropReason> {
         let (link, rest) = LinkHeader::parse(arrival.frame)?;
         if link.source == self.settings.mac {
             return Err(DropReason::GatewayClaimed);
@@ -345,7 +363,7 @@ impl Gateway {
         match link.ether_type {
             ETHER_TYPE_ARP => self.receive_arp(now, station, &ArpPacket::parse(&link, rest)?, out),
             ETHER_TYPE_IPV4 => {
-                let ip = Ipv4Packet::parse(rest)?;
+                let ip = Ipv4Packet::parse_beginning(rest, len.saturating_sub(ETHERNET_LEN))?;
                 if ip.header().source == self.settings.address {
                     return Err(DropReason::GatewayClaimed);
                 }
@@ -422,6 +440,7 @@ impl Gateway {
         // What only passes is left as it is (RFC 1812, section 4.2.2.7): its receiver puts it together.
         let passes = !is_local && self.settings.subnet.is_host(destination);
         let packet = match packet.ip.is_fragment() && !passes {
+            true if !packet.ip.is_whole() => return Err(DropReason::BadFragment),
             true => match self.reassemble(now, &packet)? {
                 Some(ip) => Packet { station: packet.station, ip, checksum_pending: false },
                 None => return Ok(Outcome::Done),
@@ -443,6 +462,9 @@ impl Gateway {
             return Err(DropReason::TtlExceeded);
         }
         if self.settings.subnet.contains(destination) {
+            if !packet.ip.is_whole() {
+                return Err(DropReason::BadIpv4);
+            }
             return self.pass_on(now, packet, out);
         }
         Ok(Outcome::Outside(packet))

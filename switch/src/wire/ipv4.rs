@@ -36,6 +36,8 @@ pub struct Ipv4Header {
     pub fragment_offset: u16,
     /// Bytes of the header, options included: 20 to 60.
     pub header_len: u8,
+    /// Bytes of the whole packet.
+    pub total_len: u16,
 }
 
 /// An IPv4 packet without anything behind it, whose header is valid.
@@ -52,9 +54,18 @@ impl<'a> Ipv4Packet<'a> {
     /// [`DropReason::BadIpv4`] for a wrong version, length, checksum or option, [`DropReason::SourceRouted`] for a packet that brings
     /// its own route.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, DropReason> {
+        Self::parse_beginning(bytes, bytes.len())
+    }
+
+    /// The same for a packet of which only the beginning is at hand, with all of its header: `available` is how many bytes there are in all.
+    /// [`Self::bytes`] and [`Self::payload`] end where what is at hand does.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_beginning(bytes: &'a [u8], available: usize) -> Result<Self, DropReason> {
         let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|_| DropReason::BadIpv4)?;
         let len = usize::from(header.total_len());
-        if len < header.slice().len() || len > bytes.len() || internet_checksum(&[header.slice()]) != 0 {
+        if len < header.slice().len() || len > available || internet_checksum(&[header.slice()]) != 0 {
             return Err(DropReason::BadIpv4);
         }
         check_options(header.options())?;
@@ -69,8 +80,9 @@ impl<'a> Ipv4Packet<'a> {
             more_fragments: header.more_fragments(),
             fragment_offset: header.fragments_offset().value() * 8,
             header_len: header.slice().len() as u8,
+            total_len: len as u16,
         };
-        Ok(Self { header, bytes: Cow::Borrowed(&bytes[..len]) })
+        Ok(Self { header, bytes: Cow::Borrowed(&bytes[..len.min(bytes.len())]) })
     }
 
     /// The header.
@@ -98,6 +110,12 @@ impl<'a> Ipv4Packet<'a> {
             Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[at..]),
             Cow::Owned(mut bytes) => Cow::Owned(bytes.split_off(at)),
         }
+    }
+
+    /// True if all of the packet is at hand.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() == usize::from(self.header.total_len)
     }
 
     /// True if this is only a part of a datagram.

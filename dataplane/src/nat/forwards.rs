@@ -1,0 +1,213 @@
+//! Ways in: addresses of the host by which the outside reaches a guest.
+//!
+//! The guest sees who is there: a client's own address and port are what its connection comes from, as far as they mean something to the
+//! guest. A client on the host itself (loopback) or in the guest's own network (which came out and in again: hairpinning, RFC 4787, REQ-9) is seen
+//! under the gateway's address, so that the answer finds its way back.
+
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use slab::Slab;
+use weft_switch::Timestamp;
+
+use super::datagrams::Datagrams;
+use super::seam::ToGuests;
+use super::socket::{self, Listener};
+use super::stream::Ends;
+use super::streams::Streams;
+use super::{Common, Kind};
+
+/// The most connections that a listener gives in one round.
+const ACCEPTED: usize = 64;
+/// The most that wait for their guest to be found, and for how long.
+const CALLING: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many ports of the gateway are tried for a client that can't be seen under its own.
+const PORTS: u32 = 16;
+
+/// A way in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// UDP; else TCP.
+    pub udp: bool,
+    /// The host's end; an unspecified address is all of the host's, port zero any that is free.
+    pub bind: SocketAddrV4,
+    /// The guest's end.
+    pub target: SocketAddrV4,
+}
+
+/// Why a way in can't be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// The network has no NAT.
+    #[error("the network has no way outside, and so none inside")]
+    NoNat,
+    /// Another program or forward has it.
+    #[error("{0} is taken: another program or another forward listens there")]
+    Taken(SocketAddrV4),
+    /// Two UDP forwards to one port.
+    #[error("{0} is already forwarded to by UDP: a guest's port can have one forward")]
+    TargetTaken(SocketAddrV4),
+    /// A port for which weft lacks the privilege.
+    #[error(
+        "ports below 1024 need a privilege: let weft have CAP_NET_BIND_SERVICE, or lower net.ipv4.ip_unprivileged_port_start to {0}"
+    )]
+    Privileged(u16),
+    /// An address of another host.
+    #[error("{0} is not an address of this host")]
+    NotLocal(SocketAddrV4),
+    /// Something else.
+    #[error("{bind} can't be listened on: {error}")]
+    Other {
+        /// Where it should listen.
+        bind: SocketAddrV4,
+        /// Why it can't.
+        error: std::io::ErrorKind,
+    },
+}
+
+impl ForwardError {
+    fn new(forward: &Forward, error: Errno) -> Self {
+        let bind = forward.bind;
+        match error {
+            Errno::ADDRINUSE => Self::Taken(bind),
+            Errno::EXIST => Self::TargetTaken(forward.target),
+            Errno::ACCESS | Errno::PERM => Self::Privileged(bind.port()),
+            Errno::ADDRNOTAVAIL => Self::NotLocal(bind),
+            error => Self::Other { bind, error: error.kind() },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Listening {
+    forward: Forward,
+    /// `None` for UDP, which needs none.
+    listener: Option<Listener>,
+    /// The host had no descriptor for the next connection.
+    starved: bool,
+}
+
+/// A client that waits for its guest to be found.
+#[derive(Debug)]
+struct Calling {
+    client: OwnedFd,
+    from: SocketAddrV4,
+    target: SocketAddrV4,
+    until: Timestamp,
+}
+
+/// All ways in of an engine.
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    rules: Slab<Listening>,
+    calling: VecDeque<Calling>,
+}
+
+impl Forwards {
+    pub(super) fn add(
+        &mut self,
+        common: &mut Common,
+        datagrams: &mut Datagrams,
+        now: Timestamp,
+        forward: Forward,
+    ) -> Result<SocketAddrV4, ForwardError> {
+        let failed = |error| ForwardError::new(&forward, error);
+        if forward.udp {
+            let address = datagrams.open_forward(common, now, forward.bind, forward.target).map_err(failed)?;
+            self.rules.insert(Listening { forward, listener: None, starved: false });
+            return Ok(address);
+        }
+        let listener = Listener::bound(forward.bind).map_err(failed)?;
+        let address = listener.address().map_err(failed)?;
+        let place = self.rules.vacant_entry();
+        // No truncation: each has a descriptor.
+        let token = common.token(Kind::Listener, place.key() as u32);
+        socket::register(&common.registry, listener.fd(), token, false).map_err(failed)?;
+        place.insert(Listening { forward, listener: Some(listener), starved: false });
+        Ok(address)
+    }
+
+    pub(super) fn remove(&mut self, common: &mut Common, datagrams: &mut Datagrams, now: Timestamp, forward: &Forward) -> bool {
+        let Some(place) = self.rules.iter().find(|(_, rule)| rule.forward == *forward).map(|(place, _)| place) else {
+            return false;
+        };
+        self.rules.remove(place);
+        if forward.udp {
+            datagrams.close_forward(common, now, forward.target);
+        }
+        true
+    }
+
+    /// A listener has clients.
+    pub(super) fn accept(&mut self, common: &mut Common, now: Timestamp, id: u32) {
+        let Some(rule) = self.rules.get_mut(id as usize) else { return };
+        let Some(listener) = &rule.listener else { return };
+        rule.starved = false;
+        for _ in 0..ACCEPTED {
+            if self.calling.len() >= CALLING {
+                rule.starved = true;
+                return;
+            }
+            match listener.accept() {
+                Ok((client, from)) => {
+                    let (target, until) = (rule.forward.target, now.after(PATIENCE));
+                    self.calling.push_back(Calling { client, from, target, until });
+                }
+                // Whoever gave up meanwhile.
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    rule.starved = true;
+                    return;
+                }
+            }
+        }
+        common.ready.push_back(super::Ready::Listener(id));
+    }
+
+    /// Asks the guests for the connections that clients want, as soon as it is known where they are.
+    pub(super) fn call_guests(&mut self, common: &mut Common, streams: &mut Streams, now: Timestamp, guests: &mut impl ToGuests) {
+        for _ in 0..self.calling.len() {
+            let Some(call) = self.calling.pop_front() else { break };
+            let Some(station) = guests.station(now, *call.target.ip()) else {
+                if now < call.until {
+                    self.calling.push_back(call);
+                }
+                // Else it is closed: nobody is there.
+                continue;
+            };
+            // If there is no room for one more, the client finds itself disconnected.
+            if let Some(ends) = ends_of(common, streams, &call) {
+                let _ = streams.call(common, now, station, ends, call.client);
+            }
+        }
+        for (id, _) in self.rules.iter().filter(|(_, rule)| rule.starved) {
+            common.ready.push_back(super::Ready::Listener(id as u32));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules.is_empty() && self.calling.is_empty()
+    }
+
+    /// True if somebody waits who has to be thought of soon.
+    pub(super) fn is_calling(&self) -> bool {
+        !self.calling.is_empty() || self.rules.iter().any(|(_, rule)| rule.starved)
+    }
+}
+
+/// The ends of a connection, as the guest is to see them.
+fn ends_of(common: &Common, streams: &Streams, call: &Calling) -> Option<Ends> {
+    let inside = call.target;
+    let means_something = !call.from.ip().is_loopback() && !common.settings.subnet.contains(*call.from.ip());
+    let own = Some(call.from).filter(|_| means_something);
+    let gateway = (0..PORTS).map(|nth| {
+        let port = if nth == 0 { call.from.port() } else { common.hasher.hash_one((call.from, nth)) as u16 | 1024 };
+        SocketAddrV4::new(common.settings.gateway, port)
+    });
+    own.into_iter().chain(gateway).map(|remote| Ends { inside, remote }).find(|ends| !streams.knows(ends))
+}

@@ -1,0 +1,143 @@
+//! The guests' receive rings, as a worker hands them to the engine.
+
+use std::net::Ipv4Addr;
+use std::sync::MutexGuard;
+
+use weft_switch::gateway::Gateway;
+use weft_switch::{DropReason, NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp};
+
+use super::seam::{NoRoom, ToGuests};
+use crate::lane::Lane;
+use crate::memory::Segment;
+use crate::snapshot::{PortLink, RingLink, Snapshot};
+use crate::to_guest::{Tally, ToGuest, TransmitError, VlanTag};
+use crate::vhost_port::BATCH;
+
+/// What a worker has for the engine of one network. At most one ring is locked at a time.
+pub(crate) struct GuestRings<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) network: NetworkId,
+    pub(crate) lane: &'a mut Lane,
+    pub(crate) gateway: &'a mut Gateway,
+    /// What the gateway sends to find guests.
+    pub(crate) answers: &'a mut Vec<Outgoing>,
+    pub(crate) reserved: Option<Reserved<'a>>,
+}
+
+/// A ring with buffers that wait for a frame.
+pub(crate) struct Reserved<'a> {
+    port: &'a PortLink,
+    ring: &'a RingLink<ToGuest>,
+    at: usize,
+    tag: Option<VlanTag>,
+    guard: MutexGuard<'a, ToGuest>,
+}
+
+/// Where the engine writes for a port: the ring, its place, and the tag that frames need.
+type Target<'a> = (&'a PortLink, &'a RingLink<ToGuest>, usize, Option<VlanTag>);
+
+impl<'a> GuestRings<'a> {
+    /// The ring of `port` to which the engine writes: one and the same, so that frames keep their order.
+    fn ring(&self, port: PortId) -> Option<Target<'a>> {
+        let port = self.snapshot.port(port).filter(|port| port.network == self.network)?;
+        let tag = match &self.snapshot.network(self.network)?.vlans {
+            None => None,
+            Some(vlans) => vlans.tag_of_gateway(port)?,
+        };
+        let at = 0;
+        let ring = port.rings.to_guest.get(at)?;
+        (ring.is_enabled() && !ring.is_broken()).then_some((port, ring, at, tag))
+    }
+
+    fn failed(&self, port: &PortLink, ring: &RingLink<ToGuest>, error: TransmitError) -> NoRoom {
+        match error {
+            TransmitError::Dropped(DropReason::ReceiverFull) => NoRoom::Full,
+            TransmitError::Dropped(reason) => {
+                port.counters.drop_frames(reason, 1);
+                NoRoom::Never
+            }
+            TransmitError::Fault(fault) => {
+                self.lane.report(port, ring, fault);
+                NoRoom::Never
+            }
+        }
+    }
+
+    fn done(&mut self, reserved: Reserved<'a>, tally: Tally) {
+        let Reserved { port, ring, at, mut guard, .. } = reserved;
+        if guard.unshown() >= BATCH {
+            let notified = guard.flush();
+            drop(guard);
+            self.lane.count_notification(port, ring, notified);
+        } else {
+            drop(guard);
+            self.lane.remember_to_flush(port.id, at);
+        }
+        port.counters.to_guest_frames.add(tally.frames);
+        port.counters.to_guest_bytes.add(tally.bytes);
+    }
+}
+
+impl ToGuests for GuestRings<'_> {
+    fn offloads(&mut self, port: PortId) -> OffloadFeatures {
+        self.ring(port).map(|(_, ring, ..)| ring.lock().offloads()).unwrap_or_default()
+    }
+
+    fn reserve(&mut self, port: PortId, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, NoRoom> {
+        let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
+        let mut guard = ring.lock();
+        match guard.reserve(len, tag, pieces) {
+            Ok(room) => {
+                self.reserved = Some(Reserved { port, ring, at, tag, guard });
+                Ok(room)
+            }
+            Err(error) => {
+                drop(guard);
+                Err(self.failed(port, ring, error))
+            }
+        }
+    }
+
+    fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload) {
+        let Some(mut reserved) = self.reserved.take() else { return };
+        let mut tally = Tally::default();
+        reserved.guard.commit(headers, reserved.tag, len, offload, &mut tally);
+        self.done(reserved, tally);
+    }
+
+    fn cancel(&mut self) {
+        if let Some(mut reserved) = self.reserved.take() {
+            reserved.guard.cancel();
+        }
+    }
+
+    fn station(&mut self, now: Timestamp, address: Ipv4Addr) -> Option<Station> {
+        self.gateway.resolve(now, address, self.answers)
+    }
+
+    fn count_drop(&mut self, port: PortId, reason: DropReason, frames: u64) {
+        if let Some(port) = self.snapshot.port(port).filter(|port| port.network == self.network) {
+            port.counters.drop_frames(reason, frames);
+        }
+    }
+
+    fn send(&mut self, port: PortId, frame: &[u8], offload: &Offload) -> Result<(), NoRoom> {
+        let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
+        let mut guard = ring.lock();
+        let mut tally = Tally::default();
+        match guard.send(frame, tag, offload, &mut tally) {
+            Ok(()) => {
+                self.done(Reserved { port, ring, at, tag, guard }, tally);
+                Ok(())
+            }
+            Err(error) => {
+                drop(guard);
+                let why = self.failed(port, ring, error);
+                if why == NoRoom::Full {
+                    port.counters.drop_frames(DropReason::ReceiverFull, 1);
+                }
+                Err(why)
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What is bounded.
+
+use std::net::TcpListener;
+
+use smoltcp::socket::tcp::State;
+use smoltcp::wire::IpEndpoint;
+use weft_switch::DropReason;
+use weft_switch::gateway::Refusal;
+
+use super::super::{Disposition, EngineSettings};
+use super::world::{GATEWAY, GuestKind, World, far_udp, settings};
+
+/// Descriptors of this process that are sockets of the engine's poll: all those that are registered.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn a_full_table_says_so_and_is_free_again_afterwards_rfc_5508_req_8() {
+    const FULL: Disposition = Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
+    let mut world = World::with(GuestKind::default(), EngineSettings { connections: 20, mappings: 6, ..settings(1500) });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let handles: Vec<_> = (0..11).map(|_| world.connect(port)).collect();
+    world.until("a refusal", |world| !world.refused.is_empty());
+    assert_eq!(world.refused[0], FULL);
+    world.until("the others", |world| {
+        handles.iter().filter(|handle| world.tcp(**handle).state() == State::Established).count() == 10
+    });
+    handles.iter().for_each(|handle| world.tcp(*handle).abort());
+    world.until("room", |world| world.engine.mappings().count() == 0);
+    let handle = world.connect(port);
+    world.until("a connection", |world| world.tcp(handle).state() == State::Established);
+
+    world.refused.clear();
+    let (far, port) = far_udp("127.0.0.1");
+    for nth in 0..4 {
+        let socket = world.udp_socket(5000 + nth);
+        let to = IpEndpoint::new(GATEWAY.into(), port);
+        world.udp(socket).send_slice(&[nth as u8], to).unwrap();
+    }
+    world.until("a refusal", |world| !world.refused.is_empty());
+    assert_eq!(world.refused, [FULL]);
+    let mut buffer = [0; 1];
+    let mut arrived = 0;
+    world.until("the others", |_| {
+        arrived += usize::from(far.recv(&mut buffer).is_ok());
+        arrived == 3
+    });
+}
+
+#[test]
+fn a_thousand_connections_come_and_go_and_leave_nothing_behind() {
+    let mut world = World::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut most = 0;
+    for round in 0..20 {
+        let handles: Vec<_> = (0..50).map(|_| world.connect(port)).collect();
+        let mut far = Vec::new();
+        world.until("connections", |world| {
+            far.extend(listener.accept().ok());
+            far.len() == 50 && handles.iter().all(|handle| world.tcp(*handle).state() == State::Established)
+        });
+        most = most.max(descriptors());
+        if round % 2 == 0 {
+            drop(far);
+            world.until("their ends", |world| handles.iter().all(|handle| world.tcp(*handle).state() == State::CloseWait));
+            handles.iter().for_each(|handle| world.tcp(*handle).close());
+        } else {
+            handles.iter().for_each(|handle| world.tcp(*handle).close());
+            world.until("half of it", |world| handles.iter().all(|handle| world.tcp(*handle).state() == State::FinWait2));
+            drop(far);
+        }
+        world.until("nothing is left", |world| world.engine.mappings().count() == 0);
+        handles.into_iter().for_each(|handle| drop(world.sockets.remove(handle)));
+    }
+    let (events, lost) = world.engine.audit();
+    assert_eq!(events.len() as u64 + lost, 2000);
+    assert!(world.engine.streams.is_idle(), "{:?}", world.engine.streams);
+}

@@ -1,0 +1,130 @@
+//! Forwards.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+
+use smoltcp::socket::tcp::State;
+
+use super::super::{Forward, ForwardError};
+use super::world::{GATEWAY, GUEST, World, endpoint, far_udp};
+
+fn forward(udp: bool, bind: SocketAddrV4, port: u16) -> Forward {
+    Forward { udp, bind, target: SocketAddrV4::new(GUEST, port) }
+}
+
+fn anywhere() -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)
+}
+
+fn client(address: SocketAddrV4) -> TcpStream {
+    let client = TcpStream::connect(address).unwrap();
+    client.set_nonblocking(true).unwrap();
+    client
+}
+
+#[test]
+fn a_client_reaches_the_guest_by_a_port_of_the_host() {
+    let mut world = World::new();
+    let guest = world.listen(80);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(false, anywhere(), 80)).unwrap();
+    let mut client = client(address);
+    world.until("a connection", |world| world.tcp(guest).state() == State::Established);
+    let port = client.local_addr().unwrap().port();
+    // A client on the host itself can only be seen under the gateway's address.
+    assert_eq!(world.tcp(guest).remote_endpoint().map(endpoint), Some(SocketAddrV4::new(GATEWAY, port)));
+    client.write_all(b"question").unwrap();
+    world.until("the question", |world| world.tcp(guest).can_recv());
+    world.tcp(guest).recv(|bytes| (bytes.len(), assert_eq!(bytes, b"question"))).unwrap();
+    world.tcp(guest).send_slice(b"answer").unwrap();
+    let mut buffer = [0; 6];
+    world.until("the answer", |_| client.read(&mut buffer).is_ok());
+    assert_eq!(&buffer, b"answer");
+    let mapping = world.engine.mappings().next().unwrap();
+    assert!(mapping.forwarded);
+    assert_eq!((mapping.from_guest, mapping.to_guest, mapping.outside), (6, 8, Some(address.port())));
+}
+
+#[test]
+fn a_port_on_which_the_guest_does_not_listen_resets_the_client() {
+    let mut world = World::new();
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(false, anywhere(), 81)).unwrap();
+    let mut client = client(address);
+    let mut buffer = [0; 1];
+    world.until("a reset", |_| client.read(&mut buffer).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    assert_eq!(world.engine.mappings().count(), 0);
+}
+
+#[test]
+fn a_guest_reaches_a_guest_by_the_forwarded_address_rfc_5382_req_8() {
+    let mut world = World::new();
+    let listening = world.listen(80);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(false, anywhere(), 80)).unwrap();
+    let caller = world.connect(address.port());
+    world.until("a connection", |world| {
+        [caller, listening].into_iter().all(|handle| world.tcp(handle).state() == State::Established)
+    });
+    // It comes from outside, and not from the caller's own address (RFC 4787, REQ-9).
+    assert_eq!(world.tcp(listening).remote_endpoint().map(|end| *endpoint(end).ip()), Some(GATEWAY));
+    world.tcp(caller).send_slice(b"hello").unwrap();
+    world.until("data", |world| world.tcp(listening).can_recv());
+}
+
+#[test]
+fn a_forward_that_is_taken_back_leaves_connections_alone() {
+    let mut world = World::new();
+    let guest = world.listen(80);
+    let now = world.now();
+    let rule = forward(false, anywhere(), 80);
+    let address = world.engine.add_forward(now, rule).unwrap();
+    let mut client = client(address);
+    world.until("a connection", |world| world.tcp(guest).state() == State::Established);
+    assert!(world.engine.remove_forward(now, &rule));
+    assert!(!world.engine.remove_forward(now, &rule));
+    assert!(TcpStream::connect(address).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+    world.tcp(guest).send_slice(b"still here").unwrap();
+    let mut buffer = [0; 10];
+    world.until("data", |_| client.read(&mut buffer).is_ok());
+}
+
+#[test]
+fn datagrams_reach_the_guest_by_a_port_of_the_host_and_are_answered_from_there() {
+    let mut world = World::new();
+    let guest = world.udp_socket(53);
+    let now = world.now();
+    let rule = forward(true, anywhere(), 53);
+    let address = world.engine.add_forward(now, rule).unwrap();
+    let (client, port) = far_udp("127.0.0.1");
+    client.send_to(b"question", address).unwrap();
+    let (from, data) = world.receive(guest);
+    assert_eq!((from, data.as_slice()), (SocketAddrV4::new(GATEWAY, port), b"question".as_slice()));
+    let to = smoltcp::wire::IpEndpoint::new(GATEWAY.into(), port);
+    world.udp(guest).send_slice(b"answer", to).unwrap();
+    let mut buffer = [0; 6];
+    let mut seen = None;
+    world.until("an answer", |_| {
+        seen = client.recv_from(&mut buffer).ok().map(|(_, from)| from);
+        seen.is_some()
+    });
+    assert_eq!(seen, Some(address.into()));
+    assert!(world.engine.remove_forward(now, &rule));
+    assert_eq!(world.engine.mappings().count(), 0);
+    UdpSocket::bind(address).unwrap();
+}
+
+#[test]
+fn a_way_in_that_can_not_be_had_says_why() {
+    let mut world = World::new();
+    let now = world.now();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let std::net::SocketAddr::V4(address) = taken.local_addr().unwrap() else { panic!() };
+    assert_eq!(world.engine.add_forward(now, forward(false, address, 80)), Err(ForwardError::Taken(address)));
+    let foreign = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 77), 0);
+    assert_eq!(world.engine.add_forward(now, forward(false, foreign, 80)), Err(ForwardError::NotLocal(foreign)));
+    assert_eq!(world.engine.add_forward(now, forward(true, foreign, 80)), Err(ForwardError::NotLocal(foreign)));
+    world.engine.add_forward(now, forward(true, anywhere(), 80)).unwrap();
+    let again = world.engine.add_forward(now, forward(true, anywhere(), 80));
+    assert_eq!(again, Err(ForwardError::TargetTaken(SocketAddrV4::new(GUEST, 80))));
+}
