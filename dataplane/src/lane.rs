@@ -225,6 +225,7 @@ impl Lane {
     }
 
     /// Finds the receivers of each frame. Where there is a gateway, every ARP packet is for it, too: nobody takes its address away with one.
+    #[inline(never)]
     fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
         for (bit, frame) in batch.frames().iter().enumerate() {
             let verdict = match frame.header() {

@@ -294,6 +294,7 @@ impl Writer {
     }
 
     /// Writes a frame with a payload of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
+    #[inline(always)]
     fn write_pieces<const HEADER: usize>(
         &self,
         mut target: Cursor<'_>,
