@@ -235,7 +235,7 @@ fn vlans_that_do_not_go_together_are_refused() {
         (&["--vlan", "5", "--address", "10.77.0.9"], "where the gateway and DHCP of network \"default\" are"),
     ] {
         let outcome = weft.run(&[&["port", "add", "web"], options].concat());
-        assert!(outcome.status != 0 && outcome.stderr.contains(expected), "{options:?} gave {outcome:?}");
+        assert!(outcome.status != 0 && outcome.stderr.contains(expected), "{options:?} gave {}", outcome.stderr);
     }
     assert!(weft.json(&["port", "list"]).as_array().unwrap().iter().all(|port| port["name"] != "web"));
 }
