@@ -211,12 +211,13 @@ impl Batch {
         mut refuse: impl FnMut(DropReason),
     ) -> FrameMask {
         let (mut admitted, mut first): (FrameMask, Option<Stamp>) = (0, None);
+        let mut at_hand = None;
         (self.uniform, self.lost_tags) = (true, false);
         for at in 0..self.count {
             let frame = &self.frames[at];
             let stamp = match frame.bad {
                 Some(reason) => Err(reason),
-                None if frame.is_tagged() => self.admit_tagged(at, role),
+                None if frame.is_tagged() => self.admit_tagged(at, role, &mut at_hand),
                 None => untagged,
             };
             match stamp {
@@ -242,11 +243,25 @@ impl Batch {
         (vlan, others.fold(frames, |frames, (at, _)| frames & !(1 << at)))
     }
 
+    /// `at_hand` is the tag of the frame before, with what the role says about it.
     #[inline(always)]
-    fn admit_tagged(&mut self, at: usize, role: &PortRole) -> Result<Stamp, DropReason> {
+    fn admit_tagged(
+        &mut self,
+        at: usize,
+        role: &PortRole,
+        at_hand: &mut Option<(OuterTag, Stamp, bool)>,
+    ) -> Result<Stamp, DropReason> {
         let tag = self.tag_of(&self.frames[at])?;
-        let admitted = role.admit(Some(tag))?;
-        if admitted.taken_off {
+        let (stamp, taken_off) = match *at_hand {
+            Some((before, stamp, taken_off)) if before == tag => (stamp, taken_off),
+            _ => {
+                let admitted = role.admit(Some(tag))?;
+                let (stamp, taken_off) = (Stamp::from(admitted), admitted.taken_off);
+                *at_hand = Some((tag, stamp, taken_off));
+                (stamp, taken_off)
+            }
+        };
+        if taken_off {
             let frame = &mut self.frames[at];
             if !frame.offload.is_none() {
                 frame.offload = frame.offload.without_tag()?;
@@ -256,7 +271,7 @@ impl Batch {
             frame.len -= TAG_LEN;
             self.lost_tags = true;
         }
-        Ok(admitted.into())
+        Ok(stamp)
     }
 
     /// The outermost tag of a frame that has one.

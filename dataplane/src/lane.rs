@@ -17,7 +17,7 @@ use crate::from_guest::{Batch, Frame};
 use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
 use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
-use crate::to_guest::Tally;
+use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
 use crate::vlan::{Stamp, VlanLink};
 
@@ -192,7 +192,7 @@ impl Lane {
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
             match snapshot.port(receiver).filter(|port| port.network == network) {
-                Some(port) => self.transmit::<false>(port, batch, frames, 0),
+                Some(port) => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
                 None => down += u64::from(frames.count_ones()),
             }
         }
@@ -215,8 +215,9 @@ impl Lane {
             match vlans.release(port, batch, frames) {
                 (0, _) => {}
                 // As they came, so there is nothing to look at.
-                (frames, 0) if !batch.lost_tags() => self.transmit::<false>(port, batch, frames, 0),
-                (frames, tagged) => self.transmit::<true>(port, batch, frames, tagged),
+                (frames, 0) if !batch.lost_tags() => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
+                (frames, tagged) if frames == tagged => self.transmit::<{ tags::ALL }>(port, batch, frames, tagged),
+                (frames, tagged) => self.transmit::<{ tags::SOME }>(port, batch, frames, tagged),
             }
         }
         receivers.clear();
@@ -263,12 +264,10 @@ impl Lane {
         network: &NetworkLink,
         (vlans, vlan, fdb): (&VlanLink, Vlan, &Fdb),
         ingress: &PortLink,
-        (batch, mut frames): (&Batch, FrameMask),
+        (batch, frames): (&Batch, FrameMask),
         now: Timestamp,
     ) {
-        while frames != 0 {
-            let bit = frames.trailing_zeros() as usize;
-            let frame = batch.next_of(&mut frames);
+        for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
             let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
             let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
             self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
@@ -435,11 +434,11 @@ impl Lane {
         *mask |= 1 << bit;
     }
 
-    /// Hands the frames of a mask to one receiver. On a network with `VLANS`, those in `tagged` leave with a tag.
-    fn transmit<const VLANS: bool>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
+    /// Hands the frames of a mask to one receiver. `TAGS` says which of them leave with a tag: one of [`tags`].
+    fn transmit<const TAGS: u8>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            RingChoice::One(at) => self.transmit_to::<VLANS>(port, at, batch, frames, tagged),
+            RingChoice::One(at) => self.transmit_to::<TAGS>(port, at, batch, frames, tagged),
             RingChoice::Some { first, step, count } => {
                 let mut masks = [0; MAX_QUEUE_PAIRS];
                 for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
@@ -447,7 +446,7 @@ impl Lane {
                     masks[first + step * (flow as usize % count)] |= 1 << bit;
                 }
                 for (at, &frames) in masks.iter().enumerate().filter(|(_, frames)| **frames != 0) {
-                    self.transmit_to::<VLANS>(port, at, batch, frames, tagged);
+                    self.transmit_to::<TAGS>(port, at, batch, frames, tagged);
                 }
             }
         }
@@ -455,14 +454,7 @@ impl Lane {
 
     /// Hands frames to one of a receiver's rings, with one lock. The guest is shown them now if they are many, and at the end of
     /// the round otherwise: then those of other senders have come to them.
-    fn transmit_to<const VLANS: bool>(
-        &mut self,
-        port: &PortLink,
-        at: usize,
-        batch: &Batch,
-        frames: FrameMask,
-        tagged: FrameMask,
-    ) {
+    fn transmit_to<const TAGS: u8>(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         let ring = &port.rings.to_guest[at];
         if !ring.is_enabled() || ring.is_broken() {
             port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
@@ -470,7 +462,7 @@ impl Lane {
         }
         let mut to_guest = ring.lock();
         let mut tally = Tally::default();
-        if let Err(fault) = to_guest.transmit::<VLANS>(batch, frames, tagged, &port.counters, &mut tally) {
+        if let Err(fault) = to_guest.transmit::<TAGS>(batch, frames, tagged, &port.counters, &mut tally) {
             port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
             self.report(port, ring, fault);
         }

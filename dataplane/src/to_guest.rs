@@ -25,6 +25,16 @@ const UDP_LEN: u16 = 8;
 /// has smaller ones gets no more of that batch, since everybody else waits for it.
 const MAX_SPENT: usize = 4096;
 
+/// Which frames leave with a tag: chosen outside the loops.
+pub(crate) mod tags {
+    /// None, and none of them has lost one. Nobody looks at stamps.
+    pub(crate) const NONE: u8 = 0;
+    /// Some, or some have lost the one that they came with.
+    pub(crate) const SOME: u8 = 1;
+    /// All.
+    pub(crate) const ALL: u8 = 2;
+}
+
 /// A tag as it stands in a frame.
 pub(crate) type VlanTag = [u8; TAG_LEN];
 
@@ -89,8 +99,8 @@ impl ToGuest {
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
-    /// guest after [`Self::flush`]. `VLANS`: those in `tagged` leave with the tag of their stamp, and some may have lost the one that they came with.
-    pub(crate) fn transmit<const VLANS: bool>(
+    /// guest after [`Self::flush`]. `TAGS`, one of [`tags`], says which of them leave with the tag of their stamp.
+    pub(crate) fn transmit<const TAGS: u8>(
         &mut self,
         batch: &Batch,
         frames: FrameMask,
@@ -99,8 +109,8 @@ impl ToGuest {
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         let transmitted = match &mut self.ring {
-            Ring::Split(queue) => self.writer.transmit::<VLANS>(queue, batch, frames, tagged, counters, tally),
-            Ring::Packed(queue) => self.writer.transmit::<VLANS>(queue, batch, frames, tagged, counters, tally),
+            Ring::Split(queue) => self.writer.transmit::<TAGS>(queue, batch, frames, tagged, counters, tally),
+            Ring::Packed(queue) => self.writer.transmit::<TAGS>(queue, batch, frames, tagged, counters, tally),
         };
         self.unshown += tally.frames;
         transmitted
@@ -175,7 +185,7 @@ impl ToGuest {
 impl Writer {
     /// Runs of frames that take a chain each, and between them whatever takes longer.
     #[inline(never)]
-    fn transmit<const VLANS: bool>(
+    fn transmit<const TAGS: u8>(
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
@@ -187,15 +197,13 @@ impl Writer {
         queue.prefetch();
         self.spent = 0;
         while frames != 0 {
-            let (count, taken) = self.take_run::<VLANS>(queue, batch, frames, tagged);
+            let (count, taken) = self.take_run::<TAGS>(queue, batch, frames, tagged);
             for at in 0..count {
-                let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+                let tag = tag_of_next::<TAGS>(batch, frames, tagged);
                 let frame = batch.next_of(&mut frames);
                 match tag {
-                    None => self.write::<VLANS, _>(batch, frame, &frame.header, &frame.offload, at),
-                    Some(tag) => {
-                        self.write::<VLANS, _>(batch, frame, &push(&frame.header, tag), &frame.offload.with_tag(), at);
-                    }
+                    None => self.write::<TAGS, _>(batch, frame, &frame.header, at),
+                    Some(tag) => self.write::<TAGS, _>(batch, frame, &push(&frame.header, tag), at),
                 }
                 let len = frame.len + tag_len(tag);
                 // No truncation: at most a frame and its header.
@@ -207,7 +215,7 @@ impl Writer {
             tally.handled += count as u32;
             taken?;
             if frames != 0 {
-                let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+                let tag = tag_of_next::<TAGS>(batch, frames, tagged);
                 let frame = batch.next_of(&mut frames);
                 self.transmit_one(queue, batch, (frame, tag), counters, tally)?;
                 tally.handled += 1;
@@ -219,7 +227,7 @@ impl Writer {
     /// Takes a chain for each of the next frames, as long as one is enough, and asks for its memory. How many it took stands
     /// beside the fault that ended it.
     #[inline(always)]
-    fn take_run<const VLANS: bool>(
+    fn take_run<const TAGS: u8>(
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
@@ -236,7 +244,7 @@ impl Writer {
             if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
-            let tag = tag_of_next::<VLANS>(batch, frames, tagged);
+            let tag = tag_of_next::<TAGS>(batch, frames, tagged);
             let frame = batch.next_of(&mut frames);
             if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
                 break;
@@ -259,29 +267,31 @@ impl Writer {
         (count, Ok(()))
     }
 
-    /// Writes a frame into a chain of the run, which has room for it, with this header and this left to do.
+    /// Writes a frame into a chain of the run, which has room for it, with this header.
     #[inline(always)]
-    fn write<const VLANS: bool, const HEADER: usize>(
-        &self,
-        batch: &Batch,
-        frame: &Frame,
-        header: &[u8; HEADER],
-        offload: &Offload,
-        at: usize,
-    ) {
+    fn write<const TAGS: u8, const HEADER: usize>(&self, batch: &Batch, frame: &Frame, header: &[u8; HEADER], at: usize) {
         let (chain, payload_len) = (&self.run[at], frame.len - EthernetHeader::LEN);
         let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
-            self.write_pieces(self.cursor(chain), 1, header, batch.payload(frame), payload_len, offload);
+            let payload = batch.payload(frame);
+            if HEADER == EthernetHeader::LEN {
+                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload);
+            } else {
+                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload.with_tag());
+            }
             return;
         };
         let unfinished;
         let virtio_header = if frame.offload.is_none() {
             &PLAIN_HEADER
         } else {
-            unfinished = long_header(offload, 1);
+            unfinished = if HEADER == EthernetHeader::LEN {
+                long_header(&frame.offload, 1)
+            } else {
+                long_header(&frame.offload.with_tag(), 1)
+            };
             &unfinished
         };
-        let skipped = if VLANS { frame.headers_len() } else { EthernetHeader::LEN };
+        let skipped = if TAGS == tags::NONE { EthernetHeader::LEN } else { frame.headers_len() };
         let written = write_frame(&to, (virtio_header, header), &from, batch.header_len + skipped, payload_len);
         debug_assert!(written, "a chain has the room that was counted");
     }
@@ -516,11 +526,16 @@ impl Writer {
     }
 }
 
-/// The tag with which the frame of the lowest bit leaves. Without `VLANS` there is none, which costs nothing.
+/// The tag with which the frame of the lowest bit leaves. Where none do, or all, nobody looks which.
 #[inline(always)]
-fn tag_of_next<const VLANS: bool>(batch: &Batch, frames: FrameMask, tagged: FrameMask) -> Option<VlanTag> {
+fn tag_of_next<const TAGS: u8>(batch: &Batch, frames: FrameMask, tagged: FrameMask) -> Option<VlanTag> {
     let at = frames.trailing_zeros() as usize % BATCH;
-    (VLANS && tagged & 1 << at != 0).then(|| batch.stamp(at).tag)
+    let is_tagged = match TAGS {
+        tags::NONE => false,
+        tags::ALL => true,
+        _ => tagged & 1 << at != 0,
+    };
+    is_tagged.then(|| batch.stamp(at).tag)
 }
 
 #[inline(always)]

@@ -48,7 +48,9 @@ impl Guests {
         }
         // The same subnet on three interfaces: each has the addresses of its own VLAN.
         let trunk = guests.get("trunk");
-        trunk.run("for key in accept_dad; do echo 0 >/proc/sys/net/ipv6/conf/default/$key; done");
+        trunk.run("echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad");
+        // An address is answered for where it is, and not on all interfaces, as Linux does by itself.
+        trunk.run("echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore");
         for vlan in [100, 200] {
             trunk.run(&format!("ip link add link eth0 name eth0.{vlan} type vlan id {vlan} && ip link set eth0.{vlan} up"));
         }
