@@ -81,6 +81,13 @@ fn replies(from: &Guest, to: &str) -> bool {
     all
 }
 
+/// Frames and bytes that a guest has sent.
+fn sent(weft: &Weft, guest: &str) -> (u64, u64) {
+    let counters = &weft.json(&["port", "show", guest])["counters"];
+    let count = |name: &str| counters[name].as_u64().expect("a counter is a number");
+    (count("from_guest_frames"), count("from_guest_bytes"))
+}
+
 /// Frames that were handed to each guest.
 fn delivered(weft: &Weft) -> Vec<u64> {
     let count = |place: &Place| {
@@ -149,10 +156,15 @@ fn guests_talk_within_their_vlan_and_through_a_trunk_and_no_further() {
             server.try_run("netstat -ltn | grep -q :5201", Duration::from_secs(10)).status == 0
         });
         for client in clients {
-            for direction in ["", "--reverse"] {
+            for (direction, sender) in [("", client), ("--reverse", server.name())] {
+                let before = sent(&weft, sender);
                 let text = guests.get(client).run(&format!("iperf3 --client {ip} --time {SECONDS} --format m {direction}"));
                 println!("TCP of {client} with {ip} {direction}\n{text}");
                 assert!(mbits(&text) > 10.0, "TCP hardly moves:\n{text}");
+                // Larger than any frame on a wire: what the driver left to be cut went through as it was, tag or not.
+                let (frames, bytes) = (sent(&weft, sender).0 - before.0, sent(&weft, sender).1 - before.1);
+                println!("{sender} sent {frames} frames with {bytes} bytes");
+                assert!(bytes / frames > 3000, "{sender} sent {frames} frames with {bytes} bytes");
             }
         }
     }
