@@ -199,13 +199,7 @@ impl Writer {
         while frames != 0 {
             let (count, taken) = self.take_run::<TAGS>(queue, batch, frames, tagged);
             for at in 0..count {
-                let tag = tag_of_next::<TAGS>(batch, frames, tagged);
-                let frame = batch.next_of(&mut frames);
-                match tag {
-                    None => self.write::<TAGS, _>(batch, frame, &frame.header, at),
-                    Some(tag) => self.write::<TAGS, _>(batch, frame, &push(&frame.header, tag), at),
-                }
-                let len = frame.len + tag_len(tag);
+                let len = self.write_next::<TAGS>(batch, &mut frames, tagged, at);
                 // No truncation: at most a frame and its header.
                 self.run[at].len = (self.features.header_len() + len) as u32;
                 tally.bytes += len as u64;
@@ -244,13 +238,13 @@ impl Writer {
             if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
-            let tag = tag_of_next::<TAGS>(batch, frames, tagged);
+            let tag_len = if TAGS == tags::NONE { 0 } else { tag_len(tag_of_next::<TAGS>(batch, frames, tagged)) };
             let frame = batch.next_of(&mut frames);
             if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
                 break;
             }
             // No truncation: at most a frame and its header.
-            let needed = (self.features.header_len() + frame.len + tag_len(tag)) as u32;
+            let needed = (self.features.header_len() + frame.len + tag_len) as u32;
             match queue.take(needed, &mut self.pieces, chain) {
                 Ok(true) if chain.len >= needed => {}
                 Ok(true) => {
@@ -265,6 +259,23 @@ impl Writer {
         }
         self.spent += self.pieces.len();
         (count, Ok(()))
+    }
+
+    /// Writes the next frame into a chain of the run, which has room for it, with the tag that it gets. Returns its length.
+    #[inline(always)]
+    fn write_next<const TAGS: u8>(&self, batch: &Batch, frames: &mut FrameMask, tagged: FrameMask, at: usize) -> usize {
+        if TAGS == tags::NONE {
+            let frame = batch.next_of(frames);
+            self.write::<TAGS, _>(batch, frame, &frame.header, at);
+            return frame.len;
+        }
+        let tag = tag_of_next::<TAGS>(batch, *frames, tagged);
+        let frame = batch.next_of(frames);
+        match tag {
+            None => self.write::<TAGS, _>(batch, frame, &frame.header, at),
+            Some(tag) => self.write::<TAGS, _>(batch, frame, &push(&frame.header, tag), at),
+        }
+        frame.len + tag_len(tag)
     }
 
     /// Writes a frame into a chain of the run, which has room for it, with this header.
