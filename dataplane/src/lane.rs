@@ -435,6 +435,7 @@ impl Lane {
     }
 
     /// Hands the frames of a mask to one receiver. `TAGS` says which of them leave with a tag: one of [`tags`].
+    #[inline(always)]
     fn transmit<const TAGS: u8>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
