@@ -3,15 +3,14 @@
 //! [`Lane::poll_ring`], top to bottom: receive a batch from the guest that sends, decide about each frame, transmit to each receiver
 //! in turn. [`Lane::flush`] ends the round: receivers are shown what they got.
 
-mod by_vlan;
-
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
 use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
-use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
+use weft_switch::vlan::Vlan;
+use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
@@ -20,7 +19,7 @@ use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
 use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
-use crate::vlan::Stamp;
+use crate::vlan::{Stamp, VlanLink};
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -202,6 +201,30 @@ impl Lane {
         down
     }
 
+    /// The same on a network with VLANs: a port that is no member of a frame's does not get it.
+    #[inline(never)]
+    fn transmit_by_vlan(&mut self, snapshot: &Snapshot, network: NetworkId, vlans: &VlanLink, batch: &Batch) -> u64 {
+        let mut receivers = std::mem::take(&mut self.receivers);
+        let mut down = 0;
+        for &receiver in &receivers {
+            let frames = std::mem::take(&mut self.masks[receiver.index()]);
+            let Some(port) = snapshot.port(receiver).filter(|port| port.network == network) else {
+                down += u64::from(frames.count_ones());
+                continue;
+            };
+            match vlans.release(port, batch, frames) {
+                (0, _) => {}
+                // As they came, so there is nothing to look at.
+                (frames, 0) if !batch.lost_tags() => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
+                (frames, tagged) if frames == tagged => self.transmit::<{ tags::ALL }>(port, batch, frames, tagged),
+                (frames, tagged) => self.transmit::<{ tags::SOME }>(port, batch, frames, tagged),
+            }
+        }
+        receivers.clear();
+        self.receivers = receivers;
+        down
+    }
+
     /// Finds the receivers of each frame. Where there is a gateway, every ARP packet is for it, too: nobody takes its address away with one.
     #[inline(never)]
     fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
@@ -211,6 +234,42 @@ impl Lane {
                 Err(reason) => Verdict::Drop(reason),
             };
             let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+        }
+    }
+
+    /// The same on a network with VLANs, one VLAN after the other. The gateway is in the default one.
+    #[inline(never)]
+    fn decide_by_vlan(&mut self, network: &NetworkLink, vlans: &VlanLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
+        let mut left = batch.admit(vlans.role(ingress), |reason| ingress.counters.drop_frames(reason, 1));
+        while left != 0 {
+            let (vlan, frames) = batch.of_one_vlan(left);
+            left &= !frames;
+            let Some(fdb) = vlans.fdb(vlan) else {
+                ingress.counters.drop_frames(DropReason::VlanNotAllowed, frames.count_ones().into());
+                continue;
+            };
+            if network.gateway.is_some() && vlan == vlans.tables.default_vlan() {
+                self.decide_in::<true>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
+            } else {
+                self.decide_in::<false>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
+            }
+        }
+    }
+
+    /// Finds the receivers of those frames of a batch that are in one VLAN.
+    #[inline(always)]
+    fn decide_in<const GATEWAY: bool>(
+        &mut self,
+        network: &NetworkLink,
+        (vlans, vlan, fdb): (&VlanLink, Vlan, &Fdb),
+        ingress: &PortLink,
+        (batch, frames): (&Batch, FrameMask),
+        now: Timestamp,
+    ) {
+        for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
+            let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
+            let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
             self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
         }
     }
