@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
-use weft_benches::rig::{Load, RING_SIZE, Rig};
+use weft_benches::rig::{Load, RING_SIZE, Rig, Vlans};
 use weft_guest::feature;
 
 /// A rig with frames on offer, and the rounds that it takes to forward them.
@@ -40,6 +40,11 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::stations_1000(args = (loaded(Load { stations: 1000, ..Load::PLAIN })), config = at_most(457))]
 #[bench::guests_16(args = (loaded(Load { guests: 16, ..Load::PLAIN })), config = at_most(544))]
 #[bench::gateway_64(args = (loaded(Load { gateway: true, ..Load::PLAIN })), config = at_most(448))]
+#[bench::access_64(args = (loaded(Load { vlans: Vlans::Access, ..Load::PLAIN })), config = at_most(482))]
+#[bench::access_to_trunk_64(args = (loaded(Load { vlans: Vlans::ToTrunk, ..Load::PLAIN })), config = at_most(494))]
+#[bench::access_to_trunk_1518(args = (loaded(Load { vlans: Vlans::ToTrunk, frame_len: 1514, ..Load::PLAIN })), config = at_most(647))]
+#[bench::packed_access_to_trunk_64(args = (loaded(Load { vlans: Vlans::ToTrunk, features: PACKED, ..Load::PLAIN })), config = at_most(552))]
+#[bench::trunk_to_access_64(args = (loaded(Load { vlans: Vlans::FromTrunk, ..Load::PLAIN })), config = at_most(610))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(531))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(586))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NetworkSettings, PortSettings, SocketRole};
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
+use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{FdbSettings, MacAddr};
 
 use crate::load::traffic::station;
@@ -41,12 +42,63 @@ pub struct Load {
     pub features: u64,
     /// Their network has a gateway, which none of the frames is for.
     pub gateway: bool,
+    /// What their ports are to VLANs.
+    pub vlans: Vlans,
 }
+
+/// What the ports of all guests are to VLANs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vlans {
+    /// Nothing: their network has none.
+    None,
+    /// Access ports of one.
+    Access,
+    /// The first one is an access port, the others are trunks.
+    ToTrunk,
+    /// The first one is a trunk, the others are access ports.
+    FromTrunk,
+}
+
+/// The VLAN of all frames.
+const VLAN: u16 = 100;
 
 impl Load {
     /// Frames of 60 bytes from one station to another, each in one piece, through split rings.
-    pub const PLAIN: Self =
-        Self { guests: 2, frame_len: 60, stations: 1, pieces: 1, buffer_len: 2048, features: feature::MRG_RXBUF, gateway: false };
+    pub const PLAIN: Self = Self {
+        guests: 2,
+        frame_len: 60,
+        stations: 1,
+        pieces: 1,
+        buffer_len: 2048,
+        features: feature::MRG_RXBUF,
+        gateway: false,
+        vlans: Vlans::None,
+    };
+
+    /// What the port of a guest is to VLANs.
+    fn role(&self, guest: usize) -> Option<PortRole> {
+        let vlan = VlanId::new(VLAN)?;
+        let is_trunk = match (self.vlans, guest) {
+            (Vlans::None, _) => return None,
+            (Vlans::Access, _) => false,
+            (Vlans::ToTrunk, number) => number != 0,
+            (Vlans::FromTrunk, number) => number == 0,
+        };
+        let trunk = || PortRole::Trunk(Trunk { allowed: [vlan].into_iter().collect(), native: None });
+        Some(if is_trunk { trunk() } else { PortRole::Access(vlan) })
+    }
+
+    /// A frame as a guest sends it, with a tag where its port is a trunk.
+    fn frame(&self, guest: usize, destination: [u8; 6], source: [u8; 6]) -> Vec<u8> {
+        let tag = match self.role(guest) {
+            Some(PortRole::Trunk(_)) => &[0x81, 0, 0, VLAN as u8][..],
+            _ => &[],
+        };
+        // Of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
+        let mut frame = [&destination, &source, tag, &[0x88, 0xb5]].concat();
+        frame.resize(self.frame_len, 0);
+        frame
+    }
 
     fn shape(&self) -> Shape {
         // The virtio-net header alone, then as many parts as are left, which is how drivers cut frames.
@@ -160,11 +212,13 @@ impl Owner {
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
             let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
-            let network = dataplane.add_network(NetworkSettings { fdb, gateway: load.gateway.then(gateway), nat: None })?;
+            let network =
+                dataplane.add_network(NetworkSettings { gateway: load.gateway.then(gateway), ..NetworkSettings::from(fdb) })?;
             for number in 0..load.guests {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
                     network,
+                    vlan: load.role(number),
                     socket: sockets.path().join(number.to_string()),
                     role: SocketRole::Server,
                     queue_pairs: 1,
@@ -229,7 +283,7 @@ fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
     let mut guests = (0..load.guests).map(connect).collect::<Result<Vec<_>, _>>()?;
     for (from, guest) in guests.iter_mut().enumerate() {
         for number in 0..load.stations {
-            guest.send(&frame([0xff; 6], station(from, number), load.frame_len))?;
+            guest.send(&load.frame(from, [0xff; 6], station(from, number)))?;
         }
         guest.flush()?;
     }
@@ -255,14 +309,7 @@ fn prepare_send(from: usize, guest: &mut Guest, load: &Load) -> PreparedSend {
     for chain in 0..chains {
         let to = (from + 1 + usize::from(chain) % (load.guests - 1)) % load.guests;
         let number = chain % load.stations;
-        send.write(guest, chain, &Header::default(), &frame(station(to, number), station(from, number), load.frame_len));
+        send.write(guest, chain, &Header::default(), &load.frame(from, station(to, number), station(from, number)));
     }
     send
-}
-
-/// A frame of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
-fn frame(destination: [u8; 6], source: [u8; 6], len: usize) -> Vec<u8> {
-    let mut frame = [destination.as_slice(), &source, &[0x88, 0xb5]].concat();
-    frame.resize(len, 0);
-    frame
 }

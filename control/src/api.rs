@@ -358,6 +358,9 @@ pub struct PortInfo {
     pub name: Name,
     /// Its network.
     pub network: Name,
+    /// What it is to the VLANs of its network; nothing on a network without any.
+    #[serde(default)]
+    pub vlan: Option<VlanRole>,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// True: the guest listens on the socket, and weft connects.
@@ -383,6 +386,42 @@ pub struct PortInfo {
     pub rings: Vec<RingInfo>,
     /// What passed.
     pub counters: Counters,
+}
+
+/// What a port is to the VLANs of its network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VlanRole {
+    /// `access`, `trunk` or `qinq`.
+    pub role: String,
+    /// The VLAN of an access port; the service VLAN with `qinq`.
+    pub vlan: Option<u16>,
+    /// What that VLAN is called.
+    pub name: Option<String>,
+    /// The VLANs of a trunk, as in `10,20,100-199`.
+    pub trunk: Option<String>,
+    /// The VLAN of a trunk's frames without a tag.
+    pub native: Option<u16>,
+    /// Nothing was said about the port, so it is in the default VLAN.
+    pub by_default: bool,
+}
+
+/// VLANs of which the same is to be said: who their members are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VlanLine {
+    /// The number of the first one.
+    pub first: u16,
+    /// The number of the last one.
+    pub last: u16,
+    /// They are those of service tags (802.1ad), not those of customers.
+    pub service: bool,
+    /// What it is called, if it is one.
+    pub name: Option<String>,
+    /// It is the default VLAN, and the network's gateway is in it.
+    pub default: bool,
+    /// The ports by which its frames leave without a tag that names it.
+    pub untagged: Vec<Name>,
+    /// The ports by which they leave with one.
+    pub tagged: Vec<Name>,
 }
 
 /// A ring that runs.
@@ -447,6 +486,9 @@ pub struct NetworkInfo {
     /// Guests reach this host's loopback under the gateway's address.
     #[serde(default)]
     pub host_access: bool,
+    /// Its VLANs that have members; none as long as no port has a role.
+    #[serde(default)]
+    pub vlans: Vec<VlanLine>,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
     /// What its forwarding database did.
@@ -497,6 +539,9 @@ pub struct FdbCounts {
 pub struct FdbLine {
     /// The network.
     pub network: Name,
+    /// The VLAN, on a network with VLANs: its number, with an `s` in front of it for one of service tags.
+    #[serde(default)]
+    pub vlan: Option<String>,
     /// The station.
     #[schemars(with = "String")]
     pub mac: MacAddr,

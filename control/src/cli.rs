@@ -30,6 +30,7 @@ use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
 use crate::state_dir;
 use crate::values::{CpuList, Name, PollingMode, PortMac, Queues, SocketPath, ValueError, WorkerCount};
+use crate::vlans::{VlanRef, VlanRefs};
 
 /// How often `weft stats --watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -182,6 +183,8 @@ enum PortCommand {
         /// The IP address that DHCP keeps for the guest; any that is free if none is given.
         #[arg(long, value_name = "IP")]
         address: Option<Ipv4Addr>,
+        #[command(flatten)]
+        vlans: VlanArgs,
     },
     /// List all ports.
     List,
@@ -195,6 +198,24 @@ enum PortCommand {
         /// The port.
         name: Name,
     },
+}
+
+/// What a port is to the VLANs of its network. As soon as one port of a network has a role, those without one are access ports of its
+/// default VLAN.
+#[derive(Debug, Args)]
+struct VlanArgs {
+    /// An access port: its guest is in this VLAN (1 to 4094, or a name) and knows nothing of tags.
+    #[arg(long, conflicts_with_all = ["trunk", "qinq"])]
+    vlan: Option<VlanRef>,
+    /// A trunk: its guest tells these VLANs apart by tags, as in 10,100-199,tenant-a.
+    #[arg(long, value_name = "VLAN,…", conflicts_with = "qinq")]
+    trunk: Option<VlanRefs>,
+    /// The VLAN of a trunk's frames without a tag.
+    #[arg(long, value_name = "VLAN", requires = "trunk")]
+    native: Option<VlanRef>,
+    /// The guest's frames get an outer tag (802.1ad) of this service VLAN, whatever tags they have.
+    #[arg(long, value_name = "VLAN")]
+    qinq: Option<VlanRef>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -356,8 +377,9 @@ fn guest_text(port: &PortInfo) -> String {
 
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
-        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address } => {
-            let settings = PortConfig { network, socket, client: is_client, queues, mac, address };
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans } => {
+            let VlanArgs { vlan, trunk, native, qinq } = vlans;
+            let settings = PortConfig { network, socket, client: is_client, queues, mac, address, vlan, trunk, native, qinq };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }

@@ -22,6 +22,7 @@ use crate::values::{
     AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
     WorkerCount, cpu_ranges,
 };
+use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef, VlanRefs};
 
 /// Everything that is declared about a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +90,11 @@ pub struct NetworkConfig {
     /// Limits and times of the way out.
     #[serde(skip_serializing_if = "NatConfig::is_default")]
     pub nat: NatConfig,
+    /// The VLAN of ports without a role and of the gateway, as soon as a port has a role.
+    pub default_vlan: VlanRef,
+    /// The numbers of VLANs, by name.
+    #[serde(skip_serializing_if = "VlanNames::is_empty")]
+    pub vlans: VlanNames,
     /// Addresses that are kept for one client each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub leases: Vec<StaticLease>,
@@ -119,6 +125,18 @@ pub struct PortConfig {
     /// The IP address that DHCP keeps for the guest; any that is free if none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
+    /// The port is an access port of this VLAN: its guest knows nothing of tags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanRef>,
+    /// The port is a trunk: its guest tells these VLANs apart by tags.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trunk: Option<VlanRefs>,
+    /// The VLAN of frames without a tag on a trunk; without it there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub native: Option<VlanRef>,
+    /// The guest's frames get an outer tag of this service VLAN, whatever tags they have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qinq: Option<VlanRef>,
 }
 
 impl Config {
@@ -172,6 +190,7 @@ impl Config {
             }
         }
         self.check_forwards()?;
+        self.check_vlans()?;
         self.networks.iter().try_for_each(|(name, network)| GatewayPlan::new(name, self, host, network.subnet).map(drop))
     }
 
@@ -331,6 +350,8 @@ impl Default for NetworkConfig {
             fdb_capacity: FdbCapacity::of::<16_384>(),
             mtu: Mtu::of::<1500>(),
             nat: NatConfig::default(),
+            default_vlan: DEFAULT_VLAN,
+            vlans: VlanNames::default(),
             leases: Vec::new(),
             host_access: false,
             forwards: Vec::new(),
@@ -341,7 +362,18 @@ impl Default for NetworkConfig {
 impl Default for PortConfig {
     fn default() -> Self {
         let network = plain_name(Config::DEFAULT_NETWORK);
-        Self { network, socket: None, client: false, queues: Queues::of::<1>(), mac: None, address: None }
+        Self {
+            network,
+            socket: None,
+            client: false,
+            queues: Queues::of::<1>(),
+            mac: None,
+            address: None,
+            vlan: None,
+            trunk: None,
+            native: None,
+            qinq: None,
+        }
     }
 }
 

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use weft_switch::dhcp::DhcpSettingsError;
 use weft_switch::gateway::GatewaySettingsError;
+use weft_switch::vlan::VlanId;
 use weft_switch::{MacAddr, Subnet};
 
 use crate::forward::{ForwardFrom, ForwardHost, PORTS_MAX};
 use crate::refusal::list;
 use crate::values::{Name, ValueError};
+use crate::vlans::VlanName;
 
 /// Two declarations, or one and the host, don't go together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -169,6 +171,77 @@ pub enum Conflict {
         /// The network's addresses.
         subnet: Subnet,
     },
+    /// A port is more than one thing to VLANs.
+    #[error("port {port:?} can be one of vlan (an access port), trunk and qinq, and has several: leave all but one away")]
+    SeveralRoles {
+        /// The port.
+        port: Name,
+    },
+    /// A native VLAN for a port that has no others.
+    #[error("port {port:?} has a native VLAN, but is no trunk: give it trunk, or use vlan for an access port")]
+    NativeWithoutTrunk {
+        /// The port.
+        port: Name,
+    },
+    /// A VLAN has no such name on the port's network.
+    #[error(
+        "port {port:?} names VLAN \"{vlan}\", which network {network:?} does not have among its vlans; there are: {}",
+        names(known)
+    )]
+    NoSuchVlan {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+        /// What it names.
+        vlan: VlanName,
+        /// The names that are there.
+        known: Vec<VlanName>,
+    },
+    /// A trunk has a VLAN by number and by name.
+    #[error("port {port:?} has VLAN {id} twice in its trunk, once as \"{vlan}\": leave one away")]
+    VlanTwice {
+        /// The port.
+        port: Name,
+        /// The name.
+        vlan: VlanName,
+        /// The number.
+        id: VlanId,
+    },
+    /// A VLAN has two names.
+    #[error("network {network:?} calls VLAN {id} \"{one}\" and \"{other}\": leave one away")]
+    VlanSynonyms {
+        /// The network.
+        network: Name,
+        /// The first name.
+        one: VlanName,
+        /// The other one.
+        other: VlanName,
+        /// The number.
+        id: VlanId,
+    },
+    /// The default VLAN has no such name.
+    #[error("the default VLAN of network {network:?} is \"{vlan}\", which is not among its vlans; there are: {}", names(known))]
+    NoSuchDefaultVlan {
+        /// The network.
+        network: Name,
+        /// What it names.
+        vlan: VlanName,
+        /// The names that are there.
+        known: Vec<VlanName>,
+    },
+    /// An address for a port that DHCP does not reach.
+    #[error(
+        "port {port:?} has an address, but is not in VLAN {id}, where the gateway and DHCP of network {network:?} are: leave the address away"
+    )]
+    AddressOutsideVlan {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+        /// The network's default VLAN.
+        id: VlanId,
+    },
     /// Every subnet that weft would choose is in use.
     #[error(
         "no subnet is free for network {network:?}: all that weft would choose overlap with routes of this host; give it one"
@@ -187,7 +260,12 @@ impl Conflict {
             Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
             Self::SameMac { port, .. } | Self::GatewayMac { port, .. } => ["ports", port.as_str(), "mac"],
             Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
-            Self::AddressWithoutDhcp { port, .. } => ["ports", port.as_str(), "address"],
+            Self::SeveralRoles { port } | Self::NoSuchVlan { port, .. } => ["ports", port.as_str(), "vlan"],
+            Self::NativeWithoutTrunk { port } => ["ports", port.as_str(), "native"],
+            Self::VlanTwice { port, .. } => ["ports", port.as_str(), "trunk"],
+            Self::VlanSynonyms { network, .. } => ["networks", network.as_str(), "vlans"],
+            Self::NoSuchDefaultVlan { network, .. } => ["networks", network.as_str(), "default_vlan"],
+            Self::AddressOutsideVlan { port, .. } | Self::AddressWithoutDhcp { port, .. } => ["ports", port.as_str(), "address"],
             Self::NeedsSubnet { network, .. } | Self::SubnetTaken { network, .. } | Self::NoFreeSubnet { network } => {
                 ["networks", network.as_str(), "subnet"]
             }
@@ -201,4 +279,12 @@ impl Conflict {
             Self::PrivateDns { network } => ["networks", network.as_str(), "dns"],
         }
     }
+}
+
+/// Names for a message.
+fn names(names: &[VlanName]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -150,6 +150,7 @@ mod tests {
         PortInfo {
             name: "vm1".parse().unwrap(),
             network: "default".parse().unwrap(),
+            vlan: None,
             socket: "/run/weft/vm1.sock".into(),
             client: false,
             queues: 1,

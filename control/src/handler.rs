@@ -9,7 +9,7 @@ use weft_switch::PortId;
 use crate::api::{
     Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
     LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet, Nothing,
-    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, WorkerInfo,
+    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, VlanRole, WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
@@ -110,12 +110,13 @@ impl Handler for Switch {
         let mut lines = Vec::new();
         for network in self.chosen(&params)? {
             // An entry of a port that is gone by now is of no use to anybody.
-            lines.extend(self.dataplane.fdb(self.networks[&network]).into_iter().filter_map(|entry| {
+            lines.extend(self.dataplane.fdb(self.networks[&network]).into_iter().filter_map(|(vlan, entry)| {
                 let port = (*names.get(&entry.port)?).clone();
-                Some(FdbLine { network: network.clone(), mac: entry.mac, port, age_seconds: entry.age.as_secs() })
+                let vlan = vlan.map(|vlan| vlan.to_string());
+                Some(FdbLine { network: network.clone(), vlan, mac: entry.mac, port, age_seconds: entry.age.as_secs() })
             }));
         }
-        lines.sort_by(|a, b| (&a.network, a.mac).cmp(&(&b.network, b.mac)));
+        lines.sort_by(|a, b| (&a.network, a.mac, &a.vlan).cmp(&(&b.network, b.mac, &b.vlan)));
         Ok(lines)
     }
 
@@ -193,6 +194,7 @@ impl Switch {
         Ok(PortInfo {
             name: name.clone(),
             network: config.network.clone(),
+            vlan: self.vlan_role(name),
             socket: plugged.socket.clone(),
             client: config.client,
             queues: config.queues.value_u16(),
@@ -206,6 +208,15 @@ impl Switch {
             rings: rings.collect(),
             counters: counters(&status.counters),
         })
+    }
+
+    /// What a port is to the VLANs of its network, if that has any.
+    fn vlan_role(&self, name: &Name) -> Option<VlanRole> {
+        let network = &self.config.ports.get(name)?.network;
+        let (roles, config) = (self.config.roles_of(network)?, self.config.networks.get(network)?);
+        let (_, role) = roles.into_iter().find(|(port, _)| port == name)?;
+        let by_default = self.config.role(name).ok().flatten().is_none();
+        Some(VlanRole::new(&role, &config.vlans, by_default))
     }
 
     fn worker_infos(&self) -> Vec<WorkerInfo> {
@@ -247,6 +258,7 @@ impl Switch {
             dns: self.dns_info(name, id),
             host_access: gateway.is_some_and(|gateway| gateway.host_access),
             ports: self.config.ports_of(name).cloned().collect(),
+            vlans: self.config.vlan_lines(name),
             fdb_entries: status.fdb_entries,
             fdb: FdbCounts { learned: fdb.learned, moved: fdb.moved, evicted: fdb.evicted, expired: fdb.expired },
         })

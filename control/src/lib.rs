@@ -35,4 +35,5 @@ pub mod services;
 pub mod state_dir;
 pub mod switch;
 pub mod values;
+pub mod vlans;
 mod ways_in;

@@ -23,18 +23,25 @@ pub enum Step {
     AddPort(Name, PortConfig),
 }
 
-/// The steps that lead from `old` to `new`, in an order in which each is possible. A changed port is removed and added.
+/// The steps that lead from `old` to `new`, in an order in which each is possible. A changed port is removed and added; it is changed, too, if the VLANs
+/// that it names have other numbers now.
 #[must_use]
 pub fn steps(old: &Config, new: &Config) -> Vec<Step> {
     let mut steps = Vec::new();
-    steps.extend(missing(&old.ports, &new.ports, |name, _| Step::RemovePort(name)));
+    steps.extend(changed_ports(old, new).map(|(name, _)| Step::RemovePort(name.clone())));
     let gone = old.networks.keys().filter(|name| !new.networks.contains_key(*name));
     steps.extend(gone.cloned().map(Step::RemoveNetwork));
     steps.extend(missing(&new.networks, &old.networks, |name, network| {
         if old.networks.contains_key(&name) { Step::ChangeNetwork(name, network) } else { Step::AddNetwork(name, network) }
     }));
-    steps.extend(missing(&new.ports, &old.ports, Step::AddPort));
+    steps.extend(changed_ports(new, old).map(|(name, port)| Step::AddPort(name.clone(), port.clone())));
     steps
+}
+
+/// The ports of `here` that are not the same in `there`.
+fn changed_ports<'a>(here: &'a Config, there: &'a Config) -> impl Iterator<Item = (&'a Name, &'a PortConfig)> {
+    let is_same = |name, port| there.ports.get(name) == Some(port) && here.role(name) == there.role(name);
+    here.ports.iter().filter(move |(name, port)| !is_same(*name, *port))
 }
 
 /// The entries of `here` that are not the same in `there`.

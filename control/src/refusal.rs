@@ -135,6 +135,9 @@ pub enum StepError {
         /// Why not.
         source: ForwardError,
     },
+    /// What is declared about VLANs contradicts itself.
+    #[error(transparent)]
+    Vlans(#[from] Conflict),
 }
 
 impl Refusal {

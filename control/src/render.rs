@@ -6,7 +6,7 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, ForwardLine, LeaseLine, MappingLine, NatInfo, NetworkInfo, PortInfo, Stats, Status,
-    WorkerInfo,
+    VlanLine, VlanRole, WorkerInfo,
 };
 use crate::values::Name;
 
@@ -57,6 +57,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
     let mut rows = vec![
         ("Port", port.name.to_string()),
         ("Network", port.network.to_string()),
+        ("VLAN", port.vlan.as_ref().map_or_else(|| "none, tags are carried as they are".to_owned(), vlan_role)),
         ("State", port.state.clone()),
         ("Socket", format!("{} ({} listens)", port.socket.display(), if port.client { "the guest" } else { "weft" })),
         ("MAC", port.mac.to_string()),
@@ -111,7 +112,39 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
         ("Evicted", fdb.evicted.to_string()),
         ("Expired", fdb.expired.to_string()),
     ]);
-    pairs(style, rows)
+    let text = pairs(style, rows);
+    if network.vlans.is_empty() { text } else { format!("{text}\n{}", vlans(style, &network.vlans)) }
+}
+
+/// What a port is to VLANs: `access 100 (tenant-a)`.
+fn vlan_role(role: &VlanRole) -> String {
+    let VlanRole { role, vlan, name, trunk, native, by_default } = role;
+    let vlan = vlan.map(|vlan| format!(" {vlan}")).unwrap_or_default();
+    let name = name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let trunk = trunk.as_ref().map(|vlans| format!(" {}", or_none(vlans.clone()))).unwrap_or_default();
+    let native = native.map(|native| format!(", native {native}")).unwrap_or_default();
+    let by_default = if *by_default { ", by default" } else { "" };
+    format!("{role}{vlan}{name}{trunk}{native}{by_default}")
+}
+
+/// Who is a member of which VLAN: `U` without a tag, `T` with one.
+fn vlans(style: Style, lines: &[VlanLine]) -> String {
+    let ports: std::collections::BTreeSet<_> = lines.iter().flat_map(|line| line.untagged.iter().chain(&line.tagged)).collect();
+    let header = ["VLAN", "NAME"].into_iter().map(str::to_owned).chain(ports.iter().map(ToString::to_string));
+    let mut table = table(style, &header.collect::<Vec<_>>());
+    for line in lines {
+        let kind = if line.service { "s" } else { "" };
+        let numbers = if line.first == line.last { line.first.to_string() } else { format!("{}-{}", line.first, line.last) };
+        let default = if line.default { " (default)" } else { "" };
+        let mut cells = vec![Cell::new(format!("{kind}{numbers}{default}")), Cell::new(line.name.as_deref().unwrap_or("-"))];
+        cells.extend(ports.iter().map(|port| match (line.untagged.contains(port), line.tagged.contains(port)) {
+            (true, _) => Cell::new("U"),
+            (false, true) => Cell::new("T"),
+            (false, false) => Cell::new("-"),
+        }));
+        table.add_row(cells);
+    }
+    format!("{}U: member, without a tag. T: member, with a tag. s: a service VLAN (802.1ad).\n", finish(&table))
 }
 
 fn dhcp(info: &DhcpInfo) -> String {
@@ -215,10 +248,11 @@ pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
     if lines.is_empty() {
         return "No MAC address has been learned yet.\n".to_owned();
     }
-    let mut table = table(style, &["NETWORK", "MAC", "PORT", "AGE"]);
+    let mut table = table(style, &["NETWORK", "VLAN", "MAC", "PORT", "AGE"]);
     for line in lines {
         let age = Cell::new(format!("{} s", line.age_seconds)).set_alignment(CellAlignment::Right);
-        table.add_row([Cell::new(&line.network), Cell::new(line.mac), Cell::new(&line.port), age]);
+        let vlan = number(line.vlan.as_deref().unwrap_or("-"));
+        table.add_row([Cell::new(&line.network), vlan, Cell::new(line.mac), Cell::new(&line.port), age]);
     }
     finish(&table)
 }

@@ -11,6 +11,8 @@ use mio::event::Event;
 use tracing::{error, info};
 use weft_dataplane::{Dataplane, NetworkSettings, PortSettings, SocketRole};
 use weft_switch::dhcp::DhcpServer;
+use weft_switch::gateway::GatewaySettings;
+use weft_switch::vlan::PortRole;
 use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
 use crate::addressing::DhcpChoice;
@@ -264,7 +266,7 @@ impl Switch {
         let plan = self.gateway_plan(name);
         let prepared = self.services.prepare(None, name, plan.as_ref())?;
         let gateway = plan.as_ref().map(|plan| plan.gateway);
-        let id = self.dataplane.add_network(NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
+        let id = self.dataplane.add_network(self.network_settings(name, network, gateway))?;
         self.networks.insert(name.clone(), id);
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &[]);
         if let Err(error) = self.open_ways_in(id, network) {
@@ -281,9 +283,13 @@ impl Switch {
         let (plan, ports) = (self.gateway_plan(name), self.ports_on(name));
         let prepared = self.services.prepare(Some(id), name, plan.as_ref())?;
         let gateway = plan.as_ref().map(|plan| plan.gateway);
-        self.dataplane.set_network(id, NetworkSettings { fdb: network.fdb(), gateway, nat: network.nat() })?;
+        self.dataplane.set_network(id, self.network_settings(name, network, gateway))?;
         self.services.install(&mut self.dataplane, id, name, plan.as_ref(), prepared, &ports);
         self.open_ways_in(id, network)
+    }
+
+    fn network_settings(&self, name: &Name, network: &NetworkConfig, gateway: Option<GatewaySettings>) -> NetworkSettings {
+        NetworkSettings { fdb: network.fdb(), default_vlan: self.config.default_vlan(name), gateway, nat: network.nat() }
     }
 
     fn remove_network(&mut self, name: &Name) -> Result<(), StepError> {
@@ -301,12 +307,20 @@ impl Switch {
         Ok(self.dataplane.remove_port(port.id)?)
     }
 
+    /// What a port that is about to be added is to VLANs.
+    fn declared_role(&self, name: &Name, port: &PortConfig) -> Result<Option<PortRole>, Conflict> {
+        let networks = [(port.network.clone(), self.config.networks[&port.network].clone())].into();
+        Config { networks, ports: [(name.clone(), port.clone())].into(), ..Config::default() }.role(name)
+    }
+
     fn plug(&mut self, name: &Name, port: &PortConfig) -> Result<Plugged, StepError> {
         let (socket, mac) = (self.host.socket(name, port), self.host.mac(name, port));
         let mtu = self.config.networks[&port.network].mtu.value_u16();
+        let vlan = self.declared_role(name, port)?;
         let id = self.dataplane.add_port(PortSettings {
             name: name.to_string(),
             network: self.networks[&port.network],
+            vlan,
             socket: socket.clone(),
             role: if port.client { SocketRole::Client } else { SocketRole::Server },
             queue_pairs: port.queues.value_u16(),

@@ -9,6 +9,7 @@ use serde::de::{Deserialize, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize as DeriveDeserialize, Serialize};
 use weft_dataplane::WorkerSettings;
 use weft_switch::dns::UPSTREAMS_MAX;
+use weft_switch::vlan::ParseVlanError;
 use weft_switch::{MacAddr, ParseMacError, SubnetError};
 
 /// The name of a port or a network. It is part of a file name, a QEMU option and a log line, so it is plain.
@@ -121,6 +122,18 @@ pub enum ValueError {
     /// Not a mode.
     #[error("{0:?} is no network mode; there are: nat, private")]
     Mode(String),
+    /// Not the number of a VLAN, or not several.
+    #[error(transparent)]
+    Vlan(ParseVlanError),
+    /// A name that could be a number.
+    #[error("{0:?} can't be the name of a VLAN: let it start with a letter or \"_\"")]
+    VlanName(String),
+    /// A VLAN that is named twice.
+    #[error("VLAN {0:?} is there twice: name each VLAN once")]
+    VlanNameTwice(String),
+    /// Not names with numbers.
+    #[error("{0:?} gives no VLAN a name: write names and numbers, as in tenant-a=100,tenant-b=200")]
+    VlanNames(String),
     /// Not a subnet or a range of addresses.
     #[error(transparent)]
     Subnet(#[from] SubnetError),

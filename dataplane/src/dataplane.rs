@@ -17,10 +17,11 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::GatewaySettingsError;
+use weft_switch::vlan::{PortRole, Vlan};
 use weft_switch::{DropReason, FdbCounters, FdbEntry, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
-use crate::fabric::Fabric;
+use crate::fabric::{Fabric, Network};
 use crate::gateway::Mail;
 use crate::lane::{Fault, FaultReports};
 use crate::port::{Port, Turn};
@@ -44,6 +45,8 @@ pub struct PortSettings {
     pub name: String,
     /// The network that the port is a member of.
     pub network: NetworkId,
+    /// What the port is to the network's VLANs. As soon as one port of a network has a role, those without one are access ports of its default VLAN.
+    pub vlan: Option<PortRole>,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// Who listens on the socket.
@@ -374,15 +377,18 @@ impl Dataplane {
                 .register(&mut listener.socket, Task::Accept(id).token(), Interest::READABLE)
                 .map_err(|source| DataplaneError::Io { what: "watch", path: settings.socket.clone(), source })?;
         }
+        let network = settings.network;
         let port = Port::new(id, settings, endpoint, &self.event);
         if self.fabric.links.len() <= place {
             self.fabric.links.resize(place + 1, None);
         }
         self.fabric.links[place] = Some(port.idle_link());
         self.ports[place] = Some(port);
+        self.fabric.divide(network);
         if let Err(stuck) = self.fabric.publish() {
             self.fabric.links[place] = None;
             self.ports[place] = None;
+            self.fabric.divide(network);
             return Err(stuck.into());
         }
         Ok(id)
@@ -399,6 +405,7 @@ impl Dataplane {
         let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
         self.fabric.links[id.index()] = None;
+        self.fabric.divide(network);
         let published = self.fabric.publish();
         if let Some(gateway) = self.fabric.gateway(network) {
             let now = self.clock.now();
@@ -418,19 +425,19 @@ impl Dataplane {
     /// How a network is, or `None` if there is no such network.
     #[must_use]
     pub fn network_status(&self, id: NetworkId) -> Option<NetworkStatus> {
-        let fdb = self.fabric.fdb(id)?;
-        Some(NetworkStatus { fdb_entries: fdb.len(), fdb: fdb.counters() })
+        let (fdb_entries, fdb) = self.fabric.network(id)?.learned();
+        Some(NetworkStatus { fdb_entries, fdb })
     }
 
-    /// The forwarding database of a network, in no particular order.
+    /// The forwarding database of a network, or those of its VLANs, in no particular order.
     #[must_use]
-    pub fn fdb(&self, id: NetworkId) -> Vec<FdbEntry> {
-        self.fabric.fdb(id).map(|fdb| fdb.entries(self.clock.now())).unwrap_or_default()
+    pub fn fdb(&self, id: NetworkId) -> Vec<(Option<Vlan>, FdbEntry)> {
+        self.fabric.network(id).map(|network| network.entries(self.clock.now())).unwrap_or_default()
     }
 
     /// Forgets everything that a network learned; returns how many entries there were.
     pub fn flush_fdb(&mut self, id: NetworkId) -> usize {
-        self.fabric.fdb(id).map_or(0, |fdb| fdb.flush())
+        self.fabric.network(id).map_or(0, Network::flush)
     }
 
     /// One entry a worker.
@@ -467,7 +474,7 @@ impl Dataplane {
         let now = self.clock.now();
         if now >= self.next_expiry {
             self.next_expiry = now.after(EXPIRY_INTERVAL);
-            self.fabric.networks.iter().flatten().for_each(|network| network.fdb.expire(now));
+            self.fabric.networks.iter().flatten().for_each(|network| network.expire(now));
         }
         if now >= self.next_gateways {
             self.next_gateways = now.after(GATEWAY_INTERVAL);

@@ -18,11 +18,13 @@ use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use weft_switch::{Fdb, NetworkId, Outgoing};
+use weft_switch::vlan::{VlanId, VlanTables};
+use weft_switch::{Fdb, FdbSettings, NetworkId, Outgoing};
 
 use crate::from_guest::FromGuest;
 use crate::gateway::{GatewayLink, SharedGateway};
-use crate::snapshot::{PortLink, RingLink, Snapshot};
+use crate::snapshot::{NetworkLink, PortLink, RingLink, Snapshot};
+use crate::vlan::VlanLink;
 use crate::worker::KICK_TOKEN;
 use crate::workers::{Injection, WorkerStuck, Workers};
 
@@ -40,8 +42,26 @@ pub(crate) struct Fabric {
 /// What the ports of a network share.
 #[derive(Debug)]
 pub(crate) struct Network {
+    /// What is declared about its forwarding database, or databases.
+    pub(crate) settings: FdbSettings,
+    /// The VLAN of ports without a role, and of the gateway, if there are VLANs.
+    pub(crate) default_vlan: VlanId,
+    /// With VLANs: that of the default one.
     pub(crate) fdb: Arc<Fdb>,
+    pub(crate) vlans: Option<Arc<VlanTables>>,
     pub(crate) gateway: Option<GatewayLink>,
+}
+
+impl Network {
+    pub(crate) fn new(settings: FdbSettings, default_vlan: VlanId, gateway: Option<GatewayLink>) -> Self {
+        Self { settings, default_vlan, fdb: Arc::new(Fdb::new(settings)), vlans: None, gateway }
+    }
+
+    /// The network as workers see it, without members.
+    fn link(&self) -> NetworkLink {
+        let vlans = self.vlans.as_ref().map(VlanLink::new);
+        NetworkLink { fdb: Arc::clone(&self.fdb), gateway: self.gateway.clone(), vlans, members: Vec::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -57,10 +77,6 @@ impl Fabric {
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<&Network> {
         self.networks.get(id.index())?.as_ref()
-    }
-
-    pub(crate) fn fdb(&self, id: NetworkId) -> Option<&Arc<Fdb>> {
-        self.network(id).map(|network| &network.fdb)
     }
 
     pub(crate) fn gateway(&self, id: NetworkId) -> Option<&GatewayLink> {
@@ -176,8 +192,7 @@ impl Fabric {
     /// What the workers are to see; of the rings from guests, those that are chosen.
     fn snapshot(&self, chosen: impl Fn(u64) -> bool) -> Snapshot {
         let home = |ring: u64| self.homes.get(&ring).filter(|_| chosen(ring)).map(|home| home.worker);
-        let network = |network: &Network| (Arc::clone(&network.fdb), network.gateway.clone());
-        let networks = self.networks.iter().map(|place| place.as_ref().map(network));
+        let networks = self.networks.iter().map(|place| place.as_ref().map(Network::link));
         Snapshot::new(networks, self.links.clone(), self.workers.count(), home)
     }
 
@@ -238,7 +253,7 @@ mod tests {
         // The first and the last are with the first worker; when the other one is gone, one of them is to move.
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
-        fabric.links = vec![Some(Arc::new(PortLink { id, network, counters, rings: running }))];
+        fabric.links = vec![Some(Arc::new(PortLink { id, network, role: None, counters, rings: running }))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());
         let polled = |fabric: &Fabric| -> Vec<Vec<u64>> {

@@ -3,13 +3,16 @@
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 
-use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures};
+use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
+use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
+use crate::gateway::Dispatch;
 use crate::memory::Segment;
 use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
 use crate::ring_copy::{Cursor, prefetch};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
+use crate::vlan::Stamp;
 
 /// The longest frame with its virtio-net header.
 const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
@@ -26,6 +29,8 @@ pub(crate) struct Frame {
     pub(crate) len: usize,
     /// The private copy of the Ethernet header.
     pub(crate) header: [u8; EthernetHeader::LEN],
+    /// Bytes of a tag that was taken off, which are still in the buffers behind the header: 0 or 4.
+    skipped: u8,
     /// Why the frame goes no further.
     bad: Option<DropReason>,
     /// What its sender left undone, checked.
@@ -33,7 +38,8 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    const NONE: Self = Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], bad: None, offload: Offload::NONE };
+    const NONE: Self =
+        Self { chain: Chain::NONE, len: 0, header: [0; EthernetHeader::LEN], skipped: 0, bad: None, offload: Offload::NONE };
 
     /// A frame in weft's own memory.
     fn private(bytes: &mut [u8], offload: Offload) -> Self {
@@ -41,7 +47,7 @@ impl Frame {
         let bad = header.is_none().then_some(DropReason::TooShort);
         // No truncation: weft makes no longer frames than guests.
         let chain = Chain::of_one(0, bytes.as_mut_ptr(), bytes.len() as u32);
-        Self { chain, len: bytes.len(), header: header.unwrap_or_default(), bad, offload }
+        Self { chain, len: bytes.len(), header: header.unwrap_or_default(), skipped: 0, bad, offload }
     }
 
     /// The private copy of the Ethernet header, or why the frame goes no further.
@@ -59,6 +65,18 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
+    /// True if a tag follows the addresses, as the private copy of the header says.
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        TagKind::of(u16::from_be_bytes([self.header[12], self.header[13]])).is_some()
+    }
+
+    /// Bytes of the buffers' frame before its payload.
+    #[inline(always)]
+    pub(crate) fn headers_len(&self) -> usize {
+        EthernetHeader::LEN + usize::from(self.skipped)
+    }
+
     /// Reads both headers: to private memory, where they are in one piece with one move each.
     #[inline(always)]
     fn read_headers<const HEADER: usize>(&mut self, pieces: &[Segment], agreed: OffloadFeatures) {
@@ -73,6 +91,7 @@ impl Frame {
             None => Some(DropReason::TooShort),
             Some((virtio_header, header)) => {
                 self.header = header;
+                self.skipped = 0;
                 self.len = self.chain.len as usize - HEADER;
                 self.offload = Offload::NONE;
                 self.read_offload(head(&virtio_header), agreed)
@@ -105,6 +124,11 @@ pub(crate) struct Batch {
     count: usize,
     /// Of the frames that are spread over several.
     pieces: Vec<Segment>,
+    /// Of the frames that were admitted to a VLAN.
+    stamps: [Stamp; BATCH],
+    /// See [`Self::is_uniform`] and [`Self::lost_tags`].
+    uniform: bool,
+    lost_tags: bool,
     /// Bytes in the buffers before the Ethernet header.
     pub(crate) header_len: usize,
     /// The bytes of frames that come from weft itself.
@@ -113,18 +137,29 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn new() -> Self {
-        Self { frames: [const { Frame::NONE }; BATCH], count: 0, pieces: Vec::new(), header_len: 0, private: Vec::new() }
+        Self {
+            frames: [const { Frame::NONE }; BATCH],
+            count: 0,
+            pieces: Vec::new(),
+            stamps: [Stamp::NONE; BATCH],
+            uniform: false,
+            lost_tags: false,
+            header_len: 0,
+            private: Vec::new(),
+        }
     }
 
-    /// Fills the batch with frames that no guest sent, at most [`BATCH`].
-    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = (Vec<u8>, Offload)>) {
+    /// Fills the batch with frames in weft's own memory, at most [`BATCH`]. Those that came from no guest get this stamp.
+    pub(crate) fn fill_private(&mut self, frames: impl Iterator<Item = Dispatch>, own: Stamp) {
         self.private.clear();
         self.pieces.clear();
         self.header_len = 0;
         self.count = 0;
-        for (place, (mut bytes, offload)) in self.frames.iter_mut().zip(frames) {
-            *place = Frame::private(&mut bytes, offload);
-            self.private.push(bytes);
+        (self.uniform, self.lost_tags) = (false, false);
+        for ((place, stamp), mut dispatch) in self.frames.iter_mut().zip(&mut self.stamps).zip(frames) {
+            *place = Frame::private(&mut dispatch.frame, dispatch.offload);
+            *stamp = dispatch.stamp.unwrap_or(own);
+            self.private.push(dispatch.frame);
             self.count += 1;
         }
     }
@@ -132,6 +167,122 @@ impl Batch {
     #[inline(always)]
     pub(crate) fn frames(&self) -> &[Frame] {
         &self.frames[..self.count]
+    }
+
+    /// What was found out about a frame that was admitted to a VLAN.
+    #[inline(always)]
+    pub(crate) fn stamp(&self, at: usize) -> Stamp {
+        self.stamps[at % BATCH]
+    }
+
+    /// True if a frame has lost the tag that it came with.
+    #[inline(always)]
+    pub(crate) fn lost_tags(&self) -> bool {
+        self.lost_tags
+    }
+
+    /// True if all frames have the same stamp, but for their priority.
+    #[inline(always)]
+    pub(crate) fn is_uniform(&self) -> bool {
+        self.uniform
+    }
+
+    /// Finds out to which VLAN each frame belongs that came in by a port of this role, and gives it its stamp. A tag that says so is no part of the frame any
+    /// more. Returns those that are admitted; `refuse` hears why others are not.
+    #[inline(always)]
+    pub(crate) fn admit(&mut self, role: &PortRole, refuse: impl FnMut(DropReason)) -> FrameMask {
+        let untagged = role.admit(None).map(Stamp::from);
+        let all_usable = self.frames().iter().fold(true, |usable, frame| usable & (frame.bad.is_none() & !frame.is_tagged()));
+        match untagged {
+            Ok(stamp) if all_usable => {
+                self.stamps[..self.count].fill(stamp);
+                (self.uniform, self.lost_tags) = (true, false);
+                FrameMask::MAX.checked_shr((BATCH - self.count) as u32).unwrap_or(0)
+            }
+            _ => self.admit_each(role, untagged, refuse),
+        }
+    }
+
+    #[inline(never)]
+    fn admit_each(
+        &mut self,
+        role: &PortRole,
+        untagged: Result<Stamp, DropReason>,
+        mut refuse: impl FnMut(DropReason),
+    ) -> FrameMask {
+        let (mut admitted, mut first): (FrameMask, Option<Stamp>) = (0, None);
+        let mut at_hand = None;
+        (self.uniform, self.lost_tags) = (true, false);
+        for at in 0..self.count {
+            let frame = &self.frames[at];
+            let stamp = match frame.bad {
+                Some(reason) => Err(reason),
+                None if frame.is_tagged() => self.admit_tagged(at, role, &mut at_hand),
+                None => untagged,
+            };
+            match stamp {
+                Ok(stamp) => {
+                    self.stamps[at] = stamp;
+                    self.uniform &= first.get_or_insert(stamp).is_like(stamp);
+                    admitted |= 1 << at;
+                }
+                Err(reason) => refuse(reason),
+            }
+        }
+        admitted
+    }
+
+    /// A VLAN, and which of some frames, of which there is one at least, are in it.
+    #[inline(always)]
+    pub(crate) fn of_one_vlan(&self, frames: FrameMask) -> (Vlan, FrameMask) {
+        let Stamp { vlan, .. } = self.stamp(frames.trailing_zeros() as usize);
+        if self.uniform {
+            return (vlan, frames);
+        }
+        let others = self.stamps.iter().enumerate().filter(|(_, stamp)| stamp.vlan != vlan);
+        (vlan, others.fold(frames, |frames, (at, _)| frames & !(1 << at)))
+    }
+
+    /// `at_hand` is the tag of the frame before, with what the role says about it.
+    #[inline(always)]
+    fn admit_tagged(
+        &mut self,
+        at: usize,
+        role: &PortRole,
+        at_hand: &mut Option<(OuterTag, Stamp, bool)>,
+    ) -> Result<Stamp, DropReason> {
+        let tag = self.tag_of(&self.frames[at])?;
+        let (stamp, taken_off) = match *at_hand {
+            Some((before, stamp, taken_off)) if before == tag => (stamp, taken_off),
+            _ => {
+                let admitted = role.admit(Some(tag))?;
+                let (stamp, taken_off) = (Stamp::from(admitted), admitted.taken_off);
+                *at_hand = Some((tag, stamp, taken_off));
+                (stamp, taken_off)
+            }
+        };
+        if taken_off {
+            let frame = &mut self.frames[at];
+            if !frame.offload.is_none() {
+                frame.offload = frame.offload.without_tag()?;
+            }
+            frame.header = pop(&frame.header, tag);
+            frame.skipped = TAG_LEN as u8;
+            frame.len -= TAG_LEN;
+            self.lost_tags = true;
+        }
+        Ok(stamp)
+    }
+
+    /// The outermost tag of a frame that has one.
+    #[inline(always)]
+    fn tag_of(&self, frame: &Frame) -> Result<OuterTag, DropReason> {
+        let rest = match frame.chain.single() {
+            Some(piece) => piece.read_at(self.header_len + EthernetHeader::LEN),
+            None => self.payload(frame).read_array(),
+        };
+        let ether_type = u16::from_be_bytes([frame.header[12], frame.header[13]]);
+        rest.and_then(|rest| OuterTag::of(ether_type, rest)).ok_or(DropReason::TooShort)
     }
 
     /// The frame of the lowest bit, which is then no longer set.
@@ -189,9 +340,10 @@ impl Batch {
 
     /// Where `len` bytes of a frame are, `skip` bytes behind its first.
     pub(crate) fn pieces_of(&self, frame: &Frame, skip: usize, len: usize, into: &mut Vec<Segment>) {
+        let skip = self.header_len + usize::from(frame.skipped) + skip;
         match frame.chain.single() {
-            Some(piece) => part_of(&[piece], self.header_len + skip, len, into),
-            None => part_of(frame.chain.pieces(&self.pieces), self.header_len + skip, len, into),
+            Some(piece) => part_of(&[piece], skip, len, into),
+            None => part_of(frame.chain.pieces(&self.pieces), skip, len, into),
         }
     }
 
@@ -201,7 +353,7 @@ impl Batch {
             Some(piece) => Cursor::of_one(piece),
             None => Cursor::new(frame.chain.pieces(&self.pieces)),
         };
-        cursor.skip(self.header_len + EthernetHeader::LEN)
+        cursor.skip(self.header_len + frame.headers_len())
     }
 }
 

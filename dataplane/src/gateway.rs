@@ -32,6 +32,7 @@ use crate::lane::Lane;
 use crate::memory::Segment;
 use crate::nat::{Disposition, Engine, GuestPacket, GuestRings};
 use crate::snapshot::Snapshot;
+use crate::vlan::Stamp;
 
 /// The most memory for messages that wait for the owner, in bytes; about half of it for one port.
 const INBOX_BYTES: usize = 256 << 10;
@@ -66,6 +67,8 @@ pub(crate) struct Dispatch {
     pub(crate) to: Receivers,
     pub(crate) frame: Vec<u8>,
     pub(crate) offload: Offload,
+    /// What was found out about it, if it came from a guest on a network with VLANs.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 /// Which ports of a network.
@@ -303,7 +306,7 @@ impl GatewayState {
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
-                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload });
+                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload, stamp: None });
                 Some(Passage::Taken)
             }
         };
@@ -495,7 +498,7 @@ impl From<Outgoing> for Dispatch {
             Egress::Port(port) => Receivers::One(port),
             Egress::All => Receivers::All,
         };
-        Self { to, frame, offload: Offload::NONE }
+        Self { to, frame, offload: Offload::NONE, stamp: None }
     }
 }
 

@@ -9,15 +9,17 @@ use crossbeam::channel::Sender;
 use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
-use weft_switch::{DropReason, EthernetHeader, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
+use weft_switch::vlan::Vlan;
+use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
 use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
 use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
-use crate::to_guest::Tally;
+use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
+use crate::vlan::{Stamp, VlanLink};
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -140,27 +142,37 @@ impl Lane {
     pub(crate) fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
         if let Some(port) = snapshot.port(port) {
             let mut batch = Batch::new();
-            batch.fill_private([(frame, Offload::NONE)].into_iter());
-            self.forward_batch(snapshot, port, &batch, now);
+            let dispatch = Dispatch { to: Receivers::All, frame, offload: Offload::NONE, stamp: None };
+            batch.fill_private([dispatch].into_iter(), Stamp::NONE);
+            self.forward_batch(snapshot, port, &mut batch, now);
         }
     }
 
-    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+    fn forward_batch(&mut self, snapshot: &Snapshot, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
         let Some(network) = snapshot.network(ingress.network) else {
             ingress.counters.drop_frames(DropReason::NoOtherPort, batch.frames().len() as u64);
             return;
         };
         self.fit(snapshot);
-        match &network.gateway {
-            None => self.decide::<false>(network, ingress, batch, now),
-            Some(_) => self.decide::<true>(network, ingress, batch, now),
-        }
-        let down = self.transmit_batch(snapshot, ingress.network, batch);
+        let down = match (&network.vlans, &network.gateway) {
+            (None, None) => {
+                self.decide::<false>(network, ingress, batch, now);
+                self.transmit_batch(snapshot, ingress.network, batch)
+            }
+            (None, Some(_)) => {
+                self.decide::<true>(network, ingress, batch, now);
+                self.transmit_batch(snapshot, ingress.network, batch)
+            }
+            (Some(vlans), _) => {
+                self.decide_by_vlan(network, vlans, ingress, batch, now);
+                self.transmit_by_vlan(snapshot, ingress.network, vlans, batch)
+            }
+        };
         if down > 0 {
             ingress.counters.drop_frames(DropReason::ReceiverDown, down);
         }
         if let Some(gateway) = network.gateway.as_ref().filter(|_| self.for_gateway != 0) {
-            self.pass_gateway(snapshot, gateway, ingress, batch, now);
+            self.pass_gateway(snapshot, (network, gateway), ingress, batch, now);
         }
     }
 
@@ -180,7 +192,7 @@ impl Lane {
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
             match snapshot.port(receiver).filter(|port| port.network == network) {
-                Some(port) => self.transmit(port, batch, frames),
+                Some(port) => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
                 None => down += u64::from(frames.count_ones()),
             }
         }
@@ -189,42 +201,125 @@ impl Lane {
         down
     }
 
+    /// The same on a network with VLANs: a port that is no member of a frame's does not get it.
+    #[inline(never)]
+    fn transmit_by_vlan(&mut self, snapshot: &Snapshot, network: NetworkId, vlans: &VlanLink, batch: &Batch) -> u64 {
+        let mut receivers = std::mem::take(&mut self.receivers);
+        let mut down = 0;
+        for &receiver in &receivers {
+            let frames = std::mem::take(&mut self.masks[receiver.index()]);
+            let Some(port) = snapshot.port(receiver).filter(|port| port.network == network) else {
+                down += u64::from(frames.count_ones());
+                continue;
+            };
+            match vlans.release(port, batch, frames) {
+                (0, _) => {}
+                // As they came, so there is nothing to look at.
+                (frames, 0) if !batch.lost_tags() => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
+                (frames, tagged) if frames == tagged => self.transmit::<{ tags::ALL }>(port, batch, frames, tagged),
+                (frames, tagged) => self.transmit::<{ tags::SOME }>(port, batch, frames, tagged),
+            }
+        }
+        receivers.clear();
+        self.receivers = receivers;
+        down
+    }
+
     /// Finds the receivers of each frame. Where there is a gateway, every ARP packet is for it, too: nobody takes its address away with one.
+    #[inline(never)]
     fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
         for (bit, frame) in batch.frames().iter().enumerate() {
             let verdict = match frame.header() {
                 Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
                 Err(reason) => Verdict::Drop(reason),
             };
-            match verdict {
-                Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
-                Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
-                Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
-                Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
-                Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
-                Verdict::Flood => {
-                    if !self.add_all(network, Some(ingress.id), bit) {
-                        ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
-                    }
-                }
-                Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
+            let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+        }
+    }
+
+    /// The same on a network with VLANs, one VLAN after the other. The gateway is in the default one.
+    #[inline(never)]
+    fn decide_by_vlan(&mut self, network: &NetworkLink, vlans: &VlanLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
+        let mut left = batch.admit(vlans.role(ingress), |reason| ingress.counters.drop_frames(reason, 1));
+        while left != 0 {
+            let (vlan, frames) = batch.of_one_vlan(left);
+            left &= !frames;
+            let Some(fdb) = vlans.fdb(vlan) else {
+                ingress.counters.drop_frames(DropReason::VlanNotAllowed, frames.count_ones().into());
+                continue;
+            };
+            if network.gateway.is_some() && vlan == vlans.tables.default_vlan() {
+                self.decide_in::<true>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
+            } else {
+                self.decide_in::<false>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
             }
+        }
+    }
+
+    /// Finds the receivers of those frames of a batch that are in one VLAN.
+    #[inline(always)]
+    fn decide_in<const GATEWAY: bool>(
+        &mut self,
+        network: &NetworkLink,
+        (vlans, vlan, fdb): (&VlanLink, Vlan, &Fdb),
+        ingress: &PortLink,
+        (batch, frames): (&Batch, FrameMask),
+        now: Timestamp,
+    ) {
+        for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
+            let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
+            let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+        }
+    }
+
+    /// Notes the receivers of a frame; `flood` notes all of them, and says whether there are any.
+    #[inline(always)]
+    fn carry_out<const GATEWAY: bool>(
+        &mut self,
+        verdict: Verdict,
+        network: &NetworkLink,
+        ingress: &PortLink,
+        (batch, frame, bit): (&Batch, &Frame, usize),
+        flood: impl FnOnce(&mut Self) -> bool,
+    ) {
+        match verdict {
+            Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
+            Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
+            Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
+            Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
+            Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
+            Verdict::Flood => {
+                if !flood(self) {
+                    ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
+                }
+            }
+            Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
         }
     }
 
     /// Shows the gateway the frames that concern it, and sends what comes of that.
     #[cold]
     #[inline(never)]
-    fn pass_gateway(&mut self, snapshot: &Snapshot, gateway: &GatewayLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+    fn pass_gateway(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, gateway): (&NetworkLink, &GatewayLink),
+        ingress: &PortLink,
+        batch: &Batch,
+        now: Timestamp,
+    ) {
         self.dispatched_on = ingress.network;
         let mut frames = std::mem::take(&mut self.for_gateway);
         let mut state = gateway.shared.lock();
         while frames != 0 {
+            let stamp = network.vlans.as_ref().map(|_| batch.stamp(frames.trailing_zeros() as usize));
             let frame = batch.next_of(&mut frames);
             match state.receive(now, ingress.id, batch, frame, &mut self.dispatches) {
                 Passage::Taken => {}
                 Passage::Dropped(reason) => ingress.counters.drop_frames(reason, 1),
-                Passage::On(copy) => self.pass_on(snapshot, ingress, frame, copy, now),
+                Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, stamp), now),
             }
         }
         state.finish_batch(now, ingress.network, snapshot, self);
@@ -251,15 +346,21 @@ impl Lane {
     }
 
     /// A frame that the gateway leaves to the others, in the form in which it has seen it.
-    fn pass_on(&mut self, snapshot: &Snapshot, ingress: &PortLink, frame: &Frame, copy: Vec<u8>, now: Timestamp) {
-        let Some(network) = snapshot.network(ingress.network) else { return };
+    fn pass_on(
+        &mut self,
+        network: &NetworkLink,
+        ingress: &PortLink,
+        frame: &Frame,
+        (copy, stamp): (Vec<u8>, Option<Stamp>),
+        now: Timestamp,
+    ) {
         let to = match forward(now, ingress.id, &EthernetHeader::parse(&frame.header), &network.fdb) {
             Verdict::To(PortId::GATEWAY) => return,
             Verdict::To(port) => Receivers::One(port),
             Verdict::Flood => Receivers::AllBut(ingress.id),
             Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
         };
-        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload });
+        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload, stamp });
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
@@ -277,20 +378,33 @@ impl Lane {
         while !self.dispatches.is_empty() {
             self.fit(snapshot);
             let count = self.dispatches.len().min(BATCH);
-            if let Some(network) = snapshot.network(id) {
+            let network = snapshot.network(id);
+            // What comes from the gateway is in the default VLAN.
+            let vlans = network.and_then(|network| network.vlans.as_ref()).map(|vlans| (vlans, vlans.tables.default_vlan()));
+            if let Some(network) = network {
                 for bit in 0..count {
-                    match self.dispatches[bit].to {
+                    let but = match self.dispatches[bit].to {
                         // To a port that has gone since, nothing is sent.
-                        Receivers::One(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
-                        Receivers::One(_) => {}
-                        Receivers::All => drop(self.add_all(network, None, bit)),
-                        Receivers::AllBut(port) => drop(self.add_all(network, Some(port), bit)),
-                    }
+                        Receivers::One(port) if port.index() < self.masks.len() => {
+                            self.add_receiver(port, bit);
+                            continue;
+                        }
+                        Receivers::One(_) => continue,
+                        Receivers::All => None,
+                        Receivers::AllBut(port) => Some(port),
+                    };
+                    match vlans {
+                        None => self.add_all(network, but, bit),
+                        Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
+                    };
                 }
             }
             let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
-            batch.fill_private(self.dispatches.drain(..count).map(|dispatch| (dispatch.frame, dispatch.offload)));
-            self.transmit_batch(snapshot, id, &batch);
+            batch.fill_private(self.dispatches.drain(..count), vlans.map_or(Stamp::NONE, |(_, vlan)| Stamp::of(vlan)));
+            match vlans {
+                None => self.transmit_batch(snapshot, id, &batch),
+                Some((vlans, _)) => self.transmit_by_vlan(snapshot, id, vlans, &batch),
+            };
             self.own_batch = Some(batch);
         }
     }
@@ -298,8 +412,13 @@ impl Lane {
     /// The frame is for every port of the network but one. True if there is any.
     #[inline]
     fn add_all(&mut self, network: &NetworkLink, but: Option<PortId>, bit: usize) -> bool {
+        self.add_each(network.members.iter().copied(), but, bit)
+    }
+
+    #[inline]
+    fn add_each(&mut self, members: impl Iterator<Item = PortId>, but: Option<PortId>, bit: usize) -> bool {
         let mut found = false;
-        for &member in network.members.iter().filter(|&&member| Some(member) != but) {
+        for member in members.filter(|&member| Some(member) != but) {
             self.add_receiver(member, bit);
             found = true;
         }
@@ -315,11 +434,12 @@ impl Lane {
         *mask |= 1 << bit;
     }
 
-    /// Hands the frames of a mask to one receiver.
-    fn transmit(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask) {
+    /// Hands the frames of a mask to one receiver. `TAGS` says which of them leave with a tag: one of [`tags`].
+    #[inline(always)]
+    fn transmit<const TAGS: u8>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
-            RingChoice::One(at) => self.transmit_to(port, at, batch, frames),
+            RingChoice::One(at) => self.transmit_to::<TAGS>(port, at, batch, frames, tagged),
             RingChoice::Some { first, step, count } => {
                 let mut masks = [0; MAX_QUEUE_PAIRS];
                 for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
@@ -327,7 +447,7 @@ impl Lane {
                     masks[first + step * (flow as usize % count)] |= 1 << bit;
                 }
                 for (at, &frames) in masks.iter().enumerate().filter(|(_, frames)| **frames != 0) {
-                    self.transmit_to(port, at, batch, frames);
+                    self.transmit_to::<TAGS>(port, at, batch, frames, tagged);
                 }
             }
         }
@@ -335,7 +455,7 @@ impl Lane {
 
     /// Hands frames to one of a receiver's rings, with one lock. The guest is shown them now if they are many, and at the end of
     /// the round otherwise: then those of other senders have come to them.
-    fn transmit_to(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask) {
+    fn transmit_to<const TAGS: u8>(&mut self, port: &PortLink, at: usize, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         let ring = &port.rings.to_guest[at];
         if !ring.is_enabled() || ring.is_broken() {
             port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into());
@@ -343,7 +463,7 @@ impl Lane {
         }
         let mut to_guest = ring.lock();
         let mut tally = Tally::default();
-        if let Err(fault) = to_guest.transmit(batch, frames, &port.counters, &mut tally) {
+        if let Err(fault) = to_guest.transmit::<TAGS>(batch, frames, tagged, &port.counters, &mut tally) {
             port.counters.drop_frames(DropReason::ReceiverDown, (frames.count_ones() - tally.handled).into());
             self.report(port, ring, fault);
         }

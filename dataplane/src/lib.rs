@@ -36,6 +36,7 @@ mod sys;
 mod to_guest;
 mod vhost_port;
 mod vhost_user;
+mod vlan;
 mod worker;
 mod workers;
 

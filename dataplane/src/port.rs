@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
+use weft_switch::vlan::PortRole;
 use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
@@ -52,6 +53,7 @@ pub(crate) struct Port {
 struct Wiring {
     port: PortId,
     network: NetworkId,
+    role: Option<Arc<PortRole>>,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -59,7 +61,8 @@ struct Wiring {
 impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
-        Arc::new(PortLink { id: self.port, network: self.network, counters: Arc::clone(&self.counters), rings })
+        let (role, counters) = (self.role.clone(), Arc::clone(&self.counters));
+        Arc::new(PortLink { id: self.port, network: self.network, role, counters, rings })
     }
 }
 
@@ -150,7 +153,8 @@ impl Port {
     /// `disposed` is raised when a guest that made the next one wait is gone for good.
     pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
         let disposal = Disposal::new(Arc::clone(disposed));
-        let wiring = Wiring { port: id, network: settings.network, counters: Arc::default(), disposal };
+        let role = settings.vlan.clone().map(Arc::new);
+        let wiring = Wiring { port: id, network: settings.network, role, counters: Arc::default(), disposal };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
@@ -347,8 +351,8 @@ impl Port {
     fn end_session(&mut self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
         let mut host = PortHost { fabric, wiring: &mut self.wiring };
         let ended = session.end(&mut host);
-        if let Some(fdb) = fabric.fdb(self.wiring.network) {
-            fdb.forget_port(self.wiring.port);
+        if let Some(network) = fabric.network(self.wiring.network) {
+            network.forget_port(self.wiring.port);
         }
         ended
     }

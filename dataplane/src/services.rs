@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use weft_switch::gateway::{Gateway, GatewaySettings};
 use weft_switch::nat::Audit;
-use weft_switch::{DropReason, Egress, Fdb, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
+use weft_switch::vlan::VlanId;
+use weft_switch::{DropReason, Egress, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
 
 use crate::dataplane::{Dataplane, DataplaneError, free_place};
 use crate::fabric::Network;
@@ -16,6 +17,8 @@ use crate::nat::{Engine, EngineSettings, Forward, ForwardError, MappingStatus, N
 pub struct NetworkSettings {
     /// Its forwarding database.
     pub fdb: FdbSettings,
+    /// The VLAN of ports without a role, and of the gateway, as soon as a port has a role.
+    pub default_vlan: VlanId,
     /// Its gateway, if it has one.
     pub gateway: Option<GatewaySettings>,
     /// The gateway's way outside, if it has one: through the host's own sockets.
@@ -25,7 +28,7 @@ pub struct NetworkSettings {
 impl From<FdbSettings> for NetworkSettings {
     /// A network without a gateway.
     fn from(fdb: FdbSettings) -> Self {
-        Self { fdb, gateway: None, nat: None }
+        Self { fdb, default_vlan: VlanId::DEFAULT, gateway: None, nat: None }
     }
 }
 
@@ -35,13 +38,12 @@ impl Dataplane {
     /// # Errors
     /// When there are too many, the gateway's settings contradict each other, or a worker is stuck. Nothing is left behind then.
     pub fn add_network(&mut self, settings: impl Into<NetworkSettings>) -> Result<NetworkId, DataplaneError> {
-        let NetworkSettings { fdb, gateway, nat } = settings.into();
+        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
         let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
         let limit = Self::MAX_NETWORKS;
         let place = free_place(&mut self.fabric.networks, limit).ok_or(DataplaneError::TooMany { what: "networks", limit })?;
-        let network = Network { fdb: Arc::new(Fdb::new(fdb)), gateway };
-        reserve(&network);
-        self.fabric.networks[place] = Some(network);
+        self.fabric.networks[place] = Some(Network::new(fdb, default_vlan, gateway));
+        self.fabric.divide(NetworkId(place as u16));
         if let Err(stuck) = self.fabric.publish() {
             self.fabric.networks[place] = None;
             return Err(stuck.into());
@@ -49,18 +51,17 @@ impl Dataplane {
         Ok(NetworkId(place as u16))
     }
 
-    /// Changes a network in place; its ports are not disturbed. What was learned stays, unless the size of the
-    /// forwarding database changes. A gateway with other addresses announces itself.
+    /// Changes a network in place; its ports are not disturbed. What was learned stays, as far as it still has room. A gateway with other addresses announces itself.
     ///
     /// # Errors
     /// When the gateway's settings contradict each other, nothing is changed. When a worker is stuck, the change is made all the same.
     pub fn set_network(&mut self, id: NetworkId, settings: impl Into<NetworkSettings>) -> Result<(), DataplaneError> {
-        let NetworkSettings { fdb, gateway, nat } = settings.into();
+        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
         let Some(old) = self.fabric.network(id).and_then(|network| network.gateway.clone()) else {
             let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
-            return self.replace_network(id, fdb, gateway);
+            return self.replace_network(id, fdb, default_vlan, gateway);
         };
-        let Some(settings) = gateway else { return self.replace_network(id, fdb, None) };
+        let Some(settings) = gateway else { return self.replace_network(id, fdb, default_vlan, None) };
         let (before, screen) = {
             let mut state = old.shared.lock();
             let before = *state.gateway.settings();
@@ -70,7 +71,7 @@ impl Dataplane {
             (before, state.gateway.screen())
         };
         let gateway = GatewayLink { screen, ..old };
-        self.replace_network(id, fdb, Some(gateway))?;
+        self.replace_network(id, fdb, default_vlan, Some(gateway))?;
         if (before.address, before.mac) != (settings.address, settings.mac) {
             self.with_gateway(id, |_, gateway, frames| gateway.announce(frames));
         }
@@ -225,28 +226,22 @@ impl Dataplane {
         self.with_nat(id, |_, nat| nat.audit()).unwrap_or_default()
     }
 
-    /// Puts another gateway in the place of the one that there is, and another forwarding database if it is to have another size.
-    fn replace_network(&mut self, id: NetworkId, fdb: FdbSettings, gateway: Option<GatewayLink>) -> Result<(), DataplaneError> {
+    /// Puts another gateway in the place of the one that there is, and other forwarding databases if they are to have another size or default VLAN.
+    fn replace_network(
+        &mut self,
+        id: NetworkId,
+        fdb: FdbSettings,
+        default_vlan: VlanId,
+        gateway: Option<GatewayLink>,
+    ) -> Result<(), DataplaneError> {
         let Some(network) = self.fabric.networks.get_mut(id.index()).and_then(Option::as_mut) else { return Ok(()) };
         let mac = |gateway: &Option<GatewayLink>| gateway.as_ref().map(|gateway| gateway.screen);
-        let same = mac(&network.gateway) == mac(&gateway) && network.fdb.capacity() == fdb.capacity;
+        let same = mac(&network.gateway) == mac(&gateway) && (network.settings, network.default_vlan) == (fdb, default_vlan);
         if let Some(old) = &network.gateway {
             network.fdb.release(old.screen.mac);
         }
-        network.gateway = gateway;
-        if network.fdb.capacity() == fdb.capacity {
-            network.fdb.set_ageing(fdb.ageing);
-        } else {
-            network.fdb = Arc::new(Fdb::new(fdb));
-        }
-        reserve(network);
+        (network.settings, network.default_vlan, network.gateway) = (fdb, default_vlan, gateway);
+        self.fabric.divide(id);
         if same { Ok(()) } else { Ok(self.fabric.publish()?) }
-    }
-}
-
-/// Keeps the gateway's MAC address for it.
-fn reserve(network: &Network) {
-    if let Some(gateway) = &network.gateway {
-        network.fdb.reserve(gateway.screen.mac, PortId::GATEWAY);
     }
 }

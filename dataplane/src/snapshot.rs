@@ -17,12 +17,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use weft_switch::vlan::PortRole;
 use weft_switch::{Fdb, NetworkId, PortId};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
 use crate::to_guest::ToGuest;
+use crate::vlan::VlanLink;
 
 /// Everything that a worker needs to know, as it is at one moment.
 #[derive(Debug, Default)]
@@ -42,8 +44,10 @@ pub(crate) struct Snapshot {
 /// A network as workers see it.
 #[derive(Debug)]
 pub(crate) struct NetworkLink {
+    /// With VLANs: that of the default one.
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) gateway: Option<GatewayLink>,
+    pub(crate) vlans: Option<VlanLink>,
     /// The ports that can receive right now.
     pub(crate) members: Vec<PortId>,
 }
@@ -53,6 +57,8 @@ pub(crate) struct NetworkLink {
 pub(crate) struct PortLink {
     pub(crate) id: PortId,
     pub(crate) network: NetworkId,
+    /// What it is to the network's VLANs.
+    pub(crate) role: Option<Arc<PortRole>>,
     pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
 }
@@ -125,18 +131,20 @@ impl Snapshot {
     /// Puts together what the workers are to see. `networks` and `ports` are indexed by their ids; `home` says which worker, if
     /// any, polls the ring of a [`RingLink::id`].
     pub(crate) fn new(
-        networks: impl Iterator<Item = Option<(Arc<Fdb>, Option<GatewayLink>)>>,
+        networks: impl Iterator<Item = Option<NetworkLink>>,
         ports: Vec<Option<Arc<PortLink>>>,
         workers: usize,
         home: impl Fn(u64) -> Option<usize>,
     ) -> Self {
-        let empty = |(fdb, gateway)| NetworkLink { fdb, gateway, members: Vec::new() };
-        let mut networks: Vec<_> = networks.map(|network| network.map(empty)).collect();
+        let mut networks: Vec<_> = networks.collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
             let receives = !port.rings.to_guest.is_empty();
             if let (true, Some(Some(network))) = (receives, networks.get_mut(port.network.index())) {
                 network.members.push(port.id);
+                if let Some(vlans) = &mut network.vlans {
+                    vlans.add_member(port);
+                }
             }
             for ring in &port.rings.from_guest {
                 if let Some(worker) = home(ring.id) {

@@ -3,7 +3,8 @@
 //! The private headers are written and the payload copied once, straight from the sender's buffers into the receiver's. Frames that
 //! take a chain each go in runs: chains first, then copies, so that their memory is on its way when it is needed.
 
-use weft_switch::{DropReason, EthernetHeader, Offload, OffloadFeatures, SegmentKind, complete_checksum, segment};
+use weft_switch::vlan::push;
+use weft_switch::{DropReason, EthernetHeader, Offload, OffloadFeatures, SegmentKind, TAG_LEN, complete_checksum, segment};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::{Batch, Frame};
@@ -23,6 +24,19 @@ const UDP_LEN: u16 = 8;
 /// Pieces and descriptors that the chains of a batch may take in all: buffers of 128 bytes, for as many bytes as a batch has. Whoever
 /// has smaller ones gets no more of that batch, since everybody else waits for it.
 const MAX_SPENT: usize = 4096;
+
+/// Which frames leave with a tag: chosen outside the loops.
+pub(crate) mod tags {
+    /// None, and none of them has lost one. Nobody looks at stamps.
+    pub(crate) const NONE: u8 = 0;
+    /// Some, or some have lost the one that they came with.
+    pub(crate) const SOME: u8 = 1;
+    /// All.
+    pub(crate) const ALL: u8 = 2;
+}
+
+/// A tag as it stands in a frame.
+pub(crate) type VlanTag = [u8; TAG_LEN];
 
 /// The ring in which a guest offers buffers for what it is to receive.
 #[derive(Debug)]
@@ -85,17 +99,18 @@ impl ToGuest {
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
-    /// guest after [`Self::flush`].
-    pub(crate) fn transmit(
+    /// guest after [`Self::flush`]. `TAGS`, one of [`tags`], says which of them leave with the tag of their stamp.
+    pub(crate) fn transmit<const TAGS: u8>(
         &mut self,
         batch: &Batch,
         frames: FrameMask,
+        tagged: FrameMask,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         let transmitted = match &mut self.ring {
-            Ring::Split(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
-            Ring::Packed(queue) => self.writer.transmit(queue, batch, frames, counters, tally),
+            Ring::Split(queue) => self.writer.transmit::<TAGS>(queue, batch, frames, tagged, counters, tally),
+            Ring::Packed(queue) => self.writer.transmit::<TAGS>(queue, batch, frames, tagged, counters, tally),
         };
         self.unshown += tally.frames;
         transmitted
@@ -106,21 +121,26 @@ impl ToGuest {
         self.writer.features.offloads_to_guest
     }
 
-    /// Takes chains for a frame of at most `len` bytes; `pieces` gets where these are. Says how many there is room for, which may be
-    /// fewer. Followed by [`Self::commit`] or [`Self::cancel`].
-    pub(crate) fn reserve(&mut self, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, TransmitError> {
+    /// Takes chains for a frame of at most `len` bytes, and for the tag with which it leaves, if any; `pieces` gets where these are, as if there were no tag. Says
+    /// how many there is room for, which may be fewer. Followed by [`Self::commit`] or [`Self::cancel`].
+    pub(crate) fn reserve(
+        &mut self,
+        len: usize,
+        tag: Option<VlanTag>,
+        pieces: &mut Vec<Segment>,
+    ) -> Result<usize, TransmitError> {
         match &mut self.ring {
-            Ring::Split(queue) => self.writer.reserve(queue, len, pieces),
-            Ring::Packed(queue) => self.writer.reserve(queue, len, pieces),
+            Ring::Split(queue) => self.writer.reserve(queue, len, tag, pieces),
+            Ring::Packed(queue) => self.writer.reserve(queue, len, tag, pieces),
         }
     }
 
     /// The chains that were taken last hold a frame of `len` bytes, but for its beginning, which is `headers`. Those that are not needed
-    /// are given back.
-    pub(crate) fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload, tally: &mut Tally) {
+    /// are given back. The tag is the one for which there is room, and counts neither in `len` nor in `offload`.
+    pub(crate) fn commit(&mut self, headers: &[u8], tag: Option<VlanTag>, len: usize, offload: &Offload, tally: &mut Tally) {
         match &mut self.ring {
-            Ring::Split(queue) => self.writer.commit(queue, headers, len, offload, tally),
-            Ring::Packed(queue) => self.writer.commit(queue, headers, len, offload, tally),
+            Ring::Split(queue) => self.writer.commit(queue, (headers, tag), len, offload, tally),
+            Ring::Packed(queue) => self.writer.commit(queue, (headers, tag), len, offload, tally),
         }
         self.unshown += tally.frames;
     }
@@ -133,12 +153,18 @@ impl ToGuest {
         }
     }
 
-    /// Copies a private frame, which this guest takes as it is.
-    pub(crate) fn send(&mut self, frame: &[u8], offload: &Offload, tally: &mut Tally) -> Result<(), TransmitError> {
+    /// Copies a private frame, which this guest takes as it is but for the tag.
+    pub(crate) fn send(
+        &mut self,
+        frame: &[u8],
+        tag: Option<VlanTag>,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) -> Result<(), TransmitError> {
         self.writer.spent = 0;
         match &mut self.ring {
-            Ring::Split(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
-            Ring::Packed(queue) => self.writer.deliver_private(queue, frame, offload, tally)?,
+            Ring::Split(queue) => self.writer.deliver_private(queue, frame, offload, tag, tally)?,
+            Ring::Packed(queue) => self.writer.deliver_private(queue, frame, offload, tag, tally)?,
         }
         self.unshown += tally.frames;
         Ok(())
@@ -159,32 +185,33 @@ impl ToGuest {
 impl Writer {
     /// Runs of frames that take a chain each, and between them whatever takes longer.
     #[inline(never)]
-    fn transmit(
+    fn transmit<const TAGS: u8>(
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
         mut frames: FrameMask,
+        tagged: FrameMask,
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
         queue.prefetch();
         self.spent = 0;
         while frames != 0 {
-            let (count, taken) = self.take_run(queue, batch, frames);
+            let (count, taken) = self.take_run::<TAGS>(queue, batch, frames, tagged);
             for at in 0..count {
-                let frame = batch.next_of(&mut frames);
-                self.write(batch, frame, at);
+                let len = self.write_next::<TAGS>(batch, &mut frames, tagged, at);
                 // No truncation: at most a frame and its header.
-                self.run[at].len = (self.features.header_len() + frame.len) as u32;
-                tally.bytes += frame.len as u64;
+                self.run[at].len = (self.features.header_len() + len) as u32;
+                tally.bytes += len as u64;
             }
             queue.complete_written(&self.run[..count]);
             tally.frames += count as u64;
             tally.handled += count as u32;
             taken?;
             if frames != 0 {
+                let tag = tag_of_next::<TAGS>(batch, frames, tagged);
                 let frame = batch.next_of(&mut frames);
-                self.transmit_one(queue, batch, frame, counters, tally)?;
+                self.transmit_one(queue, batch, (frame, tag), counters, tally)?;
                 tally.handled += 1;
             }
         }
@@ -194,7 +221,13 @@ impl Writer {
     /// Takes a chain for each of the next frames, as long as one is enough, and asks for its memory. How many it took stands
     /// beside the fault that ended it.
     #[inline(always)]
-    fn take_run(&mut self, queue: &mut impl Virtqueue, batch: &Batch, mut frames: FrameMask) -> (usize, Result<(), RingFault>) {
+    fn take_run<const TAGS: u8>(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        batch: &Batch,
+        mut frames: FrameMask,
+        tagged: FrameMask,
+    ) -> (usize, Result<(), RingFault>) {
         self.pieces.clear();
         let mut count = 0;
         if self.spent >= MAX_SPENT {
@@ -205,12 +238,13 @@ impl Writer {
             if frames == 0 || self.pieces.len() >= MAX_SPENT {
                 break;
             }
+            let tag_len = if TAGS == tags::NONE { 0 } else { tag_len(tag_of_next::<TAGS>(batch, frames, tagged)) };
             let frame = batch.next_of(&mut frames);
             if !frame.offload.is_none() && !self.features.offloads_to_guest.cover(&frame.offload) {
                 break;
             }
             // No truncation: at most a frame and its header.
-            let needed = (self.features.header_len() + frame.len) as u32;
+            let needed = (self.features.header_len() + frame.len + tag_len) as u32;
             match queue.take(needed, &mut self.pieces, chain) {
                 Ok(true) if chain.len >= needed => {}
                 Ok(true) => {
@@ -227,23 +261,49 @@ impl Writer {
         (count, Ok(()))
     }
 
-    /// Writes a frame into a chain of the run, which has room for it.
+    /// Writes the next frame into a chain of the run, which has room for it, with the tag that it gets. Returns its length.
     #[inline(always)]
-    fn write(&self, batch: &Batch, frame: &Frame, at: usize) {
-        let chain = &self.run[at];
+    fn write_next<const TAGS: u8>(&self, batch: &Batch, frames: &mut FrameMask, tagged: FrameMask, at: usize) -> usize {
+        if TAGS == tags::NONE {
+            let frame = batch.next_of(frames);
+            self.write::<TAGS, _>(batch, frame, &frame.header, at);
+            return frame.len;
+        }
+        let tag = tag_of_next::<TAGS>(batch, *frames, tagged);
+        let frame = batch.next_of(frames);
+        match tag {
+            None => self.write::<TAGS, _>(batch, frame, &frame.header, at),
+            Some(tag) => self.write::<TAGS, _>(batch, frame, &push(&frame.header, tag), at),
+        }
+        frame.len + tag_len(tag)
+    }
+
+    /// Writes a frame into a chain of the run, which has room for it, with this header.
+    #[inline(always)]
+    fn write<const TAGS: u8, const HEADER: usize>(&self, batch: &Batch, frame: &Frame, header: &[u8; HEADER], at: usize) {
+        let (chain, payload_len) = (&self.run[at], frame.len - EthernetHeader::LEN);
         let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
-            self.write_pieces(self.cursor(chain), 1, &frame.header, batch.payload(frame), frame.len, &frame.offload);
+            let payload = batch.payload(frame);
+            if HEADER == EthernetHeader::LEN {
+                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload);
+            } else {
+                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload.with_tag());
+            }
             return;
         };
         let unfinished;
         let virtio_header = if frame.offload.is_none() {
             &PLAIN_HEADER
         } else {
-            unfinished = long_header(&frame.offload, 1);
+            unfinished = if HEADER == EthernetHeader::LEN {
+                long_header(&frame.offload, 1)
+            } else {
+                long_header(&frame.offload.with_tag(), 1)
+            };
             &unfinished
         };
-        let (payload_at, payload_len) = (batch.header_len + EthernetHeader::LEN, frame.len - EthernetHeader::LEN);
-        let written = write_frame(&to, (virtio_header, &frame.header), &from, payload_at, payload_len);
+        let skipped = if TAGS == tags::NONE { EthernetHeader::LEN } else { frame.headers_len() };
+        let written = write_frame(&to, (virtio_header, header), &from, batch.header_len + skipped, payload_len);
         debug_assert!(written, "a chain has the room that was counted");
     }
 
@@ -254,12 +314,13 @@ impl Writer {
         }
     }
 
-    /// Writes a frame of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
-    fn write_pieces(
+    /// Writes a frame with a payload of `len` bytes to wherever `target` leads, in `chains` chains that have room for it.
+    #[inline(always)]
+    fn write_pieces<const HEADER: usize>(
         &self,
         mut target: Cursor<'_>,
         chains: u16,
-        header: &[u8; EthernetHeader::LEN],
+        header: &[u8; HEADER],
         mut payload: Cursor<'_>,
         len: usize,
         offload: &Offload,
@@ -267,7 +328,7 @@ impl Writer {
         let virtio_header = long_header(offload, chains);
         let written =
             if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
-        let written = written && target.write(header) && target.copy_from(&mut payload, len - EthernetHeader::LEN);
+        let written = written && target.write(header) && target.copy_from(&mut payload, len);
         debug_assert!(written, "a frame and its buffers have the lengths that were counted");
     }
 
@@ -278,32 +339,35 @@ impl Writer {
         &mut self,
         queue: &mut impl Virtqueue,
         batch: &Batch,
-        frame: &Frame,
+        (frame, tag): (&Frame, Option<VlanTag>),
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), RingFault> {
-        let payload = batch.payload(frame);
+        let (payload, len) = (batch.payload(frame), frame.len - EthernetHeader::LEN);
         let offload = &frame.offload;
         let delivered = if offload.is_none() || self.features.offloads_to_guest.cover(offload) {
-            self.deliver(queue, &frame.header, payload, frame.len, offload, tally)
+            match tag {
+                None => self.deliver(queue, &frame.header, payload, len, offload, tally),
+                Some(tag) => self.deliver(queue, &push(&frame.header, tag), payload, len, &offload.with_tag(), tally),
+            }
         } else {
-            self.finish_and_deliver(queue, payload, frame, counters, tally)
+            self.finish_and_deliver(queue, payload, (frame, tag), counters, tally)
         };
         delivered.or_else(|error| count_drop(error, counters))
     }
 
-    /// One frame into as many chains as it takes. `payload` is what follows the Ethernet header of a frame of `len` bytes.
-    fn deliver(
+    /// One frame into as many chains as it takes. `len` bytes of `payload` follow the Ethernet header.
+    fn deliver<const HEADER: usize>(
         &mut self,
         queue: &mut impl Virtqueue,
-        header: &[u8; EthernetHeader::LEN],
+        header: &[u8; HEADER],
         payload: Cursor<'_>,
         len: usize,
         offload: &Offload,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
         // No truncation: at most a frame and its header.
-        let needed = (self.features.header_len() + len) as u32;
+        let needed = (self.features.header_len() + HEADER + len) as u32;
         self.gather(queue, needed, false)?;
         // No truncation: bounded by what `gather` takes.
         self.write_pieces(Cursor::new(&self.pieces), self.chains.len() as u16, header, payload, len, offload);
@@ -314,16 +378,16 @@ impl Writer {
             left -= written;
         }
         tally.frames += 1;
-        tally.bytes += len as u64;
+        tally.bytes += (HEADER + len) as u64;
         Ok(())
     }
 
-    /// Does what the sender left undone and this guest did not agree to do, on a private copy.
+    /// Does what the sender left undone and this guest did not agree to do, on a private copy without the tag.
     fn finish_and_deliver(
         &mut self,
         queue: &mut impl Virtqueue,
         mut payload: Cursor<'_>,
-        frame: &Frame,
+        (frame, tag): (&Frame, Option<VlanTag>),
         counters: &LiveCounters,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
@@ -339,17 +403,17 @@ impl Writer {
                 let mut outcome = Ok(());
                 let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
                     if outcome.is_ok() {
-                        outcome =
-                            self.deliver_private(queue, part, &Offload::NONE, tally).or_else(|error| count_drop(error, counters));
+                        let delivered = self.deliver_private(queue, part, &Offload::NONE, tag, tally);
+                        outcome = delivered.or_else(|error| count_drop(error, counters));
                     }
                 });
                 cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);
-                self.deliver_private(queue, &whole, &Offload::NONE, tally)
+                self.deliver_private(queue, &whole, &Offload::NONE, tag, tally)
             }
-            (None, _) => self.deliver_private(queue, &whole, &Offload::NONE, tally),
+            (None, _) => self.deliver_private(queue, &whole, &Offload::NONE, tag, tally),
         };
         (self.whole, self.part) = (whole, part);
         outcome
@@ -360,24 +424,43 @@ impl Writer {
         queue: &mut impl Virtqueue,
         frame: &[u8],
         offload: &Offload,
+        tag: Option<VlanTag>,
         tally: &mut Tally,
     ) -> Result<(), TransmitError> {
         let (header, rest) = frame.split_first_chunk().ok_or(TransmitError::Dropped(DropReason::TooShort))?;
         let piece = Segment { ptr: rest.as_ptr().cast_mut(), len: rest.len() };
-        self.deliver(queue, header, Cursor::of_one(piece), frame.len(), offload, tally)
+        let payload = Cursor::of_one(piece);
+        match tag {
+            None => self.deliver(queue, header, payload, rest.len(), offload, tally),
+            Some(tag) => self.deliver(queue, &push(header, tag), payload, rest.len(), &offload.with_tag(), tally),
+        }
     }
 
-    fn reserve(&mut self, queue: &mut impl Virtqueue, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, TransmitError> {
-        let header_len = self.features.header_len();
+    fn reserve(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        len: usize,
+        tag: Option<VlanTag>,
+        pieces: &mut Vec<Segment>,
+    ) -> Result<usize, TransmitError> {
+        let before = self.features.header_len() + tag_len(tag);
         self.spent = 0;
         // No truncation: at most a frame and its header.
-        self.gather(queue, (header_len + len) as u32, true)?;
+        self.gather(queue, (before + len) as u32, true)?;
         let room: usize = self.pieces.iter().map(|piece| piece.len).sum();
-        part_of(&self.pieces, header_len, len, pieces);
-        Ok(room.saturating_sub(header_len).min(len))
+        part_of(&self.pieces, before, len, pieces);
+        Ok(room.saturating_sub(before).min(len))
     }
 
-    fn commit(&mut self, queue: &mut impl Virtqueue, headers: &[u8], len: usize, offload: &Offload, tally: &mut Tally) {
+    fn commit(
+        &mut self,
+        queue: &mut impl Virtqueue,
+        (headers, tag): (&[u8], Option<VlanTag>),
+        len: usize,
+        offload: &Offload,
+        tally: &mut Tally,
+    ) {
+        let len = len + tag_len(tag);
         // No truncation: at most a frame and its header.
         let mut left = (self.features.header_len() + len) as u32;
         let (mut room, mut needed) = (0, 0);
@@ -386,11 +469,18 @@ impl Writer {
             needed += 1;
         }
         // No truncation: bounded by what `gather` takes.
-        let virtio_header = long_header(offload, needed as u16);
+        let virtio_header = match tag {
+            None => long_header(offload, needed as u16),
+            Some(_) => long_header(&offload.with_tag(), needed as u16),
+        };
         let mut target = Cursor::new(&self.pieces);
         let written =
             if self.features.long_header { target.write(&virtio_header) } else { target.write(&virtio_header[..SHORT_HEADER]) };
-        let written = written && target.write(headers);
+        let written = written
+            && match (tag, headers.split_first_chunk()) {
+                (Some(tag), Some((header, rest))) => target.write(&push(header, tag)) && target.write(rest),
+                _ => target.write(headers),
+            };
         debug_assert!(written, "there is the room that was counted");
         queue.untake(self.chains[needed..].iter().map(|chain| chain.slots).sum());
         for chain in &self.chains[..needed] {
@@ -445,6 +535,23 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// The tag with which the frame of the lowest bit leaves. Where none do, or all, nobody looks which.
+#[inline(always)]
+fn tag_of_next<const TAGS: u8>(batch: &Batch, frames: FrameMask, tagged: FrameMask) -> Option<VlanTag> {
+    let at = frames.trailing_zeros() as usize % BATCH;
+    let is_tagged = match TAGS {
+        tags::NONE => false,
+        tags::ALL => true,
+        _ => tagged & 1 << at != 0,
+    };
+    is_tagged.then(|| batch.stamp(at).tag)
+}
+
+#[inline(always)]
+fn tag_len(tag: Option<VlanTag>) -> usize {
+    if tag.is_some() { TAG_LEN } else { 0 }
 }
 
 /// The virtio-net header of a frame in `chains` chains.

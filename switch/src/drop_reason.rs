@@ -76,6 +76,16 @@ pub enum DropReason {
     HostBusy,
     /// Too many messages wait for the network's DHCP and DNS already.
     ServicesBusy,
+    /// A tag that names a VLAN, on a port that takes none.
+    TagNotAdmitted,
+    /// No tag that names a VLAN, on a trunk without a native VLAN.
+    UntaggedNotAdmitted,
+    /// The port is no member of the frame's VLAN.
+    VlanNotAllowed,
+    /// A tag with the number 4095, which is for no VLAN.
+    ReservedVlan,
+    /// The frame would leave without its tag, and another is behind it.
+    HiddenTag,
 }
 
 impl DropReason {

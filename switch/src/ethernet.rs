@@ -7,7 +7,7 @@ use crate::MacKey;
 pub const MAX_FRAME_LEN: usize = 65_535 + EthernetHeader::LEN + MAX_TAGS * TAG_LEN;
 
 /// Bytes of a tag (IEEE 802.1Q-2018, 9.3).
-pub(crate) const TAG_LEN: usize = 4;
+pub const TAG_LEN: usize = 4;
 /// Tags of a frame that are looked behind.
 pub(crate) const MAX_TAGS: usize = 2;
 

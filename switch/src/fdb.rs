@@ -25,7 +25,7 @@
 //! frame.
 
 use std::sync::atomic::Ordering;
-use std::sync::{PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
 use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard};
@@ -97,7 +97,7 @@ pub struct Fdb {
     /// One less than the number of buckets, which is a power of two.
     bucket_mask: usize,
     hash: ahash::RandomState,
-    capacity: usize,
+    capacity: AtomicUsize,
     ageing_secs: AtomicU32,
     len: AtomicUsize,
     learned: AtomicU64,
@@ -149,12 +149,12 @@ impl Fdb {
 
     fn with_hash(settings: FdbSettings, hash: ahash::RandomState) -> Self {
         assert!((1..=1 << 20).contains(&settings.capacity), "capacity of a forwarding database: {}", settings.capacity);
-        let slots = (2 * settings.capacity).next_power_of_two().max(2 * WAYS);
+        let slots = slots_for(settings.capacity);
         Self {
             buckets: (0..slots / WAYS).map(|_| Bucket::default()).collect(),
             bucket_mask: slots / WAYS - 1,
             hash,
-            capacity: settings.capacity,
+            capacity: AtomicUsize::new(settings.capacity),
             ageing_secs: AtomicU32::new(ageing_secs(settings.ageing)),
             len: AtomicUsize::new(0),
             learned: AtomicU64::new(0),
@@ -254,10 +254,52 @@ impl Fdb {
         self.ageing_secs.store(ageing_secs(ageing), Ordering::Relaxed);
     }
 
+    /// This table with other settings: itself, if its memory is right for them, else a copy. If there is less room, every port keeps its fair share. What a worker
+    /// learns meanwhile may be missing in a copy, and is learned again.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_settings(self: &Arc<Self>, settings: FdbSettings) -> Arc<Self> {
+        if self.slots() == slots_for(settings.capacity) {
+            self.set_ageing(settings.ageing);
+            self.set_capacity(settings.capacity);
+            return Arc::clone(self);
+        }
+        let copy = Self::new(settings);
+        {
+            let _book = self.lock();
+            for slot in self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free()) {
+                let station = slot.station();
+                if slot.is_reserved() {
+                    copy.reserve(station.key().mac(), station.port());
+                } else {
+                    copy.learn(Timestamp::from_millis(u64::from(slot.seen_secs()) * 1000), station.key().mac(), station.port());
+                }
+            }
+        }
+        let counted = self.counters();
+        copy.learned.store(counted.learned, Ordering::Relaxed);
+        copy.moved.store(counted.moved, Ordering::Relaxed);
+        copy.evicted.fetch_add(counted.evicted, Ordering::Relaxed);
+        copy.expired.store(counted.expired, Ordering::Relaxed);
+        Arc::new(copy)
+    }
+
+    /// Changes how many addresses are kept, within the memory that there is.
+    fn set_capacity(&self, capacity: usize) {
+        let mut book = self.lock();
+        self.capacity.store(capacity, Ordering::Relaxed);
+        while self.len() > capacity {
+            let victim = self.least_deserving(&mut book, PortId::GATEWAY);
+            self.evict(&mut book, victim);
+        }
+    }
+
     /// The most addresses that this table keeps.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
     }
 
     /// How many addresses are in the table.
@@ -361,7 +403,7 @@ impl Fdb {
             self.moved.fetch_add(1, Ordering::Relaxed);
             return Learned::Moved(old);
         }
-        if self.len() >= self.capacity {
+        if self.len() >= self.capacity() {
             let victim = self.least_deserving(&mut book, port);
             self.evict(&mut book, victim);
         }
@@ -524,6 +566,11 @@ fn slots_of(bucket: usize) -> std::ops::Range<usize> {
     bucket * WAYS..(bucket + 1) * WAYS
 }
 
+/// At least twice as many as there may be entries, and two buckets.
+fn slots_for(capacity: usize) -> usize {
+    (2 * capacity).next_power_of_two().max(2 * WAYS)
+}
+
 fn ageing_secs(ageing: Duration) -> u32 {
     u32::try_from(ageing.as_secs()).unwrap_or(u32::MAX).max(1)
 }
@@ -622,7 +669,7 @@ impl Fdb {
         listed.sort_unstable();
         let occupied: Vec<usize> = (0..self.slots()).filter(|&index| !self.slot(index).is_free()).collect();
         assert_eq!((&listed, self.len()), (&occupied, occupied.len()), "what is listed and what stands there");
-        assert!(self.len() <= self.capacity);
+        assert!(self.len() <= self.capacity());
         let keys = occupied.iter().map(|&index| (self.slot(index).station().key(), index));
         let mut places = std::collections::BTreeMap::new();
         for (key, index) in keys {

@@ -37,6 +37,23 @@ fn a_station_is_found_where_it_was_last_heard() {
 }
 
 #[test]
+fn with_less_room_each_port_keeps_its_fair_share() {
+    for (before, after) in [(100, 70), (100, 20)] {
+        let table = Arc::new(fdb(before));
+        table.reserve(mac(9999), PortId::GATEWAY);
+        for (number, port) in (0..5).map(|number| (number, B)).chain((100..190).map(|number| (number, A))) {
+            table.learn(at(0), mac(number), port);
+        }
+        let smaller = table.with_settings(FdbSettings { capacity: after, ageing: Duration::from_secs(300) });
+        assert_eq!((smaller.capacity(), smaller.len()), (after, after));
+        assert_eq!((count(&smaller, B), count(&smaller, A)), (5, after - 5));
+        assert_eq!(smaller.lookup(at(0), mac(9999)), Some(PortId::GATEWAY));
+        smaller.release(mac(9999));
+        smaller.audit();
+    }
+}
+
+#[test]
 fn a_silent_station_is_forgotten_after_the_ageing_time_and_a_speaking_one_is_not() {
     let fdb = fdb(16);
     fdb.learn(at(0), mac(1), A);

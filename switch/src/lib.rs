@@ -24,10 +24,11 @@ mod offload;
 mod subnet;
 mod sync;
 mod time;
+pub mod vlan;
 mod wire;
 
 pub use drop_reason::DropReason;
-pub use ethernet::{EthernetHeader, MAX_FRAME_LEN};
+pub use ethernet::{EthernetHeader, MAX_FRAME_LEN, TAG_LEN};
 pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
 pub use flow::FlowHash;
 pub use forward::{Verdict, forward};

@@ -33,6 +33,8 @@ const UDP: u8 = 17;
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
 const FRAGMENT_HEADER_LEN: usize = 8;
+/// The last place where a transport header may begin.
+const MAX_START: usize = u16::MAX as usize - TAG_LEN;
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
@@ -165,7 +167,8 @@ impl Offload {
         // Section 5.1.6.2: whoever asks for segments asks for checksums too.
         let Some(PartialChecksum { start, offset }) = checksum else { return Err(DropReason::BadOffload) };
         let field = usize::from(start) + usize::from(offset);
-        let within = usize::from(start) >= ETHERNET_LEN && field + 2 <= frame_len;
+        // A tag more has to fit before it.
+        let within = (ETHERNET_LEN..=MAX_START).contains(&start.into()) && field + 2 <= frame_len;
         // Fragments are cut in units of eight bytes.
         let unit = |kind| if kind == SegmentKind::UdpFragments { 8 } else { 1 };
         let cuttable = |Segmentation { kind, size, .. }| match size - size % unit(kind) {
@@ -176,6 +179,31 @@ impl Offload {
             return Err(DropReason::BadOffload);
         }
         Ok(offload)
+    }
+
+    /// The same for the frame with one tag more in front.
+    #[inline]
+    #[must_use]
+    pub fn with_tag(mut self) -> Self {
+        if let Some(checksum) = &mut self.checksum {
+            checksum.start += TAG_LEN as u16;
+        }
+        self
+    }
+
+    /// The same for the frame without its outermost tag.
+    ///
+    /// # Errors
+    /// [`DropReason::BadOffload`] when the transport header would begin within that tag.
+    #[inline]
+    pub fn without_tag(mut self) -> Result<Self, DropReason> {
+        if let Some(checksum) = &mut self.checksum {
+            if usize::from(checksum.start) < ETHERNET_LEN + TAG_LEN {
+                return Err(DropReason::BadOffload);
+            }
+            checksum.start -= TAG_LEN as u16;
+        }
+        Ok(self)
     }
 
     /// The first ten bytes of a virtio-net header that says the same. `headers_len` is what a receiver may copy before it

@@ -315,3 +315,23 @@ fn a_frame_whose_headers_are_not_what_its_offload_says_is_not_cut() {
     let (bytes, checksum) = unfinished(Shape { tcp: false, ..v4 }, &payload(3000));
     assert_eq!(cut(&bytes, checksum, SegmentKind::UdpFragments, 7), Err(DropReason::BadOffload));
 }
+
+#[test]
+fn a_tag_moves_the_checksum_and_taking_it_off_moves_it_back() {
+    let offload = Offload { checksum: Some(PartialChecksum { start: 34, offset: 16 }), segmentation: None };
+    assert_eq!(offload.with_tag().checksum, Some(PartialChecksum { start: 38, offset: 16 }));
+    assert_eq!(offload.with_tag().without_tag(), Ok(offload));
+    assert_eq!((Offload::NONE.with_tag(), Offload::NONE.without_tag()), (Offload::NONE, Ok(Offload::NONE)));
+    let within_the_tag = Offload { checksum: Some(PartialChecksum { start: 17, offset: 16 }), segmentation: None };
+    assert_eq!(within_the_tag.without_tag(), Err(DropReason::BadOffload));
+}
+
+#[test]
+fn there_is_always_room_for_a_tag_before_the_checksum() {
+    let parsed = |start: u16| {
+        let [low, high] = start.to_le_bytes();
+        Offload::parse([NEEDS_CSUM, 0, 0, 0, 0, 0, low, high, 6, 0], 65_557, ALL)
+    };
+    assert_eq!(parsed(65_532), Err(DropReason::BadOffload));
+    assert_eq!(parsed(65_531).unwrap().with_tag().checksum, Some(PartialChecksum { start: u16::MAX, offset: 6 }));
+}

@@ -34,7 +34,8 @@ fn gateway() -> GatewaySettings {
 }
 
 fn network(gateway: Option<GatewaySettings>) -> NetworkSettings {
-    NetworkSettings { fdb: FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) }, gateway, nat: None }
+    let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+    NetworkSettings { gateway, ..NetworkSettings::from(fdb) }
 }
 
 /// A switch whose first network has a gateway.

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use common::{Port, RINGS, SOON, TestSwitch, eventually, mac};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
-use weft_dataplane::{Forward, NatSettings, NetworkSettings, WorkerSettings};
+use weft_dataplane::{Forward, NatSettings, NetworkSettings, PortSettings, WorkerSettings};
 use weft_guest::{Guest, feature};
 use weft_switch::gateway::GatewaySettings;
+use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{FdbSettings, MacAddr, Station};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -32,7 +33,7 @@ fn start(workers: usize) -> TestSwitch {
         host_access: true,
     };
     let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
-    let settings = NetworkSettings { fdb, gateway: Some(gateway), nat: Some(NatSettings::default()) };
+    let settings = NetworkSettings { gateway: Some(gateway), nat: Some(NatSettings::default()), ..NetworkSettings::from(fdb) };
     let id = switch.network();
     switch.with(move |dataplane| dataplane.set_network(id, settings)).unwrap();
     switch
@@ -221,4 +222,59 @@ fn a_worker_sleeps_while_connections_are_idle() {
     assert_eq!(header.sequence_number, expected);
     guest.send(&tcp(40_000, to, |header| acknowledge(header, 1, next), b"")).unwrap();
     switch.wait_asleep();
+}
+
+/// The gateway's VLAN has a tag on a trunk, and the way out is the same: the engine's frames, which it writes into the guest's buffers itself, get it too.
+#[test]
+fn a_guest_on_a_trunk_goes_out_with_the_tag_of_the_default_vlan() {
+    const TAG: [u8; 4] = [0x81, 0, 0, 1];
+    let tagged = |frame: Vec<u8>| [&frame[..12], &TAG, &frame[12..]].concat();
+    let next = |guest: &mut Guest| loop {
+        let frame = guest.receive(SOON).unwrap().expect("a frame");
+        assert_eq!(frame[12..16], TAG);
+        if frame[16..18] == [8, 0] {
+            return [&frame[..12], &frame[16..]].concat();
+        }
+    };
+    let switch = start(1);
+    let allowed = [VlanId::DEFAULT].into_iter().collect();
+    let vlan = Some(PortRole::Trunk(Trunk { allowed, native: None }));
+    let port = switch.add(PortSettings { vlan, ..switch.settings() });
+    for (nth, features) in RINGS.into_iter().chain([feature::DEFAULT & !feature::MRG_RXBUF]).enumerate() {
+        let mut guest = switch.connect(&port, |builder| builder.features(features));
+        let (far, to) = far_udp();
+        for len in [0, 1, 1000, 1472] {
+            let data = vec![len as u8; len];
+            guest.send(&tagged(udp(5000, to, &data))).unwrap();
+            let mut buffer = [0; 2000];
+            let (got, from) = far.recv_from(&mut buffer).unwrap();
+            assert_eq!(buffer[..got], data);
+            far.send_to(&data, from).unwrap();
+            assert_eq!(next(&mut guest)[42..42 + len], data);
+        }
+        let (listener, from) = (TcpListener::bind("127.0.0.1:0").unwrap(), 40_000 + nth as u16);
+        let to = listener.local_addr().unwrap().port();
+        guest.send(&tagged(tcp(from, to, |header| header.syn = true, b""))).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        let (answer, _) = segment(&next(&mut guest));
+        let mut expected = answer.sequence_number.wrapping_add(1);
+        guest.send(&tagged(tcp(from, to, |header| acknowledge(header, 1, expected), b"question"))).unwrap();
+        far.set_read_timeout(Some(SOON)).unwrap();
+        let mut buffer = [0; 8];
+        far.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"question");
+        let sent: Vec<u8> = (0..20_000).map(|at| (at * 7) as u8).collect();
+        far.write_all(&sent).unwrap();
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            let (header, data) = segment(&next(&mut guest));
+            if header.sequence_number == expected {
+                got.extend_from_slice(&data);
+                expected = expected.wrapping_add(data.len() as u32);
+            }
+            guest.send(&tagged(tcp(from, to, |header| acknowledge(header, 9, expected), b""))).unwrap();
+        }
+        assert!(got == sent, "it came garbled");
+    }
+    assert_eq!(switch.all_drops(&port), vec![]);
 }

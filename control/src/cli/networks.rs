@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::config::NetworkConfig;
 use crate::render;
 use crate::values::{AgeingSeconds, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode};
+use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetworkCommand {
@@ -80,6 +81,12 @@ pub(super) struct NetworkArgs {
     /// Let guests reach what listens on this host's loopback, under the gateway's address.
     #[arg(long)]
     host_access: bool,
+    /// The VLAN of the gateway and of ports without a role, as soon as a port has a role.
+    #[arg(long, value_name = "VLAN", default_value_t = DEFAULT_VLAN)]
+    default_vlan: VlanRef,
+    /// Names of VLANs, as in tenant-a=100,tenant-b=200.
+    #[arg(long, value_name = "NAME=VLAN,…")]
+    vlans: Option<VlanNames>,
 }
 
 /// What is said about a network that is there.
@@ -119,12 +126,32 @@ pub(super) struct NetworkChanges {
     /// Let guests reach what listens on this host's loopback, under the gateway's address; with =false, don't.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     host_access: Option<bool>,
+    /// The VLAN of the gateway and of ports without a role, as soon as a port has a role.
+    #[arg(long, value_name = "VLAN")]
+    default_vlan: Option<VlanRef>,
+    /// Names of VLANs, as in tenant-a=100,tenant-b=200, in place of those that there are.
+    #[arg(long, value_name = "NAME=VLAN,…")]
+    vlans: Option<VlanNames>,
 }
 
 impl NetworkChanges {
     /// The keys of the configuration file that change.
     fn settings(self) -> serde_json::Map<String, Value> {
-        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu, host_access } = self;
+        let Self {
+            mode,
+            subnet,
+            gateway,
+            dhcp,
+            lease_time,
+            dns,
+            domain,
+            ageing,
+            fdb_capacity,
+            mtu,
+            host_access,
+            default_vlan,
+            vlans,
+        } = self;
         let values = json!({
             "mode": mode,
             "subnet": subnet,
@@ -137,6 +164,8 @@ impl NetworkChanges {
             "fdb_capacity": fdb_capacity,
             "mtu": mtu,
             "host_access": host_access,
+            "default_vlan": default_vlan,
+            "vlans": vlans,
         });
         let said = |(key, value): (String, Value)| (!value.is_null()).then_some((key, value));
         values.as_object().cloned().unwrap_or_default().into_iter().filter_map(said).collect()
@@ -145,7 +174,21 @@ impl NetworkChanges {
 
 impl NetworkArgs {
     fn config(self) -> NetworkConfig {
-        let Self { mode, subnet, gateway, dhcp, lease_time, dns, domain, ageing, fdb_capacity, mtu, host_access } = self;
+        let Self {
+            mode,
+            subnet,
+            gateway,
+            dhcp,
+            lease_time,
+            dns,
+            domain,
+            ageing,
+            fdb_capacity,
+            mtu,
+            host_access,
+            default_vlan,
+            vlans,
+        } = self;
         NetworkConfig {
             mode,
             subnet,
@@ -158,6 +201,8 @@ impl NetworkArgs {
             fdb_capacity,
             mtu,
             host_access,
+            default_vlan,
+            vlans: vlans.unwrap_or_default(),
             ..NetworkConfig::default()
         }
     }

@@ -185,3 +185,57 @@ fn the_script_in_the_manual_works() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), weft.at("web.sock").to_str().unwrap(), "{output:?}");
     assert_eq!(weft.json(&["port", "show", "web"])["queues"], 2);
 }
+
+#[test]
+fn vlans_are_given_by_number_and_by_name_and_shown() {
+    let weft = Weft::start();
+    weft.json(&["network", "add", "lab", "--mode", "private", "--vlans", "tenant-a=100,tenant-b=200", "--default-vlan", "7"]);
+    let port = |name: &str, role: &[&str]| weft.json(&[&["port", "add", name, "--network", "lab"], role].concat());
+    assert_eq!(port("plain", &[])["vlan"], Value::Null);
+    let web = port("web", &["--vlan", "tenant-a"]);
+    assert_eq!(
+        (&web["vlan"]["role"], &web["vlan"]["vlan"], &web["vlan"]["name"]),
+        (&"access".into(), &100.into(), &"tenant-a".into())
+    );
+    let all = port("all", &["--trunk", "10-12,tenant-a,tenant-b", "--native", "10"]);
+    assert_eq!((&all["vlan"]["trunk"], &all["vlan"]["native"]), (&"10-12,100,200".into(), &10.into()));
+    port("customer", &["--qinq", "300"]);
+    // The first role has made it so.
+    let plain = weft.json(&["port", "show", "plain"]);
+    assert_eq!((&plain["vlan"]["vlan"], &plain["vlan"]["by_default"]), (&7.into(), &true.into()));
+    let shown = weft.run(&["port", "show", "plain"]).stdout;
+    assert!(shown.contains("access 7, by default"), "{shown}");
+    assert!(weft.run(&["port", "show", "all"]).stdout.contains("trunk 10-12,100,200, native 10"));
+    let lines = weft.json(&["network", "show", "lab"])["vlans"].clone();
+    let firsts: Vec<_> = lines.as_array().unwrap().iter().map(|line| line["first"].as_u64().unwrap()).collect();
+    assert_eq!(firsts, [7, 10, 11, 100, 200, 300]);
+    let matrix = weft.run(&["network", "show", "lab"]).stdout;
+    let row =
+        |start: &str| matrix.lines().find(|line| line.trim_start().starts_with(start)).unwrap_or_default().split_whitespace();
+    assert_eq!(row("VLAN").collect::<Vec<_>>(), ["VLAN", "NAME", "all", "customer", "plain", "web"]);
+    assert_eq!(row("100").collect::<Vec<_>>(), ["100", "tenant-a", "T", "-", "-", "U"]);
+    assert_eq!(row("7").collect::<Vec<_>>(), ["7", "(default)", "-", "-", "-", "U", "-"]);
+    assert_eq!(row("s300").collect::<Vec<_>>(), ["s300", "-", "-", "U", "-", "-"]);
+    // What is shown can be run.
+    let config = weft.run(&["config", "show"]).stdout;
+    for line in ["vlan = \"tenant-a\"", "trunk = \"10-12,tenant-a,tenant-b\"", "native = 10", "qinq = 300", "default_vlan = 7"] {
+        assert!(config.lines().any(|shown| shown == line), "{line} is not in:\n{config}");
+    }
+}
+
+#[test]
+fn vlans_that_do_not_go_together_are_refused() {
+    let weft = Weft::start();
+    for (options, expected) in [
+        (&["--vlan", "4095"][..], "there is no VLAN 4095: they have numbers from 1 to 4094"),
+        (&["--trunk", "20-10"], "the range 20-10 is the wrong way round: write 10-20"),
+        (&["--native", "5"], "--trunk"),
+        (&["--vlan", "5", "--qinq", "6"], "cannot be used with"),
+        (&["--vlan", "tenant-a"], "which network \"default\" does not have among its vlans; there are: none"),
+        (&["--vlan", "5", "--address", "10.77.0.9"], "where the gateway and DHCP of network \"default\" are"),
+    ] {
+        let outcome = weft.run(&[&["port", "add", "web"], options].concat());
+        assert!(outcome.status != 0 && outcome.stderr.contains(expected), "{options:?} gave {}", outcome.stderr);
+    }
+    assert!(weft.json(&["port", "list"]).as_array().unwrap().iter().all(|port| port["name"] != "web"));
+}

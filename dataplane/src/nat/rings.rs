@@ -10,7 +10,7 @@ use super::seam::{NoRoom, ToGuests};
 use crate::lane::Lane;
 use crate::memory::Segment;
 use crate::snapshot::{PortLink, RingLink, Snapshot};
-use crate::to_guest::{Tally, ToGuest, TransmitError};
+use crate::to_guest::{Tally, ToGuest, TransmitError, VlanTag};
 use crate::vhost_port::BATCH;
 
 /// What a worker has for the engine of one network. At most one ring is locked at a time.
@@ -29,16 +29,24 @@ pub(crate) struct Reserved<'a> {
     port: &'a PortLink,
     ring: &'a RingLink<ToGuest>,
     at: usize,
+    tag: Option<VlanTag>,
     guard: MutexGuard<'a, ToGuest>,
 }
 
+/// Where the engine writes for a port: the ring, its place, and the tag that frames need.
+type Target<'a> = (&'a PortLink, &'a RingLink<ToGuest>, usize, Option<VlanTag>);
+
 impl<'a> GuestRings<'a> {
     /// The ring of `port` to which the engine writes: one and the same, so that frames keep their order.
-    fn ring(&self, port: PortId) -> Option<(&'a PortLink, &'a RingLink<ToGuest>, usize)> {
+    fn ring(&self, port: PortId) -> Option<Target<'a>> {
         let port = self.snapshot.port(port).filter(|port| port.network == self.network)?;
+        let tag = match &self.snapshot.network(self.network)?.vlans {
+            None => None,
+            Some(vlans) => vlans.tag_of_gateway(port)?,
+        };
         let at = 0;
         let ring = port.rings.to_guest.get(at)?;
-        (ring.is_enabled() && !ring.is_broken()).then_some((port, ring, at))
+        (ring.is_enabled() && !ring.is_broken()).then_some((port, ring, at, tag))
     }
 
     fn failed(&self, port: &PortLink, ring: &RingLink<ToGuest>, error: TransmitError) -> NoRoom {
@@ -56,7 +64,7 @@ impl<'a> GuestRings<'a> {
     }
 
     fn done(&mut self, reserved: Reserved<'a>, tally: Tally) {
-        let Reserved { port, ring, at, mut guard } = reserved;
+        let Reserved { port, ring, at, mut guard, .. } = reserved;
         if guard.unshown() >= BATCH {
             let notified = guard.flush();
             drop(guard);
@@ -72,15 +80,15 @@ impl<'a> GuestRings<'a> {
 
 impl ToGuests for GuestRings<'_> {
     fn offloads(&mut self, port: PortId) -> OffloadFeatures {
-        self.ring(port).map(|(_, ring, _)| ring.lock().offloads()).unwrap_or_default()
+        self.ring(port).map(|(_, ring, ..)| ring.lock().offloads()).unwrap_or_default()
     }
 
     fn reserve(&mut self, port: PortId, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, NoRoom> {
-        let (port, ring, at) = self.ring(port).ok_or(NoRoom::Never)?;
+        let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
         let mut guard = ring.lock();
-        match guard.reserve(len, pieces) {
+        match guard.reserve(len, tag, pieces) {
             Ok(room) => {
-                self.reserved = Some(Reserved { port, ring, at, guard });
+                self.reserved = Some(Reserved { port, ring, at, tag, guard });
                 Ok(room)
             }
             Err(error) => {
@@ -93,7 +101,7 @@ impl ToGuests for GuestRings<'_> {
     fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload) {
         let Some(mut reserved) = self.reserved.take() else { return };
         let mut tally = Tally::default();
-        reserved.guard.commit(headers, len, offload, &mut tally);
+        reserved.guard.commit(headers, reserved.tag, len, offload, &mut tally);
         self.done(reserved, tally);
     }
 
@@ -114,12 +122,12 @@ impl ToGuests for GuestRings<'_> {
     }
 
     fn send(&mut self, port: PortId, frame: &[u8], offload: &Offload) -> Result<(), NoRoom> {
-        let (port, ring, at) = self.ring(port).ok_or(NoRoom::Never)?;
+        let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
         let mut guard = ring.lock();
         let mut tally = Tally::default();
-        match guard.send(frame, offload, &mut tally) {
+        match guard.send(frame, tag, offload, &mut tally) {
             Ok(()) => {
-                self.done(Reserved { port, ring, at, guard }, tally);
+                self.done(Reserved { port, ring, at, tag, guard }, tally);
                 Ok(())
             }
             Err(error) => {

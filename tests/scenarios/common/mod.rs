@@ -105,6 +105,7 @@ impl TestSwitch {
         PortSettings {
             name: format!("vm{nth}"),
             network: self.network,
+            vlan: None,
             socket: self.directory.path().join(format!("vm{nth}.sock")),
             role: SocketRole::Server,
             queue_pairs: 1,
@@ -195,7 +196,7 @@ impl TestSwitch {
     pub(crate) fn station(&self, mac: [u8; 6]) -> Option<PortId> {
         let network = self.network;
         let entries = self.with(move |dataplane| dataplane.fdb(network));
-        entries.into_iter().find(|entry| entry.mac == MacAddr(mac)).map(|entry| entry.port)
+        entries.into_iter().find(|(_, entry)| entry.mac == MacAddr(mac)).map(|(_, entry)| entry.port)
     }
 
     /// Waits until every worker sleeps, so that its rings are armed.

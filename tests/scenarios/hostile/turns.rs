@@ -56,6 +56,7 @@ fn a_port_has_a_bounded_turn_however_many_front_ends_knock() {
     let settings = PortSettings {
         name: "vm1".to_owned(),
         network,
+        vlan: None,
         socket: socket.clone(),
         role: SocketRole::Server,
         queue_pairs: 1,
