@@ -44,7 +44,7 @@ const SMALL_BUFFERS: [&str; 4] = ["--mbuf-size=512", "--enable-scatter", "--tx-o
 ///
 /// Up to seven pieces it puts into an indirect table, whose first entry, the header, it marks as one for the device to write: it sets
 /// `VIRTQ_DESC_F_WRITE` in every entry when it makes the tables, and leaves it in the first (`virtqueue_txq_indirect_header_init_packed` in
-/// DPDK 26.11, `virtio_init_queue` in 22.11). Such a buffer is none to send from (virtio 1.2, section 2.8.7), so weft refuses the
+/// DPDK 26.11-rc0, `virtio_init_queue` in 22.11). Such a buffer is none to send from (virtio 1.2, section 2.8.7), so weft refuses the
 /// frame. More pieces are a chain in the ring itself, which is right.
 ///
 /// A frame takes up to twelve places of a ring, of which testpmd uses half unless it is told to use all.
