@@ -406,10 +406,6 @@ pub(crate) enum Step {
 }
 
 impl Walk<'_> {
-    pub(crate) fn direction(&self) -> Direction {
-        self.direction
-    }
-
     /// Appends one buffer.
     pub(crate) fn append(&mut self, memory: &GuestMemory, descriptor: &Descriptor) -> Result<Step, DropReason> {
         self.descriptors += 1;

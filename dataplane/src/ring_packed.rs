@@ -250,11 +250,7 @@ impl PackedRing {
     /// Follows an indirect table, whose entries all count, in their order (section 2.8.7).
     fn follow_indirect(&self, table: &Descriptor, walk: &mut Walk<'_>) -> Result<Result<Step, DropReason>, RingFault> {
         for index in 0..self.base.indirect_len(table)? {
-            let mut entry = parse(self.base.indirect_entry(table, index)?);
-            if index == 0 && walk.direction() == Direction::FromGuest {
-                // DPDK's driver leaves a mark there, from when it made the table, that the header is to be written (up to 26.11, at least).
-                entry.flags &= !WRITE;
-            }
+            let entry = parse(self.base.indirect_entry(table, index)?);
             match walk.append(&self.base.memory, &entry) {
                 Ok(Step::More) => {}
                 other => return Ok(other),

@@ -280,20 +280,6 @@ fn indirect_tables_are_taken_whole_and_only_if_agreed() {
     assert_eq!(take_all(&mut driver.ring(features)).unwrap_err(), RingFault::IndirectNested);
 }
 
-#[test]
-fn what_a_table_begins_with_is_sent_even_if_it_is_marked_as_to_be_written() {
-    let driver = Driver::new(4);
-    let features = RingFeatures { indirect: true, ..RingFeatures::default() };
-    driver.descriptor_at(0, TABLE, 32, 9, AVAIL | INDIRECT);
-    driver.descriptor_at(TABLE, BUFFERS, 12, 0, WRITE);
-    driver.descriptor_at(TABLE + 16, BUFFERS + 0x1000, 50, 0, 0);
-    assert_eq!(outline(&take_all(&mut driver.ring(features)).unwrap()), [(9, 1, 62)]);
-    // Only the header, and only in a table.
-    driver.descriptor_at(TABLE + 16, BUFFERS + 0x1000, 50, 0, WRITE);
-    let chains = take_all(&mut driver.ring(features)).unwrap();
-    assert_eq!(chains[0].bad, Some(DropReason::BadDescriptor));
-}
-
 proptest! {
     /// Against counting: every completion has a number, and a driver that waits for one is told when that one is published.
     #[test]

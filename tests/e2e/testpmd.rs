@@ -40,9 +40,12 @@ const PACKED_LAYOUTS: [&str; 6] = [
 /// Buffers of 512 bytes less the headroom of 128, so 1,400 bytes take four of them.
 const SMALL_BUFFERS: [&str; 4] = ["--mbuf-size=512", "--enable-scatter", "--tx-offloads=0x8000", "--max-pkt-len=1518"];
 
-/// Buffers of 256 bytes less the headroom of 128. Over packed rings DPDK sends frames of up to seven pieces in an indirect table, whose first entry, the header, it
-/// marks as one for the device to write: it sets `VIRTQ_DESC_F_WRITE` in every entry when it makes the tables, and leaves it in the first
-/// (`virtqueue_txq_indirect_header_init_packed` in DPDK 26.11-rc0, `virtio_init_queue` in 22.11). More pieces are a chain in the ring itself.
+/// Buffers of 256 bytes less the headroom of 128, for packed rings: DPDK has to send a frame in eight pieces at least there.
+///
+/// Up to seven pieces it puts into an indirect table, whose first entry, the header, it marks as one for the device to write: it sets
+/// `VIRTQ_DESC_F_WRITE` in every entry when it makes the tables, and leaves it in the first (`virtqueue_txq_indirect_header_init_packed` in
+/// DPDK 26.11-rc0, `virtio_init_queue` in 22.11). Such a buffer is none to send from (virtio 1.2, section 2.8.7), so weft refuses the
+/// frame. More pieces are a chain in the ring itself, which is right.
 ///
 /// A frame takes up to twelve places of a ring, of which testpmd uses half unless it is told to use all.
 const TINY_BUFFERS: [&str; 6] =
@@ -103,11 +106,10 @@ fn no_frame_is_lost_when_it_takes_several_buffers() {
     assert_closed_loop(Side::Server, "mrg_rxbuf=0", &["--tx-offloads=0x8000"], Some("64,200,1000"));
 }
 
-/// The same with packed rings, in tables and in chains: see [`TINY_BUFFERS`].
+/// The same with packed rings: see [`TINY_BUFFERS`].
 #[test]
 #[ignore = "needs DPDK: ./test runs it"]
 fn no_frame_is_lost_when_it_takes_several_packed_buffers() {
-    assert_closed_loop(Side::Server, "packed_vq=1,mrg_rxbuf=1,in_order=1", &SMALL_BUFFERS, Some("100,300,300,300,300,100"));
     for in_order in [1, 0] {
         let layout = format!("packed_vq=1,mrg_rxbuf=1,in_order={in_order}");
         assert_closed_loop(Side::Server, &layout, &TINY_BUFFERS, Some("60,120,120,120,120,120,120,120,120,120"));
@@ -148,11 +150,10 @@ fn every_byte_comes_back_when_it_takes_several_buffers() {
     }
 }
 
-/// The same with packed rings, in tables and in chains: see [`TINY_BUFFERS`].
+/// The same with packed rings: see [`TINY_BUFFERS`].
 #[test]
 #[ignore = "needs DPDK: ./test runs it"]
 fn every_byte_comes_back_when_it_takes_several_packed_buffers() {
-    assert_echo(Side::Server, "packed_vq=1,mrg_rxbuf=1,in_order=0", &SMALL_BUFFERS);
     for in_order in [1, 0] {
         let layout = format!("packed_vq=1,mrg_rxbuf=1,in_order={in_order}");
         assert_echo_of(TINY_BUFFERS_SHORTEST, Side::Server, &layout, &TINY_BUFFERS);
