@@ -134,7 +134,7 @@ impl Daemon {
         let services = Services::new(poll.registry(), state_dir)
             .map_err(|source| DaemonError::Io { what: "make what DHCP and DNS need", source })?;
         let mut switch = Switch::new(dataplane, services, workers.clone(), host, config_file);
-        switch.apply(&config)?;
+        switch.apply_unattended(&config)?;
         // From now on: what is there by itself need not be kept.
         switch.saved = saved;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
@@ -251,7 +251,7 @@ impl Daemon {
         }
         match config_file::read(&file, &self.switch.host) {
             Err(error) => error!("the configuration stays as it is: {error}"),
-            Ok(declared) => match self.switch.apply(&declared.with_overrides(&self.overrides)) {
+            Ok(declared) => match self.switch.apply_unattended(&declared.with_overrides(&self.overrides)) {
                 Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
                 Ok(0) => info!("{} says what runs already", file.display()),
                 Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(count, "step")),

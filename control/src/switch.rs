@@ -35,6 +35,8 @@ pub struct Switch {
     pub(crate) services: Services,
     pub(crate) ways_in: WaysIn,
     pub(crate) audit: AuditTrail,
+    /// Nobody waits for an answer: what can be done later does not keep the rest from being done.
+    pub(crate) unattended: bool,
     pub(crate) config: Config,
     pub(crate) host: Host,
     pub(crate) config_file: Option<PathBuf>,
@@ -71,6 +73,7 @@ impl Switch {
             services,
             ways_in: WaysIn::default(),
             audit: AuditTrail::default(),
+            unattended: false,
             config: Config { workers, ..Config::default() },
             host,
             config_file,
@@ -112,6 +115,18 @@ impl Switch {
             saved.save(&self.config);
         }
         Ok(count)
+    }
+
+    /// The same for a configuration that nobody has just asked for, at the start and when its file is read again: ports of the host that can't be forwarded
+    /// now are tried again later.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_unattended(&mut self, wanted: &Config) -> Result<usize, Refusal> {
+        self.unattended = true;
+        let applied = self.apply(wanted);
+        self.unattended = false;
+        applied
     }
 
     /// Does what is due, and says after how long to call again at the latest.

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use tracing::{info, warn};
 use weft_dataplane::{Dataplane, ForwardError};
-use weft_switch::NetworkId;
+use weft_switch::{NetworkId, Timestamp};
 
 use crate::config::NetworkConfig;
 use crate::forward::{ForwardHost, ForwardRule};
@@ -15,9 +16,16 @@ use crate::refusal::StepError;
 use crate::services::Services;
 use crate::switch::Switch;
 
+/// How often a forward that could not be opened is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The ways into all networks.
 #[derive(Debug, Default)]
-pub(crate) struct WaysIn(BTreeMap<NetworkId, Vec<WayIn>>);
+pub(crate) struct WaysIn {
+    networks: BTreeMap<NetworkId, Vec<WayIn>>,
+    /// When those that failed are tried again.
+    retry_at: Timestamp,
+}
 
 /// A forward, and how it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +39,12 @@ pub(crate) struct WayIn {
 
 impl WaysIn {
     pub(crate) fn of(&self, id: NetworkId) -> &[WayIn] {
-        self.0.get(&id).map_or(&[], Vec::as_slice)
+        self.networks.get(&id).map_or(&[], Vec::as_slice)
     }
 
     /// A network is gone, and all ways into it.
     pub(crate) fn remove(&mut self, id: NetworkId) {
-        self.0.remove(&id);
+        self.networks.remove(&id);
     }
 
     /// Brings the ways into a network to what is declared. What stays as it is is not touched, and connections that were made by a way that
@@ -48,7 +56,7 @@ impl WaysIn {
         id: NetworkId,
         rules: &[ForwardRule],
     ) -> Result<(), (ForwardRule, ForwardError)> {
-        let old = self.0.remove(&id).unwrap_or_default();
+        let old = self.networks.remove(&id).unwrap_or_default();
         let wanted: Vec<_> = rules.iter().map(|rule| (rule, address_of(services, id, rule))).collect();
         let is_wanted = |way: &WayIn| wanted.contains(&(&way.rule, way.guest));
         // First what goes: what comes may have its ports.
@@ -67,17 +75,28 @@ impl WaysIn {
             ways.push(way);
         }
         if !ways.is_empty() {
-            self.0.insert(id, ways);
+            self.networks.insert(id, ways);
         }
         first
     }
 
-    /// Notes where guests that forwards name are by now.
+    /// Notes where guests that forwards name are by now, and tries those again that failed.
     fn follow_names(&mut self, dataplane: &mut Dataplane, services: &Services) {
-        for (id, ways) in &mut self.0 {
-            for way in ways.iter_mut().filter(|way| matches!(way.rule.to.host, ForwardHost::Name(_))) {
+        let now = dataplane.now();
+        let retries = now >= self.retry_at;
+        if retries {
+            self.retry_at = now.after(RETRY_INTERVAL);
+        }
+        for (id, ways) in &mut self.networks {
+            for way in ways.iter_mut().filter(|way| way.failed.is_some() || matches!(way.rule.to.host, ForwardHost::Name(_))) {
                 let guest = address_of(services, *id, &way.rule);
                 if guest == way.guest {
+                    if retries && way.failed.is_some() {
+                        *way = WayIn::open(dataplane, *id, &way.rule, guest);
+                        if way.failed.is_none() {
+                            info!("{} is forwarded to {} now", way.rule.from, way.rule.to);
+                        }
+                    }
                     continue;
                 }
                 way.close(dataplane, *id);
@@ -123,7 +142,14 @@ impl Switch {
     /// Opens the ways in that are declared for a network, and closes those that are not any more.
     pub(crate) fn open_ways_in(&mut self, id: NetworkId, network: &NetworkConfig) -> Result<(), StepError> {
         let opened = self.ways_in.bring_to(&mut self.dataplane, &self.services, id, &network.forwards);
-        opened.map_err(|(rule, source)| StepError::Forward { from: rule.from, source })
+        match opened {
+            // Whoever has its port must not keep all guests from their networks.
+            Err((rule, error)) if self.unattended => {
+                warn!("{} can't be forwarded to {}, and is tried again until it can: {error}", rule.from, rule.to);
+                Ok(())
+            }
+            other => other.map_err(|(rule, source)| StepError::Forward { from: rule.from, source }),
+        }
     }
 
     /// Lets forwards follow the guests that they name.

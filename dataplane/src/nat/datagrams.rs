@@ -66,6 +66,9 @@ struct Callers(HashMap<u16, Timestamp, ahash::RandomState>);
 
 type Key = (Protocol, SocketAddrV4);
 
+/// Who has the mappings that forwards make.
+const FORWARDED: PortId = PortId(u16::MAX);
+
 /// All such mappings of an engine.
 #[derive(Debug)]
 pub(super) struct Datagrams {
@@ -202,10 +205,14 @@ impl Datagrams {
     ) -> Result<FlowId, Disposition> {
         const FULL: Disposition = Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
         if let Some(id) = self.flows.find(&key) {
-            if let Some(mapped) = self.flows.value_mut(id) {
+            // Who answers for a forwarded endpoint is the owner of its address, whoever sends from there.
+            if let Some(mapped) = self.flows.value_mut(id).filter(|mapped| !mapped.forwarded) {
                 mapped.station = Some(station);
             }
             return Ok(id);
+        }
+        if common.is_closed(remote) {
+            return Err(Disposition::Refuse(DropReason::NoListener, Refusal::PortUnreachable));
         }
         if !self.flows.has_room(station.port) {
             return Err(FULL);
@@ -290,7 +297,7 @@ impl Datagrams {
             socket,
             station: None,
             // Whoever has that address: rules are the operator's and count for no guest.
-            port: PortId(u16::MAX),
+            port: FORWARDED,
             inside: target,
             remote: address,
             since: now,
@@ -379,6 +386,12 @@ impl Datagrams {
                 self.close(common, now, id, CloseReason::Abandoned);
             }
         }
+        // Forwarded endpoints belong to no port, and may have been this one's.
+        for id in self.flows.ids(Some(FORWARDED)).collect::<Vec<_>>() {
+            if let Some(mapped) = self.flows.value_mut(id).filter(|mapped| mapped.station.map(|station| station.port) == port) {
+                mapped.station = None;
+            }
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
@@ -460,10 +473,18 @@ impl Mapped {
         let len = slot.len() - HEADROOM;
         let size = size.map_or(len, usize::from).max(1);
         let source = if from.ip().is_loopback() { SocketAddrV4::new(common.settings.gateway, from.port()) } else { from };
-        if self.station.is_none() {
+        if self.forwarded {
             self.station = guests.station(now, *self.inside.ip());
         }
         let Some(station) = self.station else { return };
+        if from.ip().is_loopback() && !self.forwarded && !common.settings.host_access {
+            return;
+        }
+        if common.settings.subnet.contains(*from.ip()) {
+            // The outside has none of the network's addresses.
+            guests.count_drop(station.port, DropReason::BadIpSource, 1);
+            return;
+        }
         let mtu = common.settings.mtu;
         let link = frame::Link { gateway: common.settings.gateway_mac, guest: station.mac };
         match &mut self.carrier {

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -15,7 +14,7 @@ use weft_switch::Timestamp;
 
 use super::datagrams::Datagrams;
 use super::seam::ToGuests;
-use super::socket::{self, Listener};
+use super::socket::{self, Accepted, Listener};
 use super::stream::Ends;
 use super::streams::Streams;
 use super::{Common, Kind};
@@ -25,6 +24,9 @@ const ACCEPTED: usize = 64;
 /// The most that wait for their guest to be found, and for how long.
 const CALLING: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How soon one is looked for again, and how soon a listener that could not accept is tried.
+const CALLING_RETRY: Duration = Duration::from_millis(1);
+const STARVED_RETRY: Duration = Duration::from_millis(50);
 /// How many ports of the gateway are tried for a client that can't be seen under its own.
 const PORTS: u32 = 16;
 
@@ -87,14 +89,14 @@ struct Listening {
     forward: Forward,
     /// `None` for UDP, which needs none.
     listener: Option<Listener>,
-    /// The host had no descriptor for the next connection.
-    starved: bool,
+    /// When it is tried again, if the host had no descriptor for the next connection or too many clients wait.
+    starved: Option<Timestamp>,
 }
 
 /// A client that waits for its guest to be found.
 #[derive(Debug)]
 struct Calling {
-    client: OwnedFd,
+    client: Accepted,
     from: SocketAddrV4,
     target: SocketAddrV4,
     until: Timestamp,
@@ -118,7 +120,7 @@ impl Forwards {
         let failed = |error| ForwardError::new(&forward, error);
         if forward.udp {
             let address = datagrams.open_forward(common, now, forward.bind, forward.target).map_err(failed)?;
-            self.rules.insert(Listening { forward, listener: None, starved: false });
+            self.rules.insert(Listening { forward, listener: None, starved: None });
             return Ok(address);
         }
         let listener = Listener::bound(forward.bind).map_err(failed)?;
@@ -127,7 +129,7 @@ impl Forwards {
         // No truncation: each has a descriptor.
         let token = common.token(Kind::Listener, place.key() as u32);
         socket::register(&common.registry, listener.fd(), token, false).map_err(failed)?;
-        place.insert(Listening { forward, listener: Some(listener), starved: false });
+        place.insert(Listening { forward, listener: Some(listener), starved: None });
         Ok(address)
     }
 
@@ -146,10 +148,10 @@ impl Forwards {
     pub(super) fn accept(&mut self, common: &mut Common, now: Timestamp, id: u32) {
         let Some(rule) = self.rules.get_mut(id as usize) else { return };
         let Some(listener) = &rule.listener else { return };
-        rule.starved = false;
+        rule.starved = None;
         for _ in 0..ACCEPTED {
             if self.calling.len() >= CALLING {
-                rule.starved = true;
+                rule.starved = Some(now.after(STARVED_RETRY));
                 return;
             }
             match listener.accept() {
@@ -161,7 +163,7 @@ impl Forwards {
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 Err(_) => {
-                    rule.starved = true;
+                    rule.starved = Some(now.after(STARVED_RETRY));
                     return;
                 }
             }
@@ -185,7 +187,8 @@ impl Forwards {
                 let _ = streams.call(common, now, station, ends, call.client);
             }
         }
-        for (id, _) in self.rules.iter().filter(|(_, rule)| rule.starved) {
+        for (id, rule) in self.rules.iter_mut().filter(|(_, rule)| rule.starved.is_some_and(|at| at <= now)) {
+            rule.starved = None;
             common.ready.push_back(super::Ready::Listener(id as u32));
         }
     }
@@ -194,9 +197,10 @@ impl Forwards {
         self.rules.is_empty() && self.calling.is_empty()
     }
 
-    /// True if somebody waits who has to be thought of soon.
-    pub(super) fn is_calling(&self) -> bool {
-        !self.calling.is_empty() || self.rules.iter().any(|(_, rule)| rule.starved)
+    /// When somebody who waits has to be thought of.
+    pub(super) fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
+        let calling = (!self.calling.is_empty()).then(|| now.after(CALLING_RETRY));
+        self.rules.iter().filter_map(|(_, rule)| rule.starved).chain(calling).min()
     }
 }
 

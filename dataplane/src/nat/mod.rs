@@ -110,6 +110,7 @@ impl EngineSettings {
             subnet: gateway.subnet,
             gateway: gateway.address,
             gateway_mac: gateway.mac,
+            host_access: gateway.host_access,
             mtu: gateway.mtu,
             tcp: TcpSettings { established, transitory, ..TcpSettings::new(gateway.mtu) },
             udp: nat.udp,
@@ -128,6 +129,8 @@ pub(crate) struct EngineSettings {
     /// The gateway's.
     pub(crate) gateway: Ipv4Addr,
     pub(crate) gateway_mac: MacAddr,
+    /// Guests may go to the host's loopback, under the gateway's address.
+    pub(crate) host_access: bool,
     /// The network's MTU, in bytes.
     pub(crate) mtu: u16,
     pub(crate) tcp: TcpSettings,
@@ -137,6 +140,15 @@ pub(crate) struct EngineSettings {
     /// The most connections, and the most mappings of UDP and echo. Each takes a file descriptor.
     pub(crate) connections: u32,
     pub(crate) mappings: u32,
+}
+
+impl EngineSettings {
+    /// Connections and mappings for which there are descriptors, so that fair shares are shares of what there is.
+    fn affordable(&self) -> (u32, u32) {
+        let shares = u32::try_from(socket::shares()).unwrap_or(u32::MAX);
+        let mappings = self.mappings.min(shares / 4);
+        (self.connections.min(shares - mappings), mappings)
+    }
 }
 
 /// A mapping, for whoever wants to see it.
@@ -260,7 +272,8 @@ impl Engine {
             part: Vec::new(),
             identification: 0,
         };
-        let (streams, datagrams) = (Streams::new(settings.connections), Datagrams::new(settings.mappings));
+        let (connections, mappings) = settings.affordable();
+        let (streams, datagrams) = (Streams::new(connections), Datagrams::new(mappings));
         Self { common, streams, datagrams, forwards: forwards::Forwards::default() }
     }
 
@@ -274,11 +287,15 @@ impl Engine {
         token.0 >> ENGINE_SHIFT == (TOKEN >> ENGINE_SHIFT) | self.common.number
     }
 
-    /// Changes the settings. What is there stays, with the times that it has begun with.
+    /// Changes the settings. What is there stays, with the times that it has begun with; but for what went to the host's loopback, if that is not allowed any more.
     pub(crate) fn reconfigure(&mut self, settings: EngineSettings) {
         self.common.settings = settings;
-        self.streams.set_capacity(settings.connections);
-        self.datagrams.set_capacity(settings.mappings);
+        if !settings.host_access {
+            self.streams.leave_host(&mut self.common);
+        }
+        let (connections, mappings) = settings.affordable();
+        self.streams.set_capacity(connections);
+        self.datagrams.set_capacity(mappings);
     }
 
     /// True if it has any socket.
@@ -296,14 +313,14 @@ impl Engine {
         }
     }
 
-    /// True for a packet to somebody who was the first to speak, by a forward.
+    /// True for a packet to somebody who was the first to speak, by a forward. What would begin a connection is none.
     pub(crate) fn is_answer(&self, now: Timestamp, packet: &Packet<'_>) -> bool {
         let header = packet.ip.header();
         let Some(&[a, b, c, d]) = packet.ip.payload().first_chunk() else { return false };
         let inside = SocketAddrV4::new(header.source, u16::from_be_bytes([a, b]));
         let remote = SocketAddrV4::new(header.destination, u16::from_be_bytes([c, d]));
         match header.protocol {
-            TCP => self.streams.knows(&Ends { inside, remote }),
+            TCP => !begins_connection(packet.ip.payload()) && self.streams.knows(&Ends { inside, remote }),
             UDP => self.datagrams.was_asked(now, inside, remote.port()),
             _ => false,
         }
@@ -354,8 +371,7 @@ impl Engine {
         if !self.common.ready.is_empty() {
             return Some(now);
         }
-        let calling = self.forwards.is_calling().then(|| now.after(ROOM_RETRY));
-        [self.streams.deadline(), self.datagrams.deadline(), calling].into_iter().flatten().min()
+        [self.streams.deadline(), self.datagrams.deadline(), self.forwards.deadline(now)].into_iter().flatten().min()
     }
 
     /// Ends everything that a port has, or everything there is: far ends and, where they are still there, guests are told. The next
@@ -408,6 +424,11 @@ impl Common {
         SocketAddrV4::new(ip, address.port())
     }
 
+    /// True for the gateway's address, where guests may not go by themselves.
+    fn is_closed(&self, remote: SocketAddrV4) -> bool {
+        !self.settings.host_access && *remote.ip() == self.settings.gateway
+    }
+
     /// The reverse.
     fn inward(&self, address: SocketAddrV4) -> SocketAddrV4 {
         let ip = if address.ip().is_loopback() { self.settings.gateway } else { *address.ip() };
@@ -443,6 +464,13 @@ impl Common {
         self.identification = self.identification.wrapping_add(1);
         self.identification
     }
+}
+
+/// True for a SYN without an acknowledgment, and for whatever is too short to tell.
+fn begins_connection(segment: &[u8]) -> bool {
+    const SYN: u8 = 2;
+    const ACK: u8 = 16;
+    segment.get(13).is_none_or(|flags| flags & (SYN | ACK) == SYN)
 }
 
 /// The places of `len` bytes, `skip` bytes behind the first of `pieces`.

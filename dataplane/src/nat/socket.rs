@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -9,6 +11,7 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
+use rustix::process::{Resource, getrlimit};
 use weft_switch::nat::tcp::SocketError;
 
 use super::calls;
@@ -17,10 +20,45 @@ const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
+/// A descriptor out of those that guests and clients may cause to be open, in all networks. The others are for sessions, the control socket and files.
+#[derive(Debug)]
+pub(super) struct Share(());
+
+/// How many of them are open.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+/// One in so many is kept back.
+const KEPT_BACK: usize = 4;
+
+impl Share {
+    pub(super) fn take() -> Result<Self, Errno> {
+        if OPEN.fetch_add(1, Ordering::Relaxed) >= shares() {
+            OPEN.fetch_sub(1, Ordering::Relaxed);
+            return Err(Errno::MFILE);
+        }
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many sockets NATs may have: as the limit of open files was when this was first asked.
+pub(super) fn shares() -> usize {
+    static SHARES: OnceLock<usize> = OnceLock::new();
+    *SHARES.get_or_init(|| {
+        let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+        limit - limit / KEPT_BACK
+    })
+}
+
 /// A stream to the outside.
 #[derive(Debug)]
 pub(super) struct TcpSocket {
     fd: OwnedFd,
+    _share: Share,
     /// From where the kernel peeks next; `None` where it has to be told with each call.
     peek_offset: Option<u32>,
 }
@@ -36,6 +74,7 @@ impl TcpSocket {
     /// A new socket, bound to one of `ports` or to none if that is refused. Bound for the first of an inside endpoint's connections
     /// (`shared: false`), the port is its own, so that nobody else has it; the others share it with that first one.
     pub(super) fn bound(ports: impl Iterator<Item = u16>, shared: bool, can_peek_at: bool) -> Result<(Self, Option<u16>), Errno> {
+        let share = Share::take()?;
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?;
         if shared {
             sockopt::set_socket_reuseaddr(&fd, true)?;
@@ -51,21 +90,21 @@ impl TcpSocket {
             // From now on it can be shared with those that say the same.
             sockopt::set_socket_reuseaddr(&fd, true)?;
         }
-        Ok((Self::prepare(fd, can_peek_at)?, bound))
+        Ok((Self::prepare(fd, share, can_peek_at)?, bound))
     }
 
     /// A connection that a listener has accepted.
-    pub(super) fn accepted(fd: OwnedFd, can_peek_at: bool) -> Result<Self, Errno> {
-        Self::prepare(fd, can_peek_at)
+    pub(super) fn accepted((fd, share): Accepted, can_peek_at: bool) -> Result<Self, Errno> {
+        Self::prepare(fd, share, can_peek_at)
     }
 
-    fn prepare(fd: OwnedFd, can_peek_at: bool) -> Result<Self, Errno> {
+    fn prepare(fd: OwnedFd, share: Share, can_peek_at: bool) -> Result<Self, Errno> {
         // The guest decides for itself when a segment is worth sending.
         sockopt::set_tcp_nodelay(&fd, true)?;
         // Urgent data stay in the stream.
         sockopt::set_socket_oobinline(&fd, true)?;
         sockopt::set_socket_keepalive(&fd, true)?;
-        let mut socket = Self { fd, peek_offset: None };
+        let mut socket = Self { fd, _share: share, peek_offset: None };
         if can_peek_at {
             calls::set_peek_offset(socket.fd(), 0)?;
             socket.peek_offset = Some(0);
@@ -143,6 +182,7 @@ impl TcpSocket {
 #[derive(Debug)]
 pub(super) struct DatagramSocket {
     fd: OwnedFd,
+    _share: Share,
     pub(super) port: u16,
     dont_fragment: bool,
 }
@@ -160,6 +200,7 @@ impl DatagramSocket {
     }
 
     fn new(protocol: Option<Protocol>, addresses: impl Iterator<Item = SocketAddrV4>) -> Result<Self, Errno> {
+        let share = Share::take()?;
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, protocol)?;
         calls::set_error_queue(fd.as_fd())?;
         if protocol.is_none() {
@@ -175,7 +216,7 @@ impl DatagramSocket {
         }
         last?;
         let port = local_port(&fd)?;
-        let socket = Self { fd, port, dont_fragment: false };
+        let socket = Self { fd, _share: share, port, dont_fragment: false };
         socket.set_discovery(false)?;
         Ok(socket)
     }
@@ -230,12 +271,16 @@ impl Listener {
     }
 
     /// The next connection that waits, and who wants it.
-    pub(super) fn accept(&self) -> Result<(OwnedFd, SocketAddrV4), Errno> {
+    pub(super) fn accept(&self) -> Result<(Accepted, SocketAddrV4), Errno> {
+        let share = Share::take()?;
         let (fd, from) = rustix::net::acceptfrom_with(&self.fd, FLAGS)?;
         let from = from.and_then(|from| SocketAddrV4::try_from(from).ok()).ok_or(Errno::AFNOSUPPORT)?;
-        Ok((fd, from))
+        Ok(((fd, share), from))
     }
 }
+
+/// A connection from outside, and its share of descriptors.
+pub(super) type Accepted = (OwnedFd, Share);
 
 /// True if the kernel can peek at a stream from anywhere (Linux 6.9).
 pub(super) fn can_peek_at() -> bool {

@@ -149,6 +149,9 @@ impl Streams {
     /// A guest's first segment.
     fn open(&mut self, common: &mut Common, now: Timestamp, station: Station, ends: Ends, syn: &TcpSegment) -> Disposition {
         const FULL: Disposition = Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
+        if common.is_closed(ends.remote) {
+            return Disposition::Refuse(DropReason::NoListener, Refusal::PortUnreachable);
+        }
         if !self.make_room(common, now, station.port) {
             return FULL;
         }
@@ -201,7 +204,7 @@ impl Streams {
         now: Timestamp,
         station: Station,
         ends: Ends,
-        fd: std::os::fd::OwnedFd,
+        accepted: socket::Accepted,
     ) -> Result<(), Errno> {
         if self.flows.find(&ends).is_some() {
             return Err(Errno::ADDRINUSE);
@@ -209,7 +212,7 @@ impl Streams {
         if !self.make_room(common, now, station.port) {
             return Err(Errno::NOBUFS);
         }
-        let socket = TcpSocket::accepted(fd, self.can_peek_at)?;
+        let socket = TcpSocket::accepted(accepted, self.can_peek_at)?;
         let outside = socket::local_port(socket.fd()).ok();
         let number = initial_number(common, now, ends);
         let connection = Connection::call(now, number, send_space(socket.fd())?, &common.settings.tcp);
@@ -462,6 +465,18 @@ impl Streams {
                 stream.connection.abort(CloseReason::Abandoned, true);
             }
             self.queue(common, id);
+        }
+    }
+
+    /// Ends what goes to the host's loopback, but for what was asked for from there.
+    pub(super) fn leave_host(&mut self, common: &mut Common) {
+        for id in self.flows.ids(None).collect::<Vec<_>>() {
+            if let Some(stream) =
+                self.flows.value_mut(id).filter(|stream| !stream.forwarded && common.is_closed(stream.ends.remote))
+            {
+                stream.connection.abort(CloseReason::Abandoned, true);
+                self.queue(common, id);
+            }
         }
     }
 

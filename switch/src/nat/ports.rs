@@ -5,18 +5,19 @@ use std::net::SocketAddrV4;
 
 /// How many ports are tried before the kernel chooses.
 pub const CANDIDATES: usize = 8;
-/// Ports below are the host's own.
-const UNPRIVILEGED: u16 = 1024;
+/// Ports below are the host's own: what listens there, or is to be forwarded from there, can't be taken away by a guest (IANA's dynamic ports begin at 49152, Linux's at
+/// 32768).
+const DYNAMIC: u16 = 32_768;
 
-/// The ports to try for an inside endpoint, best first: its own, then others with the same parity (RFC 4787, REQ-4). The same endpoint always
+/// The ports to try for an inside endpoint, best first: its own if that is a dynamic one, then others with the same parity (RFC 4787, REQ-4). The same endpoint always
 /// gets the same ones from a `hasher` (REQ-11), and nobody else can know them (RFC 6056). Identifiers of ICMP echo are ports, too.
 pub fn candidates(inside: SocketAddrV4, hasher: &impl BuildHasher) -> impl Iterator<Item = u16> {
-    let own = Some(inside.port()).filter(|port| *port >= UNPRIVILEGED);
+    let own = Some(inside.port()).filter(|port| *port >= DYNAMIC);
     let others = (0..CANDIDATES).map(move |nth| {
-        let places = u64::from(u16::MAX - UNPRIVILEGED + 1) / 2;
+        let places = u64::from(u16::MAX - DYNAMIC).div_ceil(2);
         // No truncation: there are fewer places than ports.
         let place = (hasher.hash_one((inside, nth)) % places) as u16;
-        (UNPRIVILEGED + place * 2) | (inside.port() & 1)
+        (DYNAMIC + place * 2) | (inside.port() & 1)
     });
     own.into_iter().chain(others).take(CANDIDATES)
 }
@@ -33,12 +34,12 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_kept_where_it_can_be_and_its_parity_otherwise_rfc_4787_req_4() {
-        for port in [5000, 5001, 1024, u16::MAX, 53, 68, 0] {
+    fn a_dynamic_port_is_kept_and_its_parity_otherwise_rfc_4787_req_4() {
+        for port in [50_000, 50_001, 32_768, u16::MAX, 32_767, 53, 68, 0] {
             let ports = of(port);
             assert_eq!(ports.len(), CANDIDATES);
-            assert!(ports.iter().all(|other| other % 2 == port % 2 && *other >= 1024), "{port}: {ports:?}");
-            assert_eq!(ports[0] == port, port >= 1024);
+            assert!(ports.iter().all(|other| other % 2 == port % 2 && *other >= 32_768), "{port}: {ports:?}");
+            assert_eq!(ports[0] == port, port >= 32_768);
         }
     }
 

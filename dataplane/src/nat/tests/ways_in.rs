@@ -4,13 +4,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use etherparse::PacketBuilder;
+use etherparse::{PacketBuilder, TcpHeader};
 use smoltcp::socket::tcp::State;
 use weft_switch::gateway::Packet;
-use weft_switch::{Ipv4Packet, MacAddr, Station};
+use weft_switch::{Ipv4Packet, MacAddr, PortId, Station};
 
-use super::super::{Forward, ForwardError};
-use super::world::{GATEWAY, GUEST, PORT, World, endpoint, far_udp};
+use super::super::{EngineSettings, Forward, ForwardError};
+use super::world::{GATEWAY, GUEST, PORT, World, endpoint, far_udp, settings};
 
 fn forward(udp: bool, bind: SocketAddrV4, port: u16) -> Forward {
     Forward { udp, bind, target: SocketAddrV4::new(GUEST, port) }
@@ -157,4 +157,67 @@ fn a_way_in_that_can_not_be_had_says_why() {
     world.engine.add_forward(now, forward(true, anywhere(), 80)).unwrap();
     let again = world.engine.add_forward(now, forward(true, anywhere(), 80));
     assert_eq!(again, Err(ForwardError::TargetTaken(SocketAddrV4::new(GUEST, 80))));
+}
+
+#[test]
+fn whose_way_to_the_host_is_closed_keeps_none_of_it() {
+    let mut world = World::new();
+    let (handle, mut far) = world.connected();
+    let (from, to) = (world.tcp(handle).local_endpoint().unwrap().port, far.local_addr().unwrap().port());
+    world.engine.reconfigure(EngineSettings { host_access: false, ..settings(1500) });
+    // The engine goes to work with the next round that somebody asks for.
+    world.until("the end of the connection", |world| world.tcp(handle).state() == State::Closed);
+    let mut buffer = [0; 1];
+    world.until("the far end to hear of it", |_| {
+        far.read(&mut buffer).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    });
+    // The same ends once more, as if they were remembered.
+    let listener = TcpListener::bind(("127.0.0.1", to)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let again = world.connect_from(from, to);
+    world.until("a refusal", |world| world.tcp(again).state() == State::Closed);
+    assert!(listener.accept().is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    let socket = world.udp_socket(5000);
+    let (far, port) = far_udp("127.0.0.1");
+    world.udp(socket).send_slice(b"hello", (GATEWAY, port)).unwrap();
+    let refused = world.refused.len();
+    world.until("a refusal", |world| world.refused.len() > refused);
+    far.set_nonblocking(true).unwrap();
+    assert!(far.recv(&mut buffer).is_err());
+}
+
+#[test]
+fn what_would_begin_a_connection_is_no_answer() {
+    let mut world = World::new();
+    let guest = world.listen(80);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(false, anywhere(), 80)).unwrap();
+    let client = client(address);
+    world.until("a connection", |world| world.tcp(guest).state() == State::Established);
+    let is_answer = |world: &World, change: fn(&mut TcpHeader)| {
+        let mut header = TcpHeader::new(80, client.local_addr().unwrap().port(), 1, 1000);
+        change(&mut header);
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(GUEST.octets(), GATEWAY.octets(), 64).tcp_header(header).write(&mut bytes, b"").unwrap();
+        let ip = Ipv4Packet::parse(&bytes).unwrap();
+        let station = Station { port: PORT, mac: MacAddr([2, 0, 0, 0, 0, 10]) };
+        world.engine.is_answer(world.now(), &Packet { station, ip, checksum_pending: false })
+    };
+    assert!(is_answer(&world, |header| header.ack = true));
+    assert!(is_answer(&world, |header| (header.syn, header.ack) = (true, true)));
+    assert!(!is_answer(&world, |header| header.syn = true));
+}
+
+#[test]
+fn what_is_forwarded_goes_to_whose_address_it_is_and_not_to_who_used_it() {
+    let mut world = World::new();
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(true, anywhere(), 7)).unwrap();
+    let caller = UdpSocket::bind(anywhere()).unwrap();
+    // Somebody who has used the address before, behind another port.
+    let other = Station { port: PortId(PORT.0 + 1), mac: MacAddr([2, 0, 0, 0, 0, 0x66]) };
+    world.give_from(other, 17, Ipv4Addr::new(192, 0, 2, 1), &[0, 7, 0, 9, 0, 8, 0, 0]);
+    let frames = world.ring.count;
+    caller.send_to(b"question", address).unwrap();
+    world.until("the question at its owner", |world| world.ring.count > frames);
 }

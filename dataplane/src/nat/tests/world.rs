@@ -207,6 +207,7 @@ pub(super) fn settings(mtu: u16) -> EngineSettings {
         subnet: "10.77.0.0/24".parse().unwrap(),
         gateway: GATEWAY,
         gateway_mac: GATEWAY_MAC,
+        host_access: true,
         mtu,
         tcp: TcpSettings { linger: Duration::from_millis(50), ..TcpSettings::new(mtu) },
         udp: UdpSettings::default(),
@@ -309,6 +310,11 @@ impl World {
 
     /// A packet of the guest's that its stack would not send.
     pub(super) fn give_ip(&mut self, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
+        self.give_from(Station { port: PORT, mac: GUEST_MAC }, protocol, destination, payload);
+    }
+
+    /// The same from somebody who uses the guest's address.
+    pub(super) fn give_from(&mut self, station: Station, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
         let mut header = [0; 20];
         header[0] = 0x45;
         header[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
@@ -320,7 +326,7 @@ impl World {
         header[10..12].copy_from_slice(&sum.to_be_bytes());
         let bytes = [&header, payload].concat();
         let ip = Ipv4Packet::parse(&bytes).unwrap();
-        let packet = Packet { station: Station { port: PORT, mac: GUEST_MAC }, ip, checksum_pending: false };
+        let packet = Packet { station, ip, checksum_pending: false };
         let mut out = Vec::new();
         let now = self.now();
         self.pass(now, &packet, &mut out);
