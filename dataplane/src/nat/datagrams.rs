@@ -259,8 +259,8 @@ impl Datagrams {
         let event = mapped.audit(now, None);
         let deadline = mapped.deadline();
         let id = self.flows.insert(mapped.port, key, mapped).map_err(|_| Errno::NOBUFS)?;
+        let token = common.token(Kind::Datagrams, id.0, self.flows.generation(id).unwrap_or_default());
         let Some(mapped) = self.flows.value_mut(id) else { return Err(Errno::NOBUFS) };
-        let token = common.token(Kind::Datagrams, id.0);
         if let Err(error) = socket::register(&common.registry, mapped.socket.fd(), token, false) {
             self.flows.remove(id);
             return Err(error);
@@ -324,7 +324,10 @@ impl Datagrams {
     }
 
     /// An event of a mapping's socket.
-    pub(super) fn ready(&mut self, common: &mut Common, id: FlowId, readiness: Readiness) {
+    pub(super) fn ready(&mut self, common: &mut Common, (id, generation): (FlowId, u16), readiness: Readiness) {
+        if self.flows.generation(id) != Some(generation) {
+            return;
+        }
         self.queue(common, id, readiness.error);
     }
 

@@ -127,7 +127,7 @@ impl Forwards {
         let address = listener.address().map_err(failed)?;
         let place = self.rules.vacant_entry();
         // No truncation: each has a descriptor.
-        let token = common.token(Kind::Listener, place.key() as u32);
+        let token = common.token(Kind::Listener, place.key() as u32, 0);
         socket::register(&common.registry, listener.fd(), token, false).map_err(failed)?;
         place.insert(Listening { forward, listener: Some(listener), starved: None });
         Ok(address)

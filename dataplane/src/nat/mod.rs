@@ -40,7 +40,7 @@ use weft_switch::nat::error::{IcmpError, Subject};
 use weft_switch::nat::frame::{self, Link};
 use weft_switch::nat::tcp::{CloseReason, TcpSettings};
 use weft_switch::nat::udp::UdpSettings;
-use weft_switch::nat::{Audit, AuditLog, FlowId, PortRate, Protocol};
+use weft_switch::nat::{Audit, AuditLog, FlowId, FlowTable, PortRate, Protocol};
 use weft_switch::{DropReason, MacAddr, Offload, PortId, Station, Subnet, Timestamp};
 
 use self::calls::Calls;
@@ -52,10 +52,12 @@ use self::stream::Ends;
 use self::streams::Streams;
 use crate::memory::Segment;
 
-/// Tokens of an engine's sockets have this bit; below are the engine's number, the kind of socket and its number.
+/// Tokens of an engine's sockets have this bit; below are the engine's number, the kind of socket, its generation and its number.
 const TOKEN: usize = 1 << 62;
-const ENGINE_SHIFT: u32 = 40;
-const KIND_SHIFT: u32 = 36;
+const ENGINE_SHIFT: u32 = 48;
+const KIND_SHIFT: u32 = 44;
+const GENERATION_SHIFT: u32 = 32;
+const GENERATIONS: u16 = FlowTable::<(), ()>::GENERATIONS;
 const ENGINES: usize = 1 << (62 - ENGINE_SHIFT);
 /// Protocols, as IANA numbers them.
 const ICMP: u8 = 1;
@@ -340,9 +342,10 @@ impl Engine {
         }
         let token = event.token().0;
         let id = token as u32;
+        let generation = (token >> GENERATION_SHIFT) as u16 % GENERATIONS;
         match (token >> KIND_SHIFT) & 0xf {
-            0 => self.streams.ready(&mut self.common, now, FlowId(id), Readiness::from(event)),
-            1 => self.datagrams.ready(&mut self.common, FlowId(id), Readiness::from(event)),
+            0 => self.streams.ready(&mut self.common, now, (FlowId(id), generation), Readiness::from(event)),
+            1 => self.datagrams.ready(&mut self.common, (FlowId(id), generation), Readiness::from(event)),
             _ => self.common.ready.push_back(Ready::Listener(id)),
         }
     }
@@ -409,8 +412,9 @@ impl Engine {
 }
 
 impl Common {
-    fn token(&self, kind: Kind, id: u32) -> Token {
-        Token(TOKEN | self.number << ENGINE_SHIFT | (kind as usize) << KIND_SHIFT | id as usize)
+    fn token(&self, kind: Kind, id: u32, generation: u16) -> Token {
+        let generation = usize::from(generation) << GENERATION_SHIFT;
+        Token(TOKEN | self.number << ENGINE_SHIFT | (kind as usize) << KIND_SHIFT | generation | id as usize)
     }
 
     fn link(&self, station: Station) -> Link {

@@ -248,9 +248,10 @@ impl Streams {
         let Ok(id) = self.flows.insert(port, ends, stream) else {
             return Disposition::Refuse(DropReason::ShareExceeded, Refusal::Prohibited);
         };
+        let token = common.token(Kind::Stream, id.0, self.flows.generation(id).unwrap_or_default());
         if let Some(stream) = self.flows.value_mut(id)
             && let Some(socket) = &stream.socket
-            && let Err(error) = socket::register(&common.registry, socket.fd(), common.token(Kind::Stream, id.0), true)
+            && let Err(error) = socket::register(&common.registry, socket.fd(), token, true)
         {
             stream.connection.failed(socket_error(error));
         }
@@ -309,7 +310,10 @@ impl Streams {
     }
 
     /// An event of a connection's socket.
-    pub(super) fn ready(&mut self, common: &mut Common, now: Timestamp, id: FlowId, readiness: Readiness) {
+    pub(super) fn ready(&mut self, common: &mut Common, now: Timestamp, (id, generation): (FlowId, u16), readiness: Readiness) {
+        if self.flows.generation(id) != Some(generation) {
+            return;
+        }
         let Some(stream) = self.flows.value_mut(id) else { return };
         stream.ready(now, readiness);
         self.queue(common, id);

@@ -32,6 +32,7 @@ struct Entry<K, V> {
     key: K,
     port: PortId,
     scheduled: Option<Timestamp>,
+    generation: u16,
     value: V,
 }
 
@@ -44,9 +45,13 @@ pub struct FlowTable<K, V> {
     /// How many each port holds.
     held: HashMap<PortId, usize, ahash::RandomState>,
     timers: BTreeSet<(Timestamp, FlowId)>,
+    inserted: u16,
 }
 
 impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
+    /// There are so many generations; then they come again.
+    pub const GENERATIONS: u16 = 1 << 12;
+
     /// A table of at most `capacity` flows.
     #[must_use]
     pub fn new(capacity: u32) -> Self {
@@ -56,6 +61,7 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
             by_key: HashMap::default(),
             held: HashMap::default(),
             timers: BTreeSet::new(),
+            inserted: 0,
         }
     }
 
@@ -79,7 +85,9 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
             return Err(TableFull);
         }
         // No truncation: the capacity has 32 bits.
-        let id = FlowId(self.entries.insert(Entry { key, port, scheduled: None, value }) as u32);
+        self.inserted = self.inserted.wrapping_add(1) % Self::GENERATIONS;
+        let entry = Entry { key, port, scheduled: None, generation: self.inserted, value };
+        let id = FlowId(self.entries.insert(entry) as u32);
         let before = self.by_key.insert(key, id);
         debug_assert!(before.is_none(), "two flows with one key");
         *self.held.entry(port).or_default() += 1;
@@ -88,7 +96,7 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
 
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<(K, V)> {
-        let Entry { key, port, scheduled, value } = self.entries.try_remove(id.index())?;
+        let Entry { key, port, scheduled, value, .. } = self.entries.try_remove(id.index())?;
         self.by_key.remove(&key);
         if let Some(held) = self.held.get_mut(&port) {
             *held -= 1;
@@ -100,6 +108,12 @@ impl<K: Copy + Eq + Hash, V> FlowTable<K, V> {
             self.timers.remove(&(at, id));
         }
         Some((key, value))
+    }
+
+    /// Tells a flow from those that had its place before: what is late for them is not for it.
+    #[must_use]
+    pub fn generation(&self, id: FlowId) -> Option<u16> {
+        self.entries.get(id.index()).map(|entry| entry.generation)
     }
 
     /// The flow with this key.
