@@ -23,6 +23,8 @@ use super::{Common, Kind};
 const ACCEPTED: usize = 64;
 /// The most that wait for their guest to be found, and for how long.
 const CALLING: usize = 256;
+/// How many of them may have come by one rule, at most.
+const CALLING_OF_RULE: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How soon one is looked for again, and how soon a listener that could not accept is tried.
 const CALLING_RETRY: Duration = Duration::from_millis(1);
@@ -99,6 +101,8 @@ struct Calling {
     client: Accepted,
     from: SocketAddrV4,
     target: SocketAddrV4,
+    /// The rule by which it came.
+    rule: u32,
     until: Timestamp,
 }
 
@@ -146,18 +150,21 @@ impl Forwards {
 
     /// A listener has clients.
     pub(super) fn accept(&mut self, common: &mut Common, now: Timestamp, id: u32) {
+        // Those whose guest is not there take nothing from the others.
+        let share = (CALLING / self.rules.len().max(1)).clamp(1, CALLING_OF_RULE);
         let Some(rule) = self.rules.get_mut(id as usize) else { return };
         let Some(listener) = &rule.listener else { return };
         rule.starved = None;
         for _ in 0..ACCEPTED {
-            if self.calling.len() >= CALLING {
+            let of_rule = self.calling.iter().filter(|call| call.rule == id).count();
+            if self.calling.len() >= CALLING || of_rule >= share {
                 rule.starved = Some(now.after(STARVED_RETRY));
                 return;
             }
             match listener.accept() {
                 Ok((client, from)) => {
                     let (target, until) = (rule.forward.target, now.after(PATIENCE));
-                    self.calling.push_back(Calling { client, from, target, until });
+                    self.calling.push_back(Calling { client, from, target, rule: id, until });
                 }
                 // Whoever gave up meanwhile.
                 Err(Errno::CONNABORTED | Errno::INTR) => {}

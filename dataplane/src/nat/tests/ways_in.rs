@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use etherparse::{PacketBuilder, TcpHeader};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use smoltcp::socket::tcp::State;
 use weft_switch::gateway::Packet;
 use weft_switch::{Ipv4Packet, MacAddr, PortId, Station};
@@ -220,4 +222,30 @@ fn what_is_forwarded_goes_to_whose_address_it_is_and_not_to_who_used_it() {
     let frames = world.ring.count;
     caller.send_to(b"question", address).unwrap();
     world.until("the question at its owner", |world| world.ring.count > frames);
+}
+
+#[test]
+fn clients_of_a_guest_that_is_not_there_keep_nobody_from_another() {
+    let mut world = World::new();
+    let guest = world.listen(80);
+    let now = world.now();
+    let nobody = Forward { target: SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 99), 80), ..forward(false, anywhere(), 80) };
+    let dead = world.engine.add_forward(now, nobody).unwrap();
+    let alive = world.engine.add_forward(now, forward(false, anywhere(), 80)).unwrap();
+    // More than may wait for all guests, and as many as the kernel keeps besides.
+    let mut callers = Vec::new();
+    for _ in 0..40 {
+        for _ in 0..10 {
+            let caller = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+            assert_eq!(connect(&caller, &dead), Err(Errno::INPROGRESS));
+            callers.push(caller);
+        }
+        world.round();
+    }
+    let _client = client(alive);
+    // None of them has been given up meanwhile.
+    let patience = world.now().after(Duration::from_secs(2));
+    world.until("a connection", |world| world.tcp(guest).state() == State::Established || world.now() > patience);
+    assert_eq!(world.tcp(guest).state(), State::Established);
+    drop(callers);
 }
