@@ -142,6 +142,9 @@ impl Handler for Switch {
         let NetworkSet { name, settings } = params;
         let mut wanted = self.config.clone();
         let Some(network) = wanted.networks.get_mut(&name) else { return Err(self.no_network(&name).into()) };
+        if settings.get("host_access") == Some(&false.into()) && self.host.offers_access(&name) {
+            return Err(Refusal::HostAccessGiven { network: name }.into());
+        }
         *network = network.with_changes(settings).map_err(|error| RpcError::bad_params(format!("settings.{error}")))?;
         self.apply(&wanted)?;
         self.network_info(&name)

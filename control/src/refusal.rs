@@ -79,6 +79,12 @@ pub enum Refusal {
         /// The ports of the host.
         from: ForwardFrom,
     },
+    /// Host access that the command line has given.
+    #[error("network {network:?} has host access because weft was started with --host-access: start it without")]
+    HostAccessGiven {
+        /// The network.
+        network: Name,
+    },
     /// A network without a way out.
     #[error("network {network:?} has no NAT: its mode is {mode}")]
     NoNat {
@@ -149,9 +155,12 @@ impl Refusal {
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
-            Self::Conflict(_) | Self::Workers(_) | Self::NoDhcp { .. } | Self::NoNat { .. } | Self::PortLease { .. } => {
-                "conflict"
-            }
+            Self::Conflict(_)
+            | Self::Workers(_)
+            | Self::NoDhcp { .. }
+            | Self::NoNat { .. }
+            | Self::HostAccessGiven { .. }
+            | Self::PortLease { .. } => "conflict",
             Self::Step(_) | Self::Leases(_) => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }

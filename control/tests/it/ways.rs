@@ -164,6 +164,7 @@ fn every_mapping_is_written_down() {
     let (from, to) = (SocketAddrV4::new(guest.address, 5000), SocketAddrV4::new(GATEWAY, at.port()));
     guest.send_udp_to(from, to, b"hello");
     host.recv_from(&mut [0; 100]).unwrap();
+    assert!(weft.refused(&["network", "set", "default", "--host-access=false"]).contains("started with --host-access"));
     weft.json(&["port", "remove", "vm1"]);
     let events = wait_for("two events", || {
         let text = std::fs::read_to_string(path).unwrap();
