@@ -125,9 +125,13 @@ impl Workshop {
         let host = holder("host", &nursery)?;
         let on_host = nursery.inside(&host);
         on_host.run("ip", &["ip", "link", "set", "lo", "up"], READY_LIMIT)?;
-        // Sockets of back-ends use what the host says.
-        let congestion = format!("net.ipv4.tcp_congestion_control={}", self.congestion);
-        on_host.run("sysctl", &["sysctl", "-qw", &congestion], READY_LIMIT)?;
+        // A namespace can't have a congestion control of its own for all sockets, back-ends' among them, but its routes can.
+        for local in ["127.0.0.1", "127.0.0.0/8"] {
+            let route =
+                ["ip", "route", "replace", "local", local, "dev", "lo", "table", "local", "proto", "kernel", "scope", "host"];
+            let how = ["src", "127.0.0.1", "congctl", self.congestion.as_str()];
+            on_host.run("ip", &[&route[..], &how].concat(), READY_LIMIT)?;
+        }
         let (running, client) = match back_end {
             BackEnd::Veth => {
                 let guest = holder("guest1", &nursery)?;
