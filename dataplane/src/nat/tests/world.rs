@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll};
+use mio::{Events, Poll, Registry, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -102,6 +103,10 @@ impl ToGuests for Ring {
         pieces.extend(bytes.chunks_mut(self.kind.buffer).map(|piece| Segment { ptr: piece.as_mut_ptr(), len: piece.len() }));
         self.reserved = Some(bytes);
         Ok(len)
+    }
+
+    fn wait_for_room(&mut self, _: PortId, _: &Arc<Registry>, _: Token) -> Option<bool> {
+        None
     }
 
     fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload) {

@@ -43,8 +43,10 @@ pub(super) fn start(built: &Path, mtu: u16, nursery: &Nursery) -> Result<Running
     // As another user it could not open its socket in our folder.
     let place = ["--foreground", "--runas", "0", "--vhost-user", "--socket", &socket_word];
     let network = ["--ipv4-only", "--address", &guest, "--netmask", "24", "--gateway", &gateway, "--mtu", &mtu];
+    // Which is the gateway by itself only on a host with a default route.
+    let host = ["--map-host-loopback", &gateway];
     let nothing_in = ["--tcp-ports", "none", "--udp-ports", "none"];
-    let mut passt = nursery.start("passt", &[&[program.as_str()], &place[..], &network, &nothing_in].concat())?;
+    let mut passt = nursery.start("passt", &[&[program.as_str()], &place[..], &network, &host, &nothing_in].concat())?;
     let process = passt.pid();
     passt.wait_for("passt to listen", START_LIMIT, || is_listening(process, &socket_word).then_some(()))?;
     Ok(Running { children: vec![passt], plugs: vec![Plug { socket, guest_listens: false }], _hugepages: None })
