@@ -314,11 +314,16 @@ impl World {
 
     /// A packet of the guest's that its stack would not send.
     pub(super) fn give_ip(&mut self, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
+        self.give_ip_from(GUEST, protocol, destination, payload);
+    }
+
+    /// The same of a guest with another address.
+    pub(super) fn give_ip_from(&mut self, source: Ipv4Addr, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
         let mut header = [0; 20];
         header[0] = 0x45;
         header[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
         (header[8], header[9]) = (64, protocol);
-        header[12..16].copy_from_slice(&GUEST.octets());
+        header[12..16].copy_from_slice(&source.octets());
         header[16..].copy_from_slice(&destination.octets());
         let sum = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
