@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand};
 const LIMIT: Duration = Duration::from_secs(5);
 /// Threads of the server, which have a connection each.
 const SERVERS: usize = 16;
+/// Of kept connections, so many are looked at in a millisecond.
+const KEPT_LOOKS: usize = 512;
 
 /// Measures TCP connections a second.
 #[derive(Debug, Parser)]
@@ -29,6 +31,8 @@ struct Arguments {
 enum Role {
     /// Answer, until killed
     Serve { address: SocketAddrV4 },
+    /// Keep every connection until the other side ends it, until killed
+    Keep { address: SocketAddrV4 },
     /// Ask, and print how often there was an answer, as JSON
     Run {
         address: SocketAddrV4,
@@ -51,6 +55,7 @@ struct Tally {
 fn main() -> ExitCode {
     let done = match Arguments::parse().role {
         Role::Serve { address } => serve(address),
+        Role::Keep { address } => keep(address),
         Role::Run { address, clients, seconds } => run(address, clients, Duration::from_secs(seconds)),
     };
     match done {
@@ -75,6 +80,30 @@ fn serve(address: SocketAddrV4) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+fn keep(address: SocketAddrV4) -> io::Result<()> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    println!("ready: {}", listener.local_addr()?);
+    let (mut kept, mut at) = (Vec::<TcpStream>::new(), 0);
+    loop {
+        while let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(true)?;
+            kept.push(stream);
+        }
+        // A few at a time, whether they are still wanted.
+        for _ in 0..KEPT_LOOKS.min(kept.len()) {
+            at = if at == 0 { kept.len() - 1 } else { at.min(kept.len()) - 1 };
+            if !matches!(kept[at].peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock) {
+                kept.swap_remove(at);
+            }
+            if kept.is_empty() {
+                break;
+            }
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn answer(mut stream: TcpStream) -> io::Result<()> {
