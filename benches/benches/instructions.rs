@@ -40,6 +40,8 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::stations_1000(args = (loaded(Load { stations: 1000, ..Load::PLAIN })), config = at_most(457))]
 #[bench::guests_16(args = (loaded(Load { guests: 16, ..Load::PLAIN })), config = at_most(544))]
 #[bench::gateway_64(args = (loaded(Load { gateway: true, ..Load::PLAIN })), config = at_most(448))]
+#[bench::nat_udp_64(args = (loaded(Load { nat: true, ..Load::PLAIN })), config = at_most(1_980))]
+#[bench::nat_udp_1518(args = (loaded(Load { nat: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(3_058))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(531))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(586))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {
