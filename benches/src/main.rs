@@ -8,11 +8,13 @@
 mod arguments;
 mod output;
 
+use std::error::Error;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use arguments::Arguments;
 use clap::Parser;
-use weft_benches::load::{self, LoadError};
+use weft_benches::load;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -26,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs every size in turn. A bad end of one keeps the next from running, but its report is printed.
-fn run(arguments: &Arguments) -> Result<(), LoadError> {
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     // All of them before the first frame: nobody wants to wait for a mistake.
     let runs: Vec<_> = arguments.runs();
     runs.iter().try_for_each(|(_, options)| options.validate())?;
@@ -35,12 +37,18 @@ fn run(arguments: &Arguments) -> Result<(), LoadError> {
         let outcome = load::run(&options, &mut |progress| meter.show(progress));
         meter.clear();
         let report = outcome?;
-        if arguments.json {
-            output::print_json(size, &report);
+        // Not `println!`, which panics when the other end of the pipe is gone. Then nobody wants to know more, except how it went.
+        let mut out = std::io::stdout().lock();
+        let written = if arguments.json {
+            output::write_json(&mut out, size, &report)
         } else {
-            output::print_text(size, &report);
-        }
+            output::write_text(&mut out, size, &report)
+        };
         report.verdict()?;
+        match written.and_then(|()| out.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            written => written?,
+        }
     }
     Ok(())
 }

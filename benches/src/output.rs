@@ -1,6 +1,6 @@
 //! What people and programs get to read.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 
 use weft_benches::load::Progress;
 use weft_benches::load::report::Report;
@@ -37,48 +37,49 @@ impl Meter {
 }
 
 /// One object with everything.
-pub(crate) fn print_json(size: u32, report: &Report) {
+pub(crate) fn write_json(out: &mut impl Write, size: u32, report: &Report) -> io::Result<()> {
     let mut value = serde_json::to_value(report).expect("a report is plain data");
     value["size"] = size.into();
     value["frames_per_second"] = report.frames_per_second().into();
     value["gbit_per_second"] = gbit_per_second(size, report).into();
     value["idle_percent"] = report.idle_percent().into();
     value["lost"] = report.lost().into();
-    println!("{value}");
+    writeln!(out, "{value}")
 }
 
 /// One line, and one more for each thing that not every run has.
-pub(crate) fn print_text(size: u32, report: &Report) {
-    print!("{size:5} B  {:7.3} M frames/s  {:7.2} Gbit/s", report.frames_per_second() / 1e6, gbit_per_second(size, report));
-    println!("  {} lost  {:4.1} % of looks found nothing", report.lost(), report.idle_percent());
+pub(crate) fn write_text(out: &mut impl Write, size: u32, report: &Report) -> io::Result<()> {
+    write!(out, "{size:5} B  {:7.3} M frames/s  {:7.2} Gbit/s", report.frames_per_second() / 1e6, gbit_per_second(size, report))?;
+    writeln!(out, "  {} lost  {:4.1} % of looks found nothing", report.lost(), report.idle_percent())?;
     if let Some(latency) = &report.latency {
-        println!(
+        writeln!(
+            out,
             "         one way p50 {} ns, p90 {} ns, p99 {} ns, p99.9 {} ns, max {} ns",
             latency.p50_ns, latency.p90_ns, latency.p99_ns, latency.p99_9_ns, latency.max_ns
-        );
+        )?;
     }
     if let Some(check) = &report.check {
-        print!("         checked: {} intact, {} damaged, {} duplicated", check.intact, report.damaged(), check.duplicated);
-        println!(", {} out of order, {} with another tag", check.reordered, check.retagged);
+        write!(out, "         checked: {} intact, {} damaged, {} duplicated", check.intact, report.damaged(), check.duplicated)?;
+        writeln!(out, ", {} out of order, {} with another tag", check.reordered, check.retagged)?;
     }
     if report.directions.len() > 1 {
         for direction in &report.directions {
-            print!("         {} to {}: {} sent", direction.from + 1, direction.to + 1, direction.sent);
+            write!(out, "         {} to {}: {} sent", direction.from + 1, direction.to + 1, direction.sent)?;
             match (direction.received, direction.lost) {
-                (Some(received), Some(lost)) => println!(", {received} arrived, {lost} lost"),
-                _ => println!(),
+                (Some(received), Some(lost)) => writeln!(out, ", {received} arrived, {lost} lost")?,
+                _ => writeln!(out)?,
             }
         }
     }
-    print_waits(report);
+    write_waits(out, report)
 }
 
 /// Who waited for whom: a full sending ring waits for the switch to take frames, an empty receiving ring for it to bring some.
-fn print_waits(report: &Report) {
+fn write_waits(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let percent = |waits: u64| 100.0 * waits as f64 / report.looks.max(1) as f64;
     let sending = report.guests.iter().map(|guest| percent(guest.send_waits)).fold(0.0, f64::max);
     let receiving = report.guests.iter().map(|guest| percent(guest.receive_waits)).fold(0.0, f64::max);
-    println!("         waited for room to send at {sending:.1} % of looks, for frames at {receiving:.1} %");
+    writeln!(out, "         waited for room to send at {sending:.1} % of looks, for frames at {receiving:.1} %")
 }
 
 fn gbit_per_second(size: u32, report: &Report) -> f64 {

@@ -4,7 +4,7 @@
 //! each of two networks, that does to frames what a broken switch might.
 
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -179,6 +179,20 @@ fn every_size_has_a_report_of_its_own() {
     let ran = load(&ports(&weft), "--frames 100 --closed 10 --sizes 64,100,1518");
     assert!(ran.success, "{}", ran.stderr);
     assert_eq!(ran.reports.iter().map(|report| report["size"].as_u64().unwrap()).collect::<Vec<_>>(), [64, 100, 1518]);
+}
+
+#[test]
+fn nobody_who_reads_is_no_failure() {
+    let weft = Weft::start();
+    for format in [&["--json"][..], &[]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft-load"));
+        command.args(ports(&weft)).args(["--frames", "1000", "--sizes", "64,512"]).args(format);
+        let mut running = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("weft-load can be run");
+        drop(running.stdout.take());
+        let ended = running.wait_with_output().expect("weft-load ends");
+        assert!(ended.status.success(), "{}", ended.status);
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    }
 }
 
 #[test]

@@ -197,6 +197,16 @@ pub enum DataplaneError {
         /// How many there can be.
         limit: usize,
     },
+    /// There must be some of these, but not too many.
+    #[error("{given} {what} can't be: choose 1 to {limit}")]
+    NumberOutOfRange {
+        /// What.
+        what: &'static str,
+        /// How many were asked for.
+        given: usize,
+        /// How many there can be.
+        limit: usize,
+    },
     /// A gateway's settings contradict each other.
     #[error(transparent)]
     Gateway(#[from] GatewaySettingsError),
@@ -295,8 +305,9 @@ impl Dataplane {
     /// Starts the workers. Sockets are registered with `registry`.
     ///
     /// # Errors
-    /// When the operating system gives no thread or descriptor, or has no such processor for a worker.
+    /// When the operating system gives no thread or descriptor, or has no such processor for a worker, or the number of workers can't be.
     pub fn start(registry: &Registry, settings: &WorkerSettings) -> Result<Self, DataplaneError> {
+        check_number("workers", settings.count, WorkerSettings::MAX_COUNT)?;
         Self::start_with(registry, |clock, reports| Ok((Workers::start(settings, clock, reports)?, ())))
             .map(|(started, ())| started)
     }
@@ -351,11 +362,9 @@ impl Dataplane {
     /// Adds a port: when this returns, its socket listens (or is being connected to).
     ///
     /// # Errors
-    /// When the socket can't be made, or there are too many ports. Nothing is left behind then.
+    /// When the socket can't be made, there are too many ports, or the number of queue pairs can't be. Nothing is left behind then.
     pub fn add_port(&mut self, settings: PortSettings) -> Result<PortId, DataplaneError> {
-        if usize::from(settings.queue_pairs) > MAX_QUEUE_PAIRS {
-            return Err(DataplaneError::TooMany { what: "queue pairs of a port", limit: MAX_QUEUE_PAIRS });
-        }
+        check_number("queue pairs of a port", settings.queue_pairs.into(), MAX_QUEUE_PAIRS)?;
         let limit = Self::MAX_PORTS;
         let place = free_place(&mut self.ports, limit).ok_or(DataplaneError::TooMany { what: "ports", limit })?;
         let id = PortId(place as u16);
@@ -537,6 +546,11 @@ impl Drop for Dataplane {
             }
         }
     }
+}
+
+/// Refuses none, and more than there can be.
+fn check_number(what: &'static str, given: usize, limit: usize) -> Result<(), DataplaneError> {
+    if (1..=limit).contains(&given) { Ok(()) } else { Err(DataplaneError::NumberOutOfRange { what, given, limit }) }
 }
 
 /// The first free place in a table of at most `limit`, which grows by one if there is none.

@@ -2,12 +2,13 @@
 //!
 //! `./test` runs these; by hand: `tests/e2e/setup && cargo test -p weft-tests --test nat -- --ignored --test-threads=1`.
 
-use std::net::{IpAddr, UdpSocket};
+use std::io::Read;
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use weft_tests::process::{Process, find_program};
-use weft_tests::wait::wait_until;
+use weft_tests::wait::{wait_for, wait_until};
 use weft_tests::{Guest, Weft};
 
 /// What `udhcpc` calls when it has a lease: what a distribution would do about it.
@@ -124,7 +125,7 @@ fn a_guest_reaches_the_outside_through_the_hosts_own_sockets() {
 
 #[test]
 #[ignore = "boots guests: ./test runs it"]
-fn a_lease_outlives_weft() {
+fn leases_and_forwards_outlive_weft_and_connections_are_reset() {
     let mut weft = Weft::start_unprivileged(&[]);
     let guest = Guest::builder("vm1", &weft.socket("vm1")).reconnect_ms(500).boot();
     guest.run(&format!("printf '{SCRIPT}' >/tmp/script; chmod 755 /tmp/script"));
@@ -133,14 +134,71 @@ fn a_lease_outlives_weft() {
     let before = (address(&guest), weft.json(&["lease", "list"])[0]["mac"].clone());
     let gateway = guest.run("ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p'").trim().to_owned();
     ping(&guest, &gateway);
+
+    // A way in, and a connection on the way out.
+    let outside = TcpListener::bind((own_address(), 0)).expect("the host has a free port");
+    let (at, to) = (outside.local_addr().expect("it is bound"), before.0.split(['/', ' ']).find(|word| word.starts_with("10.")));
+    let guests_address = to.expect("the guest has an address").to_owned();
+    let forwarded =
+        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("the loopback has a free port");
+    weft.cli(&["forward", "add", "default", &format!("tcp:{forwarded}"), &format!("{guests_address}:7000")]);
+    guest.run("while :; do echo hello | nc -l -p 7000; done >/tmp/nc.log 2>&1 &");
+    let ask = || {
+        let mut client = TcpStream::connect_timeout(&forwarded, Duration::from_secs(2)).ok()?;
+        client.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        client.shutdown(Shutdown::Write).ok()?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).ok()?;
+        (!answer.is_empty()).then_some(answer)
+    };
+    assert_eq!(wait_for("the guest to answer by the forwarded port", Duration::from_secs(20), ask), "hello\n");
+    guest.run(&format!(
+        "mkfifo /tmp/f; (sleep 1000 >/tmp/f) & (nc {} {} </tmp/f; echo ended >/tmp/ended) >/tmp/out.log 2>&1 &",
+        at.ip(),
+        at.port()
+    ));
+    guest.run("echo one >/tmp/f");
+    let (mut far, _) = outside.accept().expect("the guest connects");
+    let mut word = [0; 4];
+    far.read_exact(&mut word).expect("the guest sends a word");
+
     weft.kill9();
+    assert!(far.read(&mut word).map_or(true, |len| len == 0), "the far end hears of it at once");
     weft.start_again();
     assert_eq!(weft.json(&["lease", "list"])[0]["mac"], before.1);
     wait_until("the gateway to answer again", Duration::from_secs(10), || {
         guest.try_run(&format!("ping -c 1 -W 1 {gateway}"), Duration::from_secs(10)).status == 0
     });
+    assert_eq!(wait_for("the forward to be back", Duration::from_secs(20), ask), "hello\n");
+    // What the guest sends on the old connection is answered with a reset.
+    guest.run("echo two >/tmp/f");
+    wait_until("the guest's connection to end", Duration::from_secs(10), || {
+        guest.try_run("cat /tmp/ended", Duration::from_secs(10)).text.contains("ended")
+    });
     // A client that asks anew gets what it had.
     guest.run("kill $(pidof udhcpc); udhcpc -i eth0 -s /tmp/script -t 10 -T 1 -n -q");
     assert_eq!(address(&guest), before.0);
     weft.assert_alive();
+}
+
+#[test]
+#[ignore = "boots a guest: ./test runs it"]
+fn firmware_that_boots_from_the_network_gets_a_lease() {
+    let weft = Weft::start_unprivileged(&[]);
+    let directory = tempfile::tempdir().expect("a directory for a log");
+    let chardev = format!("socket,id=c,path={}", weft.socket("vm1").display());
+    // No disk and no kernel: the ROM of the network card, which is iPXE, is all that there is to boot. Its real mode is more than some nested KVM can do.
+    let words = [
+        ["-nographic", "-m", "256M", "-object", "memory-backend-memfd,id=mem,size=256M,share=on"].as_slice(),
+        &["-machine", "q35,memory-backend=mem,accel=tcg", "-chardev", &chardev, "-netdev", "vhost-user,id=n,chardev=c"],
+        &["-device", "virtio-net-pci,netdev=n,bootindex=1,mac=02:00:00:00:00:77"],
+    ]
+    .concat();
+    let words: Vec<_> = words.into_iter().map(str::to_owned).collect();
+    let firmware = Process::spawn("iPXE", &find_program("qemu-system-x86_64"), &words, &directory.path().join("console.log"));
+    wait_until("iPXE to have an address", Duration::from_secs(60), || firmware.log().contains("gw 10."));
+    let lease = &weft.json(&["lease", "list"])[0];
+    assert_eq!((&lease["state"], &lease["mac"]), (&"leased".into(), &"02:00:00:00:00:77".into()));
+    let address = lease["address"].as_str().expect("a lease has an address");
+    assert!(firmware.log().contains(&format!("net0: {address}/255.255.255.0")), "{}", firmware.log());
 }

@@ -321,3 +321,17 @@ fn a_station_that_sends_on_one_worker_is_found_by_all() {
     let strays: Vec<_> = guests.iter_mut().map(|(_, guest)| drain(guest)).collect();
     assert_eq!(strays, [0; 4], "frames that came to those for whom they were not");
 }
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let poll = Poll::new().unwrap();
+    for count in [0, WorkerSettings::MAX_COUNT + 1] {
+        let refusal = Dataplane::start(poll.registry(), &workers(count)).unwrap_err().to_string();
+        assert_eq!(refusal, format!("{count} workers can't be: choose 1 to 64"));
+    }
+    let switch = TestSwitch::start();
+    for queue_pairs in [0, 17] {
+        let refusal = switch.try_add(PortSettings { queue_pairs, ..switch.settings() }).unwrap_err().to_string();
+        assert_eq!(refusal, format!("{queue_pairs} queue pairs of a port can't be: choose 1 to 16"));
+    }
+}

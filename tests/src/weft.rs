@@ -26,9 +26,10 @@ pub struct Weft {
     binary: PathBuf,
     /// What starts it, with arguments of its own before those of weft.
     launcher: Option<PathBuf>,
-    dir: TempDir,
     args: Vec<String>,
     process: Option<Process>,
+    // Dropped after the process, which has its log in there and prints it when a test fails.
+    dir: TempDir,
 }
 
 impl Weft {

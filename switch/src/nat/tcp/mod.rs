@@ -191,8 +191,9 @@ impl Connection {
             State::Calling => self.segment_while_calling(now, segment),
             State::Open => self.segment_while_open(now, segment),
             State::Lingering => {
-                // It missed our last word (RFC 9293, section 3.10.7.4).
-                if !segment.is_empty() && !segment.flags.has(Flags::RST) {
+                // It missed our last word (RFC 9293, section 3.10.7.4), or a window that it asks for without data.
+                let missed = !segment.is_empty() || segment.seq != self.from_guest.next();
+                if missed && !segment.flags.has(Flags::RST) {
                     (self.due.ack, self.active) = (true, now);
                 }
                 None

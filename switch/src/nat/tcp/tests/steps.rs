@@ -465,6 +465,11 @@ fn the_end_of_the_far_side_travels_with_its_last_data() {
     bench.give(&Segment { ack: ISS.plus(102), ..fin(0) });
     assert_eq!(bench.sent().ack, GUEST_ISS.plus(2));
     assert!(bench.connection.is_lingering() && bench.connection.is_superseded_by(&syn()));
+    // So it did if it asks, without data, whether there is room for more; who has understood everything is not answered.
+    bench.give(&Segment { ack: ISS.plus(102), ..ack() });
+    assert_eq!(bench.sent().ack, GUEST_ISS.plus(2));
+    bench.give(&Segment { seq: GUEST_ISS.plus(2), ack: ISS.plus(102), ..ack() });
+    bench.expect_rest();
 }
 
 #[test]
