@@ -2,15 +2,16 @@
 //! and whatever else the machine does.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, ScopedJoinHandle};
 use std::time::Duration;
 
+use etherparse::PacketBuilder;
 use mio::{Events, Poll, Token, Waker};
 use tempfile::TempDir;
-use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NetworkSettings, PortSettings, SocketRole};
+use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NatSettings, NetworkSettings, PortSettings, SocketRole};
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
@@ -24,6 +25,10 @@ const WAKE: Token = Token(0);
 pub const RING_SIZE: u16 = 1024;
 /// Frames that a worker takes from a ring in a round.
 const BATCH: u16 = 32;
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const GATEWAY_MAC: MacAddr = MacAddr([2, 0x77, 0, 0, 0, 1]);
+/// Bytes of the headers in front of what a datagram carries.
+const UDP_HEADERS_LEN: usize = 42;
 
 /// What is to be forwarded.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +49,8 @@ pub struct Load {
     pub gateway: bool,
     /// What their ports are to VLANs.
     pub vlans: Vlans,
+    /// It has a NAT as well, and all frames are datagrams for somebody behind that.
+    pub nat: bool,
 }
 
 /// What the ports of all guests are to VLANs.
@@ -73,6 +80,7 @@ impl Load {
         features: feature::MRG_RXBUF,
         gateway: false,
         vlans: Vlans::None,
+        nat: false,
     };
 
     /// What the port of a guest is to VLANs.
@@ -121,6 +129,8 @@ pub struct Rig {
     sends: Vec<PreparedSend>,
     receives: Vec<PreparedReceive>,
     owner: Owner,
+    /// Where datagrams go that leave through the NAT. Nobody reads them, so most are thrown away by the kernel.
+    _sink: UdpSocket,
 }
 
 /// The thread that owns the dataplane, and the directory of its sockets.
@@ -152,8 +162,18 @@ impl Rig {
     /// When the operating system or the switch refuses something.
     pub fn new(load: &Load) -> Result<Self, RigError> {
         let (owner, mut worker) = Owner::start(load)?;
-        let (guests, sends, receives) = polled(&mut worker, || plug_in(&owner, load))?;
-        Ok(Self { worker, guests, sends, receives, owner })
+        let sink = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = sink.local_addr()?.port();
+        let (guests, sends, receives) = polled(&mut worker, || plug_in(&owner, load, port))?;
+        let mut rig = Self { worker, guests, sends, receives, owner, _sink: sink };
+        if load.nat {
+            // What counts is the way of a datagram, and not how its mapping begins.
+            let rounds = rig.offer(BATCH)?;
+            for _ in 0..rounds {
+                rig.poll();
+            }
+        }
+        Ok(rig)
     }
 
     /// Offers this many frames, the same number from each guest that sends; returns the rounds that it takes to forward them. With
@@ -212,8 +232,11 @@ impl Owner {
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
             let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
-            let network =
-                dataplane.add_network(NetworkSettings { gateway: load.gateway.then(gateway), ..NetworkSettings::from(fdb) })?;
+            let network = dataplane.add_network(NetworkSettings {
+                gateway: (load.gateway || load.nat).then(|| gateway(load.nat)),
+                nat: load.nat.then(NatSettings::default),
+                ..NetworkSettings::from(fdb)
+            })?;
             for number in 0..load.guests {
                 dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
@@ -243,15 +266,15 @@ impl Owner {
     }
 }
 
-fn gateway() -> GatewaySettings {
+fn gateway(host_access: bool) -> GatewaySettings {
     GatewaySettings {
         subnet: "10.77.0.0/24".parse().expect("the subnet in the source is a good one"),
-        address: Ipv4Addr::new(10, 77, 0, 1),
-        mac: MacAddr([2, 0x77, 0, 0, 0, 1]),
+        address: GATEWAY,
+        mac: GATEWAY_MAC,
         mtu: 1500,
         dhcp: true,
         dns: true,
-        host_access: false,
+        host_access,
     }
 }
 
@@ -275,7 +298,7 @@ fn polled<T, E: From<RigError>>(worker: &mut HandWorker, act: impl FnOnce() -> R
 
 type Plugged = (Vec<Guest>, Vec<PreparedSend>, Vec<PreparedReceive>);
 
-fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
+fn plug_in(owner: &Owner, load: &Load, port: u16) -> Result<Plugged, RigError> {
     let connect = |number: usize| {
         let builder = Guest::builder(owner.sockets.path().join(number.to_string())).ring_size(RING_SIZE).receive_buffers(0);
         builder.features(feature::VERSION_1 | load.features).connect()
@@ -294,7 +317,7 @@ fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
         guest.session().features()?;
     }
     let senders = if load.guests == 2 { 1 } else { load.guests };
-    let sends = guests.iter_mut().enumerate().take(senders).map(|(from, guest)| prepare_send(from, guest, load)).collect();
+    let sends = guests.iter_mut().enumerate().take(senders).map(|(from, guest)| prepare_send(from, guest, load, port)).collect();
     let places = |guest: &Guest| (0..RING_SIZE).map(|at| guest.slot(0, at)).collect::<Vec<_>>();
     let receive = |guest: &mut Guest| PreparedReceive::new(guest, 0, load.buffer_len, &places(guest));
     let receives = guests.iter_mut().map(receive).collect::<Result<_, _>>()?;
@@ -302,14 +325,25 @@ fn plug_in(owner: &Owner, load: &Load) -> Result<Plugged, RigError> {
 }
 
 /// A ring full of frames: from each station in turn, to each of the other guests in turn.
-fn prepare_send(from: usize, guest: &mut Guest, load: &Load) -> PreparedSend {
+fn prepare_send(from: usize, guest: &mut Guest, load: &Load, port: u16) -> PreparedSend {
     let chains = PreparedSend::chains(RING_SIZE, load.pieces);
     let places: Vec<_> = (0..chains).map(|at| guest.slot(1, at)).collect();
     let send = PreparedSend::new(guest, 0, load.frame_len, &load.shape(), &places);
     for chain in 0..chains {
         let to = (from + 1 + usize::from(chain) % (load.guests - 1)) % load.guests;
         let number = chain % load.stations;
-        send.write(guest, chain, &Header::default(), &load.frame(from, station(to, number), station(from, number)));
+        let source = station(from, number);
+        let frame = if load.nat { datagram(source, port, load.frame_len) } else { load.frame(from, station(to, number), source) };
+        send.write(guest, chain, &Header::default(), &frame);
     }
     send
+}
+
+/// A datagram for a port of the host's loopback, which guests reach under the gateway's address.
+fn datagram(source: [u8; 6], port: u16, len: usize) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2(source, GATEWAY_MAC.0).ipv4([10, 77, 0, 10], GATEWAY.octets(), 64);
+    let mut frame = Vec::with_capacity(len);
+    let data = vec![0; len - UDP_HEADERS_LEN];
+    builder.udp(5000, port).write(&mut frame, &data).expect("a frame can be written to memory");
+    frame
 }

@@ -13,10 +13,12 @@
 //! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 use weft_switch::vlan::PortRole;
 use weft_switch::{Fdb, NetworkId, PortId};
 
@@ -89,7 +91,23 @@ pub(crate) struct RingLink<R> {
     pub(crate) kick: Option<Arc<OwnedFd>>,
     enabled: AtomicBool,
     broken: AtomicBool,
+    /// Whoever waits for the guest's kicks besides the worker that polls the ring.
+    watch: OnceLock<Watch>,
     ring: Mutex<R>,
+}
+
+/// A kick descriptor that is registered somewhere, until this goes away.
+#[derive(Debug)]
+struct Watch {
+    registry: Arc<Registry>,
+    kick: Arc<OwnedFd>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // It is no longer there if the poll has ended.
+        let _ = self.registry.deregister(&mut SourceFd(&self.kick.as_raw_fd()));
+    }
 }
 
 impl<R> RingLink<R> {
@@ -101,12 +119,24 @@ impl<R> RingLink<R> {
             kick,
             enabled: AtomicBool::new(enabled),
             broken: AtomicBool::new(false),
+            watch: OnceLock::new(),
             ring: Mutex::new(ring),
         })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, R> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets kicks be reported under `token`, for as long as the ring runs. False if they can't be.
+    pub(crate) fn watch(&self, registry: &Arc<Registry>, token: Token) -> bool {
+        let Some(kick) = &self.kick else { return false };
+        if let Some(watch) = self.watch.get() {
+            return Arc::ptr_eq(&watch.registry, registry);
+        }
+        // A descriptor that is another ring's as well is registered already, under another token.
+        registry.register(&mut SourceFd(&kick.as_raw_fd()), token, Interest::READABLE).is_ok()
+            && self.watch.set(Watch { registry: Arc::clone(registry), kick: Arc::clone(kick) }).is_ok()
     }
 
     pub(crate) fn is_enabled(&self) -> bool {

@@ -45,6 +45,8 @@ pub(crate) struct ToGuest {
     writer: Writer,
     /// Frames since the last [`Self::flush`].
     unshown: u64,
+    /// The guest was asked to kick when it offers more.
+    waiting: bool,
 }
 
 /// How frames get into a guest's buffers.
@@ -95,7 +97,7 @@ impl ToGuest {
         let (chains, pieces) = (Vec::with_capacity(64), Vec::with_capacity(256));
         let writer =
             Writer { features, run: [Chain::NONE; BATCH], chains, pieces, spent: 0, whole: Vec::new(), part: Vec::new() };
-        Self { ring, writer, unshown: 0 }
+        Self { ring, writer, unshown: 0, waiting: false }
     }
 
     /// Copies these frames of `batch` into the guest's next buffers; what does not fit is counted in `counters`. Seen by the
@@ -168,6 +170,19 @@ impl ToGuest {
         }
         self.unshown += tally.frames;
         Ok(())
+    }
+
+    /// Asks the guest to kick when it offers more. True if it has done so already.
+    pub(crate) fn wait_for_room(&mut self) -> Result<bool, RingFault> {
+        self.waiting = true;
+        self.ring.queue().enable_kicks()
+    }
+
+    /// Kicks are not needed any more.
+    pub(crate) fn stop_waiting(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            self.ring.queue().disable_kicks();
+        }
     }
 
     /// How many frames the guest was not shown yet.

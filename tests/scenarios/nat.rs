@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Port, RINGS, SOON, TestSwitch, eventually, mac};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 use weft_dataplane::{Forward, NatSettings, NetworkSettings, PortSettings, WorkerSettings};
-use weft_guest::{Guest, feature};
+use weft_guest::{Guest, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{FdbSettings, MacAddr, Station};
@@ -206,6 +206,39 @@ fn a_port_or_network_that_goes_takes_its_connections_along() {
         let (events, lost) = switch.with(move |dataplane| dataplane.take_audit(id));
         assert_eq!((events.len(), lost), (2, 0));
         assert_eq!((events[0].port, events[0].inside.port(), events[1].closed.is_some()), (port.id, 40_000, true));
+    }
+}
+
+#[test]
+fn a_guest_that_has_no_room_keeps_nobody_awake_and_says_when_it_has_some() {
+    const BUFFERS: usize = 8;
+    for features in RINGS {
+        let switch = start(1);
+        // Checksums are left to this guest, so that what comes for it is cut by whoever knows how much room there is.
+        let features = features | feature::CSUM | feature::GUEST_CSUM;
+        let (_, mut guest) = switch.guest(|builder| builder.features(features).receive_buffers(BUFFERS));
+        let (mut far, mut expected, to) = connect(&mut guest, 40_000);
+        guest.set_repost(false);
+        // More than the guest has buffers for, and less than it takes without an acknowledgment.
+        far.write_all(&[7; 30_000]).unwrap();
+        let mut got = 0;
+        while got < 30_000 {
+            while let Some(frame) = guest.receive(Duration::from_millis(50)).unwrap() {
+                let Some(TransportSlice::Tcp(tcp)) = SlicedPacket::from_ethernet(&frame).unwrap().transport else { continue };
+                let (header, data) = (tcp.to_header(), tcp.payload());
+                if header.sequence_number == expected {
+                    got += data.len();
+                    expected = expected.wrapping_add(data.len() as u32);
+                }
+            }
+            if got < 30_000 {
+                switch.wait_asleep();
+                let kicks = guest.to_guest().kicks();
+                guest.post(BUFFERS, 2048, &Shape::one()).unwrap();
+                assert_eq!(guest.to_guest().kicks(), kicks + 1, "it was asked to say so");
+            }
+            guest.send(&tcp(40_000, to, |header| acknowledge(header, 1, expected), b"")).unwrap();
+        }
     }
 }
 

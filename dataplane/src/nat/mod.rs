@@ -29,6 +29,7 @@ mod streams;
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ const ERRORS: u32 = 50;
 const ERROR_INTERVAL: Duration = Duration::from_millis(20);
 /// How soon a guest without room is looked at again, and one that is not there.
 const ROOM_RETRY: Duration = Duration::from_millis(1);
+/// The same if it tells when it has room: in case it doesn't.
+const ROOM_RETRY_LATE: Duration = Duration::from_millis(20);
 /// For how long it is looked at in each round before that.
 const ROOM_SOON: Duration = Duration::from_millis(2);
 const ABSENT_RETRY: Duration = Duration::from_millis(250);
@@ -191,7 +194,7 @@ struct Common {
     settings: EngineSettings,
     /// Different for every engine that there ever was, or nearly.
     number: usize,
-    registry: Registry,
+    registry: Arc<Registry>,
     calls: Calls,
     audit: AuditLog,
     /// Errors and resets for guests.
@@ -227,6 +230,8 @@ enum Kind {
     Stream = 0,
     Datagrams = 1,
     Listener = 2,
+    /// None: a guest's ring.
+    Room = 3,
 }
 
 /// What an event says.
@@ -259,7 +264,7 @@ impl Engine {
         let common = Common {
             settings,
             number: NUMBER.fetch_add(1, Ordering::Relaxed) % ENGINES,
-            registry,
+            registry: Arc::new(registry),
             calls: Calls::new(),
             audit: AuditLog::default(),
             errors: PortRate::new(ERROR_INTERVAL, ERRORS),
@@ -346,6 +351,7 @@ impl Engine {
         match (token >> KIND_SHIFT) & 0xf {
             0 => self.streams.ready(&mut self.common, now, (FlowId(id), generation), Readiness::from(event)),
             1 => self.datagrams.ready(&mut self.common, (FlowId(id), generation), Readiness::from(event)),
+            3 => self.streams.room(now),
             _ => self.common.ready.push_back(Ready::Listener(id)),
         }
     }

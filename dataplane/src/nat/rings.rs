@@ -1,8 +1,9 @@
 //! The guests' receive rings, as a worker hands them to the engine.
 
 use std::net::Ipv4Addr;
-use std::sync::MutexGuard;
+use std::sync::{Arc, MutexGuard};
 
+use mio::{Registry, Token};
 use weft_switch::gateway::Gateway;
 use weft_switch::{DropReason, NetworkId, Offload, OffloadFeatures, Outgoing, PortId, Station, Timestamp};
 
@@ -88,12 +89,28 @@ impl ToGuests for GuestRings<'_> {
         let mut guard = ring.lock();
         match guard.reserve(len, tag, pieces) {
             Ok(room) => {
+                guard.stop_waiting();
                 self.reserved = Some(Reserved { port, ring, at, tag, guard });
                 Ok(room)
             }
             Err(error) => {
                 drop(guard);
                 Err(self.failed(port, ring, error))
+            }
+        }
+    }
+
+    fn wait_for_room(&mut self, port: PortId, registry: &Arc<Registry>, token: Token) -> Option<bool> {
+        let (port, ring, ..) = self.ring(port)?;
+        if !ring.watch(registry, token) {
+            return None;
+        }
+        let waiting = ring.lock().wait_for_room();
+        match waiting {
+            Ok(has_room) => Some(has_room),
+            Err(fault) => {
+                self.lane.report(port, ring, fault);
+                None
             }
         }
     }

@@ -1,7 +1,9 @@
 //! What the engine and the rest of the dataplane want of each other.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
+use mio::{Registry, Token};
 use weft_switch::gateway::Refusal;
 use weft_switch::{DropReason, Ipv4Header, Offload, OffloadFeatures, PortId, Station, Timestamp};
 
@@ -59,6 +61,10 @@ pub(crate) trait ToGuests {
     /// of the Ethernet header on; says how many bytes there are, which may be fewer. To be followed by [`Self::commit`] or
     /// [`Self::cancel`], before anything else.
     fn reserve(&mut self, port: PortId, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, NoRoom>;
+
+    /// Sees to it that `token` is reported to `registry` when `port` offers buffers again. True if it has done so already, `None` if nobody
+    /// can tell.
+    fn wait_for_room(&mut self, port: PortId, registry: &Arc<Registry>, token: Token) -> Option<bool>;
 
     /// The buffers hold a frame of `len` bytes, of which the first, `headers`, are yet to be written.
     fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload);

@@ -16,7 +16,9 @@ use super::calls::send_space;
 use super::seam::{Disposition, GuestPacket, ToGuests};
 use super::socket::{self, Connect, TcpSocket, socket_error};
 use super::stream::{Ends, Stream};
-use super::{ABSENT_RETRY, Common, Kind, MappingStatus, ROOM_RETRY, ROOM_SOON, Readiness, Ready, TIMERS, part_of};
+use super::{
+    ABSENT_RETRY, Common, Kind, MappingStatus, ROOM_RETRY, ROOM_RETRY_LATE, ROOM_SOON, Readiness, Ready, TIMERS, part_of,
+};
 use crate::memory::Segment;
 
 /// The most ends of connections that are remembered in case the guest missed them: a part of the table.
@@ -342,12 +344,15 @@ impl Streams {
             self.full_since = None;
         }
         if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
+            let token = common.token(Kind::Room, 0, 0);
+            let told = if stream.absent { None } else { guests.wait_for_room(stream.station.port, &common.registry, token) };
             // A guest that is at work makes room within microseconds; one that is not need not keep anybody awake.
-            let is_patient = stream.absent || now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON;
-            let retry_at = match (stream.absent, is_patient) {
-                (true, _) => now.after(ABSENT_RETRY),
-                (false, true) => now.after(ROOM_RETRY),
-                (false, false) => now,
+            let retry_at = match told {
+                _ if stream.absent => now.after(ABSENT_RETRY),
+                Some(true) => now,
+                Some(false) => now.after(ROOM_RETRY_LATE),
+                None if now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON => now.after(ROOM_RETRY),
+                None => now,
             };
             self.blocked.push_back(id);
             self.retry_at = Some(self.retry_at.map_or(retry_at, |at| at.min(retry_at)));
@@ -434,6 +439,13 @@ impl Streams {
             self.work(common, now, id, guests);
         }
         busy
+    }
+
+    /// A guest that had no room has some.
+    pub(super) fn room(&mut self, now: Timestamp) {
+        if !self.blocked.is_empty() {
+            self.retry_at = Some(now);
+        }
     }
 
     pub(super) fn knows(&self, ends: &Ends) -> bool {

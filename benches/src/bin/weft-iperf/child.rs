@@ -49,6 +49,8 @@ pub(crate) struct Nursery {
     /// Their logs are here, and what else they need.
     pub(crate) dir: PathBuf,
     pub(crate) stop: Stop,
+    /// They are in the network namespace of this process, if there is one.
+    pub(crate) inside: Option<u32>,
 }
 
 impl Nursery {
@@ -58,8 +60,11 @@ impl Nursery {
         let in_log = |source| ChildError::File { path: log.clone(), source };
         let output = File::create(&log).map_err(in_log)?;
         let errors = output.try_clone().map_err(in_log)?;
+        let target = self.inside.map(|pid| pid.to_string());
+        let enter = target.as_ref().map(|pid| ["nsenter", "--target", pid, "--net", "--"]);
         let process = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
+            .args(enter.iter().flatten())
             .args(words)
             .env("LC_ALL", "C")
             // A program that reads commands must not find the end of its input.
@@ -75,6 +80,11 @@ impl Nursery {
     /// Runs a program to its end and gives what it printed.
     pub(crate) fn run(&self, name: &str, words: &[&str], limit: Duration) -> Result<String, ChildError> {
         self.start(name, words)?.finish(limit)
+    }
+
+    /// The same for programs in the network namespace of another.
+    pub(crate) fn inside(&self, holder: &Child) -> Self {
+        Self { inside: Some(holder.pid()), ..self.clone() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -195,7 +205,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     fn shell(dir: &tempfile::TempDir, script: &str) -> Child {
-        Nursery { dir: dir.path().to_owned(), stop: Stop::default() }.start("shell", &["sh", "-c", script]).unwrap()
+        Nursery { dir: dir.path().to_owned(), stop: Stop::default(), inside: None }.start("shell", &["sh", "-c", script]).unwrap()
     }
 
     #[test]

@@ -51,6 +51,9 @@ struct Arguments {
     streams: Vec<u16>,
     #[arg(long, value_delimiter = ',', default_values_t = [Protocol::Tcp, Protocol::Udp], value_enum)]
     protocols: Vec<Protocol>,
+    /// Bytes of payload of UDP datagrams; as many as iperf3 thinks fit unless given
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(16..=65_507))]
+    datagrams: Vec<u16>,
     #[arg(long, value_delimiter = ',', default_values_t = [Direction::Forward, Direction::Back], value_enum)]
     directions: Vec<Direction>,
     /// How often each back-end gets its turn
@@ -126,7 +129,7 @@ fn plan(arguments: &Arguments) -> Plan {
     Plan {
         tables: tables.collect(),
         back_ends: if arguments.back_ends.is_empty() { all.to_vec() } else { arguments.back_ends.clone() },
-        loads: Load::all(&arguments.protocols, &arguments.streams),
+        loads: Load::all(&arguments.protocols, &arguments.streams, &arguments.datagrams),
         directions: arguments.directions.clone(),
         rounds: arguments.rounds,
         duration: Duration::from_secs(arguments.seconds),
@@ -136,9 +139,13 @@ fn plan(arguments: &Arguments) -> Plan {
 fn workshop(arguments: &Arguments) -> Result<Workshop, Box<dyn Error>> {
     let here = std::env::current_exe()?;
     let beside = |program: &str| here.with_file_name(program);
-    let guest_tap = beside("weft-guest-tap");
-    if !guest_tap.is_file() {
-        return Err(format!("{} is not there: build it with `cargo build --release -p weft-benches`", guest_tap.display()).into());
+    let (guest_tap, crr) = (beside("weft-guest-tap"), beside("weft-crr"));
+    for program in [&guest_tap, &crr] {
+        if !program.is_file() {
+            return Err(
+                format!("{} is not there: build it with `cargo build --release -p weft-benches`", program.display()).into()
+            );
+        }
     }
     for program in ["iperf3", "ip", "ethtool", "nsenter", "setpriv"] {
         if child::find_program(program).is_none() {
@@ -148,7 +155,7 @@ fn workshop(arguments: &Arguments) -> Result<Workshop, Box<dyn Error>> {
     let built = std::env::var_os("WEFT_IPERF_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/iperf"), PathBuf::from);
     let programs = Programs { weft: arguments.weft.clone().unwrap_or_else(|| beside("weft")), built };
-    Ok(Workshop { programs, guest_tap, congestion: arguments.congestion.clone() })
+    Ok(Workshop { programs, guest_tap, crr, congestion: arguments.congestion.clone() })
 }
 
 /// What it was measured on.

@@ -1,17 +1,17 @@
 //! Two stations and what lies between them, ready to be measured.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use weft_tests::Guest;
 
-use crate::back_end::{Plug, Programs, Running};
+use crate::back_end::{Plug, Programs, Running, slirp4netns};
 use crate::child::{Child, ChildError, Nursery};
 use crate::measure::{self, MeasureError, Rate};
-use crate::plan::{BackEnd, Case, Setting, Table};
+use crate::plan::{BackEnd, Case, Protocol, Setting, Table};
 use crate::stop::InVain;
 
 /// The first of two guests, and the second.
@@ -47,6 +47,8 @@ pub(crate) struct Workshop {
     pub(crate) programs: Programs,
     /// `weft-guest-tap`.
     pub(crate) guest_tap: PathBuf,
+    /// `weft-crr`.
+    pub(crate) crr: PathBuf,
     /// Of every TCP sender.
     pub(crate) congestion: String,
 }
@@ -71,10 +73,10 @@ pub(crate) struct Net<'a> {
     workshop: &'a Workshop,
     nursery: Nursery,
     // From here on the order is the one in which things end: what uses something goes before it.
-    server_process: Option<Child>,
+    server_processes: Vec<Child>,
     client: Station,
-    server: Station,
     back_end: Running,
+    server: Station,
     target: Ipv4Addr,
     port: u16,
 }
@@ -82,11 +84,16 @@ pub(crate) struct Net<'a> {
 impl Workshop {
     /// Starts everything for one column of a table.
     pub(crate) fn build(&self, table: Table, back_end: BackEnd, nursery: Nursery) -> Result<Net<'_>, NetError> {
-        let running = self.programs.start(back_end, table.mtu, &nursery)?;
+        if table.setting == Setting::NativeHost {
+            return self.build_host(table.mtu, back_end, nursery);
+        }
+        let running = self.programs.start(back_end, table.setting, table.mtu, &nursery)?;
         let plugs = running.plugs.clone();
         let (client, server, target) = match (table.setting, back_end) {
             (Setting::Native, BackEnd::Veth) => {
-                let [one, two] = veth_pair(table.mtu, &nursery)?;
+                let holders = [holder("guest1", &nursery)?, holder("guest2", &nursery)?];
+                veth_pair(table.mtu, [(&holders[0], GUESTS[0]), (&holders[1], GUESTS[1])], &nursery)?;
+                let [one, two] = holders.map(Station::Namespace);
                 (one, two, GUESTS[1])
             }
             (Setting::Native, _) => {
@@ -100,17 +107,51 @@ impl Workshop {
                 let [one, two] = [one?, two?];
                 (qemu_ready(one, table.mtu)?, qemu_ready(two, table.mtu)?, GUESTS[1])
             }
-            (Setting::NativeHost, _) => {
-                let guest = self.native("guest1", &plugs[0], HOST_GUEST, table.mtu, &LINUX_BUFFERS, &nursery)?;
-                (guest, Station::Host, HOST_GATEWAY)
-            }
-            (Setting::QemuHost, _) => {
+            (Setting::QemuHost | Setting::NativeHost, _) => {
                 let guest = qemu_ready(qemu_start("vm1", plugs.first(), HOST_GUEST)?, table.mtu)?;
                 (guest, Station::Host, HOST_GATEWAY)
             }
         };
         let port = if matches!(server, Station::Host) { free_port()? } else { PORT };
-        let mut net = Net { workshop: self, nursery, server_process: None, client, server, back_end: running, target, port };
+        let (back_end, server_processes) = (running, Vec::new());
+        let mut net = Net { workshop: self, nursery, server_processes, client, back_end, server, target, port };
+        net.serve()?;
+        Ok(net)
+    }
+
+    /// A guest at native speed, and a host that is a namespace as well: whatever this machine is set to does not matter, and nobody's
+    /// ports are in the way.
+    fn build_host(&self, mtu: u16, back_end: BackEnd, nursery: Nursery) -> Result<Net<'_>, NetError> {
+        let host = holder("host", &nursery)?;
+        let on_host = nursery.inside(&host);
+        on_host.run("ip", &["ip", "link", "set", "lo", "up"], READY_LIMIT)?;
+        // A namespace can't have a congestion control of its own for all sockets, back-ends' among them, but its routes can.
+        for local in ["127.0.0.1", "127.0.0.0/8"] {
+            let route =
+                ["ip", "route", "replace", "local", local, "dev", "lo", "table", "local", "proto", "kernel", "scope", "host"];
+            let how = ["src", "127.0.0.1", "congctl", self.congestion.as_str()];
+            on_host.run("ip", &[&route[..], &how].concat(), READY_LIMIT)?;
+        }
+        let (running, client) = match back_end {
+            BackEnd::Veth => {
+                let guest = holder("guest1", &nursery)?;
+                veth_pair(mtu, [(&guest, HOST_GUEST), (&host, HOST_GATEWAY)], &nursery)?;
+                (Running::default(), Station::Namespace(guest))
+            }
+            BackEnd::Slirp4netns => {
+                let guest = holder("guest1", &nursery)?;
+                (slirp4netns::start(&guest, mtu, &on_host)?, Station::Namespace(guest))
+            }
+            _ => {
+                let running = self.programs.start(back_end, Setting::NativeHost, mtu, &on_host)?;
+                let guest = self.native("guest1", &running.plugs[0], HOST_GUEST, mtu, &LINUX_BUFFERS, &nursery)?;
+                (running, guest)
+            }
+        };
+        let server = Station::Namespace(host);
+        let (back_end, server_processes) = (running, Vec::new());
+        let mut net =
+            Net { workshop: self, nursery, server_processes, client, back_end, server, target: HOST_GATEWAY, port: PORT };
         net.serve()?;
         Ok(net)
     }
@@ -138,18 +179,27 @@ impl Workshop {
 impl Net<'_> {
     /// Measures one line of a table.
     pub(crate) fn measure(&self, case: Case, duration: Duration) -> Result<Measured, NetError> {
-        let words = measure::client_words(self.target, self.port, case, duration, &self.workshop.congestion);
+        let words = match case.load.protocol {
+            Protocol::Crr => self.crr_words(case, duration),
+            _ => measure::client_words(self.target, self.port, case, duration, &self.workshop.congestion),
+        };
         let (busy_before, start) = (self.back_end_seconds(), Instant::now());
         let text = match &self.client {
             Station::Qemu(guest) => in_qemu(|| guest.try_run(&words.join(" "), measure::limit(duration)).text)?,
             client => {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
-                self.start_at(client, "iperf3", &words)?.output(measure::limit(duration))?.1
+                self.start_at(client, "client", &words)?.output(measure::limit(duration))?.1
             }
         };
         let busy = (self.back_end_seconds() - busy_before) / start.elapsed().as_secs_f64();
         let back_end_cores = (!self.back_end.children.is_empty()).then_some(busy);
-        Ok(Measured { rate: Rate::parse(&text)?, back_end_cores })
+        let rate = if case.load.protocol == Protocol::Crr { Rate::parse_crr(&text)? } else { Rate::parse(&text)? };
+        Ok(Measured { rate, back_end_cores })
+    }
+
+    fn crr_words(&self, case: Case, duration: Duration) -> Vec<String> {
+        let target = SocketAddrV4::new(self.target, self.port + 1);
+        measure::crr_words(&self.workshop.crr, target, case, duration)
     }
 
     fn back_end_seconds(&self) -> f64 {
@@ -173,36 +223,35 @@ impl Net<'_> {
         let words = [&["iperf3", "--server", "--forceflush", "--port", &port], bind].concat();
         let mut process = self.start_at(&self.server, "iperf3-server", &words)?;
         process.wait_for_log("Server listening", READY_LIMIT)?;
-        self.server_process = Some(process);
+        self.server_processes.push(process);
+        let address = SocketAddrV4::new(if bind.is_empty() { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST }, self.port + 1);
+        let words = [self.workshop.crr.display().to_string(), "serve".to_owned(), address.to_string()];
+        let mut process = self.start_at(&self.server, "crr-server", &words.each_ref().map(String::as_str))?;
+        process.wait_for_log("ready", READY_LIMIT)?;
+        self.server_processes.push(process);
         Ok(())
     }
 
     fn start_at(&self, station: &Station, name: &str, words: &[&str]) -> Result<Child, ChildError> {
         match station {
-            Station::Namespace(holder) => start_inside(holder, name, words, &self.nursery),
+            Station::Namespace(holder) => self.nursery.inside(holder).start(name, words),
             Station::Host | Station::Qemu(_) => self.nursery.start(name, words),
         }
     }
 }
 
-/// Starts a program in the namespace of another.
-fn start_inside(holder: &Child, name: &str, words: &[&str], nursery: &Nursery) -> Result<Child, ChildError> {
-    nursery.start(name, &[&["nsenter", "--target", &holder.pid().to_string(), "--net", "--"], words].concat())
-}
-
-/// Two namespaces with a virtual wire between them.
-fn veth_pair(mtu: u16, nursery: &Nursery) -> Result<[Station; 2], ChildError> {
-    let [one, two] = [holder("guest1", nursery)?, holder("guest2", nursery)?];
+/// A virtual wire between two namespaces.
+fn veth_pair(mtu: u16, [one, two]: [(&Child, Ipv4Addr); 2], nursery: &Nursery) -> Result<(), ChildError> {
     let ip = |holder: &Child, words: &str| {
         let words: Vec<&str> = ["ip"].into_iter().chain(words.split_whitespace()).collect();
-        start_inside(holder, "ip", &words, nursery)?.finish(READY_LIMIT)
+        nursery.inside(holder).run("ip", &words, READY_LIMIT)
     };
-    ip(&one, &format!("link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", two.pid()))?;
-    for (holder, address) in [(&one, GUESTS[0]), (&two, GUESTS[1])] {
+    ip(one.0, &format!("link add eth0 mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", two.0.pid()))?;
+    for (holder, address) in [one, two] {
         ip(holder, &format!("address add {address}/24 dev eth0"))?;
         ip(holder, "link set eth0 up")?;
     }
-    Ok([Station::Namespace(one), Station::Namespace(two)])
+    Ok(())
 }
 
 /// A process that does nothing but keep a namespace.

@@ -24,7 +24,7 @@ pub(crate) enum Setting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum BackEnd {
-    /// weft, a private network
+    /// weft: a private network of two guests, or its NAT between one and the host
     Weft,
     /// DPDK testpmd, two vhost ports wired together, TSO offered
     TestpmdTso,
@@ -38,6 +38,8 @@ pub(crate) enum BackEnd {
     Passt,
     /// QEMU's own user networking
     Slirp,
+    /// The same library between a namespace and the host
+    Slirp4netns,
     /// A veth pair and no switch at all: the kernel's own limit
     Veth,
 }
@@ -47,6 +49,8 @@ pub(crate) enum BackEnd {
 pub(crate) enum Protocol {
     Tcp,
     Udp,
+    /// TCP connections, one after the other, each for a request and an answer of a byte
+    Crr,
 }
 
 /// Which way the data goes.
@@ -57,6 +61,8 @@ pub(crate) enum Direction {
     Forward,
     /// From the second guest or the host, to the first guest
     Back,
+    /// Both at once
+    Both,
 }
 
 /// What is measured in one turn, in every direction.
@@ -64,6 +70,8 @@ pub(crate) enum Direction {
 pub(crate) struct Load {
     pub(crate) protocol: Protocol,
     pub(crate) streams: u16,
+    /// Bytes of payload of each datagram; as many as iperf3 thinks fit unless given.
+    pub(crate) datagram: Option<u16>,
 }
 
 /// One thing to measure.
@@ -100,8 +108,8 @@ impl Setting {
                 &[BackEnd::Weft, BackEnd::TestpmdTso, BackEnd::Testpmd, BackEnd::OvsDpdk, BackEnd::OvsDpdkTso, BackEnd::Veth]
             }
             Self::Qemu => &[BackEnd::Weft, BackEnd::OvsDpdk],
-            Self::NativeHost => &[BackEnd::Passt],
-            Self::QemuHost => &[BackEnd::Passt, BackEnd::Slirp],
+            Self::NativeHost => &[BackEnd::Weft, BackEnd::Passt, BackEnd::Slirp4netns, BackEnd::Veth],
+            Self::QemuHost => &[BackEnd::Weft, BackEnd::Passt, BackEnd::Slirp],
         }
     }
 
@@ -154,7 +162,8 @@ impl Plan {
 
     /// The lines that belong to one load.
     pub(crate) fn cases_of(&self, load: Load) -> impl Iterator<Item = Case> {
-        self.directions.iter().map(move |&direction| Case { load, direction })
+        let applies = move |direction: &&Direction| load.protocol != Protocol::Crr || **direction == Direction::Forward;
+        self.directions.iter().filter(applies).map(move |&direction| Case { load, direction })
     }
 }
 
@@ -166,8 +175,16 @@ impl Table {
 
 impl Load {
     /// Every combination, in the order of a table.
-    pub(crate) fn all(protocols: &[Protocol], streams: &[u16]) -> Vec<Self> {
-        protocols.iter().flat_map(|&protocol| streams.iter().map(move |&streams| Self { protocol, streams })).collect()
+    pub(crate) fn all(protocols: &[Protocol], streams: &[u16], datagrams: &[u16]) -> Vec<Self> {
+        let sizes = |protocol| match protocol {
+            Protocol::Udp if !datagrams.is_empty() => datagrams.iter().copied().map(Some).collect(),
+            _ => vec![None],
+        };
+        let of_one = |protocol| {
+            let of_size = move |datagram| streams.iter().map(move |&streams| Self { protocol, streams, datagram });
+            sizes(protocol).into_iter().flat_map(of_size)
+        };
+        protocols.iter().copied().flat_map(of_one).collect()
     }
 }
 
@@ -176,9 +193,14 @@ impl fmt::Display for Load {
         let protocol = match self.protocol {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
+            Protocol::Crr => {
+                let plural = if self.streams == 1 { "" } else { "s" };
+                return write!(f, "TCP connections a second, {} client{plural}", self.streams);
+            }
         };
         let plural = if self.streams == 1 { "" } else { "s" };
-        write!(f, "{protocol}, {} stream{plural}", self.streams)
+        let size = self.datagram.map_or_else(String::new, |bytes| format!(" of {bytes} B"));
+        write!(f, "{protocol}{size}, {} stream{plural}", self.streams)
     }
 }
 
@@ -187,6 +209,7 @@ impl fmt::Display for Case {
         let direction = match self.direction {
             Direction::Forward => "→",
             Direction::Back => "←",
+            Direction::Both => "⇄",
         };
         write!(f, "{} {direction}", self.load)
     }
@@ -200,8 +223,8 @@ mod tests {
         Plan {
             tables: Vec::new(),
             back_ends: BackEnd::value_variants().to_vec(),
-            loads: Load::all(&[Protocol::Tcp, Protocol::Udp], &[1, 8]),
-            directions: vec![Direction::Forward],
+            loads: Load::all(&[Protocol::Tcp, Protocol::Udp, Protocol::Crr], &[1, 8], &[64]),
+            directions: vec![Direction::Forward, Direction::Back],
             rounds: 3,
             duration: Duration::from_secs(1),
         }
@@ -210,14 +233,17 @@ mod tests {
     #[test]
     fn every_round_begins_with_another_back_end() {
         let table = Table { setting: Setting::QemuHost, mtu: 1500 };
-        assert_eq!(plan().turns(table, 0), [BackEnd::Passt, BackEnd::Slirp]);
-        assert_eq!(plan().turns(table, 1), [BackEnd::Slirp, BackEnd::Passt]);
-        assert_eq!(plan().turns(Table { mtu: 65_520, ..table }, 1), [BackEnd::Passt]);
+        assert_eq!(plan().turns(table, 0), [BackEnd::Weft, BackEnd::Passt, BackEnd::Slirp]);
+        assert_eq!(plan().turns(table, 1), [BackEnd::Passt, BackEnd::Slirp, BackEnd::Weft]);
+        assert_eq!(plan().turns(Table { mtu: 65_520, ..table }, 1), [BackEnd::Passt, BackEnd::Weft]);
     }
 
     #[test]
     fn cases_are_named_as_people_say_it() {
         let names: Vec<String> = plan().cases().map(|case| case.to_string()).collect();
-        assert_eq!(names, ["TCP, 1 stream →", "TCP, 8 streams →", "UDP, 1 stream →", "UDP, 8 streams →"]);
+        let of_streams = ["TCP, 1 stream", "TCP, 8 streams", "UDP of 64 B, 1 stream", "UDP of 64 B, 8 streams"];
+        let both_ways = of_streams.iter().flat_map(|name| ["→", "←"].map(|arrow| format!("{name} {arrow}")));
+        let of_clients = ["1 client →", "8 clients →"].map(|clients| format!("TCP connections a second, {clients}"));
+        assert_eq!(names, both_ways.chain(of_clients).collect::<Vec<_>>());
     }
 }

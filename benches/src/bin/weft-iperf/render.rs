@@ -21,7 +21,7 @@ pub(crate) fn render(results: &Results, plan: &Plan, style: Style) -> String {
     let _ = writeln!(
         text,
         "Gbit/s that arrived, {} of {} s; in brackets how many times as fast the first column is, round by round. \
-         UDP is sent as fast as it goes, with the share that was lost. → is from the first guest, ← to it.\n",
+         UDP is sent as fast as it goes, with the share that was lost. → is from the first guest, ← to it, ⇄ both at once (the sum).\n",
         if results.rounds == 1 { "one round".to_owned() } else { format!("medians of {} rounds", results.rounds) },
         results.seconds
     );
@@ -69,7 +69,7 @@ fn table_text(results: &Results, plan: &Plan, table: Table, style: Style) -> Str
 }
 
 fn cell_text(outcome: &Outcome) -> String {
-    let mut text = rate_text(outcome.gbit_per_second);
+    let mut text = rate_text(outcome.speed);
     if let Some(lost) = outcome.lost_percent {
         let _ = write!(text, ", {lost:.0} % lost");
     }
@@ -111,7 +111,8 @@ fn heading(title: &str, level: usize, style: Style) -> String {
 /// One line of progress.
 pub(crate) fn progress(table: Table, round: u32, back_end: BackEnd, case: Case, measured: &Measured) -> String {
     let mut text = format!("round {round}, {}, {}: {case}: ", table.title(), back_end.name());
-    let _ = write!(text, "{} Gbit/s", rate_text(measured.rate.gbit_per_second));
+    let unit = if measured.rate.gbit_per_second.is_some() { "Gbit/s" } else { "a second" };
+    let _ = write!(text, "{} {unit}", rate_text(measured.rate.speed()));
     if let Some(lost) = measured.rate.lost_percent {
         let _ = write!(text, ", {lost:.0} % lost");
     }

@@ -64,7 +64,8 @@ pub(crate) struct Outcome {
     pub(crate) case: Case,
     pub(crate) back_end: BackEnd,
     pub(crate) rounds: usize,
-    pub(crate) gbit_per_second: f64,
+    /// Gbit/s, or connections a second.
+    pub(crate) speed: f64,
     pub(crate) lost_percent: Option<f64>,
     pub(crate) retransmits: Option<f64>,
     pub(crate) back_end_cores: Option<f64>,
@@ -87,6 +88,11 @@ const TARGETS: [(Setting, BackEnd, f64); 3] = [
     (Setting::Qemu, BackEnd::OvsDpdk, 3.0),
 ];
 
+/// The targets of the NAT: MTU, and how many times as fast as the other's better direction weft's worse one is to be (the same direction at the
+/// largest MTU).
+const WAYS_OUT: [(u16, f64); 2] = [(1500, 3.0), (65_520, 1.0)];
+const NAT_PEER: BackEnd = BackEnd::Passt;
+
 impl Results {
     /// Works out medians and ratios.
     pub(crate) fn conclude(&mut self) {
@@ -98,7 +104,10 @@ impl Results {
             }
         }
         self.outcomes = outcomes;
-        self.targets = TARGETS.iter().filter_map(|&(setting, peer, wanted)| self.target(setting, peer, wanted)).collect();
+        let stacks = TARGETS.iter().filter_map(|&(setting, peer, wanted)| self.target(setting, peer, wanted));
+        let ways_out = WAYS_OUT.iter().filter_map(|&(mtu, wanted)| self.way_out(mtu, wanted));
+        let connections = WAYS_OUT.iter().filter_map(|&(mtu, _)| self.connections(mtu));
+        self.targets = stacks.chain(ways_out).chain(connections).collect();
     }
 
     pub(crate) fn find(&self, table: Table, case: Case, back_end: BackEnd) -> Option<&Outcome> {
@@ -118,14 +127,14 @@ impl Results {
         let first = table.setting.back_ends()[0];
         let ratios = self.of(of.key()).filter_map(|sample| {
             let other = self.of((table, case, first)).find(|other| other.round == sample.round)?;
-            Some(other.rate.gbit_per_second / sample.rate.gbit_per_second)
+            Some(other.rate.speed() / sample.rate.speed())
         });
         Some(Outcome {
             table,
             case,
             back_end,
             rounds: self.of(of.key()).count(),
-            gbit_per_second: median(self.of(of.key()).map(|sample| sample.rate.gbit_per_second))?,
+            speed: median(self.of(of.key()).map(|sample| sample.rate.speed()))?,
             lost_percent: median(self.of(of.key()).filter_map(|sample| sample.rate.lost_percent)),
             retransmits: median(self.of(of.key()).filter_map(|sample| sample.rate.retransmits).map(|count| count as f64)),
             back_end_cores: median(self.of(of.key()).filter_map(|sample| sample.back_end_cores)),
@@ -136,12 +145,38 @@ impl Results {
     /// The worse of both directions, if there are two.
     fn target(&self, setting: Setting, peer: BackEnd, wanted: f64) -> Option<Target> {
         let table = Table { setting, mtu: 1500 };
-        let load = Load { protocol: Protocol::Tcp, streams: 1 };
+        let load = Load { protocol: Protocol::Tcp, streams: 1, datagram: None };
         let ratios = [Direction::Forward, Direction::Back]
             .into_iter()
             .filter_map(|direction| self.find(table, Case { load, direction }, peer)?.first_is_faster);
         let found = ratios.reduce(f64::min)?;
         Some(Target { what: format!("{}, one TCP stream: weft against {}", table.title(), peer.name()), wanted, found })
+    }
+}
+
+impl Results {
+    fn way_out(&self, mtu: u16, wanted: f64) -> Option<Target> {
+        let table = Table { setting: Setting::NativeHost, mtu };
+        let load = Load { protocol: Protocol::Tcp, streams: 1, datagram: None };
+        let speeds = |back_end| {
+            let of = |direction| Some(self.find(table, Case { load, direction }, back_end)?.speed);
+            Some([of(Direction::Forward)?, of(Direction::Back)?])
+        };
+        let (ours, theirs) = (speeds(BackEnd::Weft)?, speeds(NAT_PEER)?);
+        let (found, whose) = if wanted > 1.0 {
+            (ours[0].min(ours[1]) / theirs[0].max(theirs[1]), "worse direction against the better of")
+        } else {
+            ((ours[0] / theirs[0]).min(ours[1] / theirs[1]), "each direction against")
+        };
+        Some(Target { what: format!("{}, one TCP stream: weft's {whose} {}", table.title(), NAT_PEER.name()), wanted, found })
+    }
+
+    fn connections(&self, mtu: u16) -> Option<Target> {
+        let table = Table { setting: Setting::NativeHost, mtu };
+        let of_table = |outcome: &&Outcome| outcome.table == table && outcome.case.load.protocol == Protocol::Crr;
+        let against = self.outcomes.iter().filter(of_table).filter(|outcome| outcome.back_end == NAT_PEER);
+        let found = against.filter_map(|outcome| outcome.first_is_faster).reduce(f64::min)?;
+        Some(Target { what: format!("{}, TCP connections: weft against {}", table.title(), NAT_PEER.name()), wanted: 1.0, found })
     }
 }
 
@@ -168,7 +203,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const TABLE: Table = Table { setting: Setting::Native, mtu: 1500 };
-    pub(crate) const LOAD: Load = Load { protocol: Protocol::Tcp, streams: 1 };
+    pub(crate) const LOAD: Load = Load { protocol: Protocol::Tcp, streams: 1, datagram: None };
     pub(crate) const CASE: Case = Case { load: LOAD, direction: Direction::Forward };
 
     /// A machine that is half as fast in every round as in the one before.
@@ -176,7 +211,8 @@ pub(crate) mod tests {
         let mut results = Results { rounds: 3, seconds: 1, ..Results::default() };
         for (round, speed) in [(1, 1.0), (2, 0.5), (3, 0.25)] {
             for (back_end, gbit_per_second) in [(BackEnd::Weft, 16.0), (BackEnd::TestpmdTso, 8.0), (BackEnd::Testpmd, 1.6)] {
-                let rate = Rate { gbit_per_second: gbit_per_second * speed, lost_percent: None, retransmits: Some(3) };
+                let gbit_per_second = Some(gbit_per_second * speed);
+                let rate = Rate { gbit_per_second, connections_per_second: None, lost_percent: None, retransmits: Some(3) };
                 results.samples.push(Sample { table: TABLE, case: CASE, back_end, round, rate, back_end_cores: Some(0.5) });
             }
         }
@@ -189,7 +225,7 @@ pub(crate) mod tests {
         let results = example();
         let ratio = |back_end| results.find(TABLE, CASE, back_end).unwrap().first_is_faster;
         assert_eq!([BackEnd::Weft, BackEnd::TestpmdTso, BackEnd::Testpmd].map(ratio), [Some(1.0), Some(2.0), Some(10.0)]);
-        assert_eq!(results.find(TABLE, CASE, BackEnd::Weft).unwrap().gbit_per_second, 8.0);
+        assert_eq!(results.find(TABLE, CASE, BackEnd::Weft).unwrap().speed, 8.0);
     }
 
     #[test]

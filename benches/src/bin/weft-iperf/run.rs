@@ -66,7 +66,7 @@ impl Run<'_> {
     /// Finds out who takes part.
     fn look_around(&mut self) -> Result<(), RunError> {
         let dir = folder()?;
-        let nursery = Nursery { dir: dir.path().to_owned(), stop: self.stop.clone() };
+        let nursery = Nursery { dir: dir.path().to_owned(), stop: self.stop.clone(), inside: None };
         let is_wanted =
             |back_end: &BackEnd| self.plan.tables.iter().any(|&table| self.plan.back_ends_of(table).any(|one| one == *back_end));
         for &back_end in self.plan.back_ends.iter().filter(|back_end| is_wanted(back_end)) {
@@ -102,7 +102,7 @@ impl Run<'_> {
     /// One back-end's turn. When it fails, it is out for the rest of this load's rounds.
     fn turn(&mut self, table: Table, load: Load, back_end: BackEnd, round: u32) -> Result<(), RunError> {
         let dir = folder()?;
-        let nursery = Nursery { dir: dir.path().to_owned(), stop: self.stop.clone() };
+        let nursery = Nursery { dir: dir.path().to_owned(), stop: self.stop.clone(), inside: None };
         match self.turn_in(table, load, back_end, round, nursery) {
             Ok(()) | Err(NetError::Child(ChildError::Stopped)) => {}
             // Whatever else a signal has broken is no failure.

@@ -7,10 +7,16 @@ use smoltcp::socket::udp::UdpMetadata;
 use smoltcp::wire::IpEndpoint;
 use weft_switch::OffloadFeatures;
 
-use super::world::{GATEWAY, GUEST, GuestKind, World, far_udp, pattern, settings};
+use super::world::{GATEWAY, GUEST, GuestKind, ME, World, far_udp, pattern, settings};
 
 fn to(port: u16) -> UdpMetadata {
     IpEndpoint::new(GATEWAY.into(), port).into()
+}
+
+/// A datagram with its header, without a checksum.
+fn datagram(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+    let len = (8 + data.len()) as u16;
+    [&from.to_be_bytes(), &to.to_be_bytes(), &len.to_be_bytes(), &[0, 0], data].concat()
 }
 
 /// Waits for a datagram at the far end.
@@ -57,6 +63,59 @@ fn one_inside_endpoint_is_one_outside_port_whomever_it_talks_to_rfc_4787_req_1()
     // REQ-3: no two have one port.
     assert_ne!(arrived(&mut world, &ports[0].0).0, seen[0]);
     assert_eq!(world.engine.mappings().count(), 2);
+}
+
+#[test]
+fn no_two_inside_endpoints_have_one_outside_port_even_if_they_want_the_same_rfc_4787_req_3() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    let mut seen = Vec::new();
+    // The same port of many addresses: each would like to keep it.
+    for last in 10..30 {
+        world.give_from(ME, Ipv4Addr::new(10, 77, 0, last), 17, GATEWAY, &datagram(5000, port, b"mine"));
+        seen.push(arrived(&mut world, &far).0);
+    }
+    let distinct: std::collections::HashSet<_> = seen.iter().collect();
+    assert_eq!(distinct.len(), seen.len(), "{seen:?}");
+    assert!(seen.iter().all(|from| from.port() % 2 == 0), "parity is kept all the same (REQ-4): {seen:?}");
+}
+
+#[test]
+fn a_guest_reaches_a_guest_by_its_outside_port_and_is_seen_from_outside_rfc_4787_req_9() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    let (one, other) = (world.udp_socket(5000), world.udp_socket(5002));
+    world.udp(one).send_slice(b"where am I?", to(port)).unwrap();
+    let outside_of_one = arrived(&mut world, &far).0.port();
+    world.udp(other).send_slice(b"where am I?", to(port)).unwrap();
+    let outside_of_other = arrived(&mut world, &far).0.port();
+    world.udp(other).send_slice(b"hello", to(outside_of_one)).unwrap();
+    let (from, data) = world.receive(one);
+    assert_eq!((from, data.as_slice()), (SocketAddrV4::new(GATEWAY, outside_of_other), b"hello".as_slice()));
+    world.udp(one).send_slice(b"hello yourself", to(from.port())).unwrap();
+    assert_eq!(world.receive(other), (SocketAddrV4::new(GATEWAY, outside_of_one), b"hello yourself".to_vec()));
+}
+
+#[test]
+fn what_a_payload_says_about_addresses_is_left_alone_rfc_4787_req_10_and_5382_req_6() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    let guest = world.udp_socket(5060);
+    let sip = b"INVITE sip:x SIP/2.0\r\nVia: SIP/2.0/UDP 10.77.0.10:5060\r\nContact: <sip:a@10.77.0.10:5060>\r\n\r\n";
+    world.udp(guest).send_slice(sip, to(port)).unwrap();
+    assert_eq!(arrived(&mut world, &far).1, sip);
+    let (handle, mut connection) = world.connected();
+    let ftp = b"PORT 10,77,0,10,200,10\r\n";
+    world.tcp(handle).send_slice(ftp).unwrap();
+    let mut got = Vec::new();
+    world.until("the command", |_| {
+        let mut buffer = [0; 100];
+        let read = std::io::Read::read(&mut connection, &mut buffer).unwrap_or(0);
+        got.extend_from_slice(&buffer[..read]);
+        got.len() >= ftp.len()
+    });
+    assert_eq!(got, ftp);
+    assert_eq!(world.engine.mappings().count(), 2, "and nobody is let in by it");
 }
 
 #[test]

@@ -218,7 +218,7 @@ fn what_is_forwarded_goes_to_whose_address_it_is_and_not_to_who_used_it() {
     let caller = UdpSocket::bind(anywhere()).unwrap();
     // Somebody who has used the address before, behind another port.
     let other = Station { port: PortId(PORT.0 + 1), mac: MacAddr([2, 0, 0, 0, 0, 0x66]) };
-    world.give_from(other, 17, Ipv4Addr::new(192, 0, 2, 1), &[0, 7, 0, 9, 0, 8, 0, 0]);
+    world.give_from(other, GUEST, 17, Ipv4Addr::new(192, 0, 2, 1), &[0, 7, 0, 9, 0, 8, 0, 0]);
     let frames = world.ring.count;
     caller.send_to(b"question", address).unwrap();
     world.until("the question at its owner", |world| world.ring.count > frames);

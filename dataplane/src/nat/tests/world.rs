@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll};
+use mio::{Events, Poll, Registry, Token};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -26,6 +27,8 @@ pub(super) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 10);
 pub(super) const PORT: PortId = PortId(3);
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0x77, 0, 0, 0, 1]);
 const GUEST_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
+/// The guest.
+pub(super) const ME: Station = Station { port: PORT, mac: GUEST_MAC };
 /// How long a condition is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -102,6 +105,10 @@ impl ToGuests for Ring {
         pieces.extend(bytes.chunks_mut(self.kind.buffer).map(|piece| Segment { ptr: piece.as_mut_ptr(), len: piece.len() }));
         self.reserved = Some(bytes);
         Ok(len)
+    }
+
+    fn wait_for_room(&mut self, _: PortId, _: &Arc<Registry>, _: Token) -> Option<bool> {
+        None
     }
 
     fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload) {
@@ -310,16 +317,16 @@ impl World {
 
     /// A packet of the guest's that its stack would not send.
     pub(super) fn give_ip(&mut self, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
-        self.give_from(Station { port: PORT, mac: GUEST_MAC }, protocol, destination, payload);
+        self.give_from(ME, GUEST, protocol, destination, payload);
     }
 
-    /// The same from somebody who uses the guest's address.
-    pub(super) fn give_from(&mut self, station: Station, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
+    /// The same from somebody else, or with an address that is not the guest's.
+    pub(super) fn give_from(&mut self, station: Station, source: Ipv4Addr, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
         let mut header = [0; 20];
         header[0] = 0x45;
         header[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
         (header[8], header[9]) = (64, protocol);
-        header[12..16].copy_from_slice(&GUEST.octets());
+        header[12..16].copy_from_slice(&source.octets());
         header[16..].copy_from_slice(&destination.octets());
         let sum = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;

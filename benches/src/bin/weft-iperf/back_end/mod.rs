@@ -2,6 +2,7 @@
 
 mod ovs;
 mod passt;
+pub(crate) mod slirp4netns;
 mod testpmd;
 mod weft;
 
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::child::{Child, ChildError, Nursery, find_program};
 use crate::hugepages::Hugepages;
-use crate::plan::BackEnd;
+use crate::plan::{BackEnd, Setting};
 
 /// Memory that a DPDK process gets, in mebibytes.
 const DPDK_MEBIBYTES: u64 = 512;
@@ -24,7 +25,7 @@ pub(crate) struct Plug {
 }
 
 /// A running back-end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Running {
     /// The process that moves frames comes first.
     pub(crate) children: Vec<Child>,
@@ -56,21 +57,25 @@ impl Programs {
                 Some(path) => Ok(first_line(nursery, &path.display().to_string(), &["--version"])),
                 None => Err("qemu-system-x86_64 is not here; benches/iperf/setup installs it".to_owned()),
             },
+            BackEnd::Slirp4netns => slirp4netns::look_for(nursery),
             BackEnd::Veth => Ok("the kernel's own pair of virtual interfaces".to_owned()),
         }
     }
 
     /// Starts one for two guests, or for one and the host.
-    pub(crate) fn start(&self, back_end: BackEnd, mtu: u16, nursery: &Nursery) -> Result<Running, ChildError> {
+    pub(crate) fn start(&self, back_end: BackEnd, setting: Setting, mtu: u16, nursery: &Nursery) -> Result<Running, ChildError> {
         match back_end {
+            BackEnd::Weft if matches!(setting, Setting::NativeHost | Setting::QemuHost) => {
+                weft::start_nat(&self.weft, mtu, nursery)
+            }
             BackEnd::Weft => weft::start(&self.weft, nursery),
             BackEnd::TestpmdTso => testpmd::start(true, nursery),
             BackEnd::Testpmd => testpmd::start(false, nursery),
             BackEnd::OvsDpdkTso => ovs::start(true, nursery),
             BackEnd::OvsDpdk => ovs::start(false, nursery),
             BackEnd::Passt => passt::start(&self.built, mtu, nursery),
-            // Neither is a process of its own.
-            BackEnd::Slirp | BackEnd::Veth => Ok(Running { children: Vec::new(), plugs: Vec::new(), _hugepages: None }),
+            // QEMU has the first in itself, the second is the kernel's, and the third needs a guest to begin with.
+            BackEnd::Slirp | BackEnd::Veth | BackEnd::Slirp4netns => Ok(Running::default()),
         }
     }
 }

@@ -29,9 +29,9 @@ pub(super) fn look_for(built: &Path, nursery: &Nursery) -> Result<(PathBuf, Stri
 }
 
 /// A socket is there before anybody listens on it. The kernel's table has flags in the fourth column, and the path in the last.
-fn is_listening(socket: &str) -> bool {
+fn is_listening(process: u32, socket: &str) -> bool {
     const ACCEPTS: &str = "00010000";
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let table = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap_or_default();
     table.lines().any(|line| line.split_whitespace().nth(3) == Some(ACCEPTS) && line.ends_with(socket))
 }
 
@@ -43,8 +43,11 @@ pub(super) fn start(built: &Path, mtu: u16, nursery: &Nursery) -> Result<Running
     // As another user it could not open its socket in our folder.
     let place = ["--foreground", "--runas", "0", "--vhost-user", "--socket", &socket_word];
     let network = ["--ipv4-only", "--address", &guest, "--netmask", "24", "--gateway", &gateway, "--mtu", &mtu];
+    // Which is the gateway by itself only on a host with a default route.
+    let host = ["--map-host-loopback", &gateway];
     let nothing_in = ["--tcp-ports", "none", "--udp-ports", "none"];
-    let mut passt = nursery.start("passt", &[&[program.as_str()], &place[..], &network, &nothing_in].concat())?;
-    passt.wait_for("passt to listen", START_LIMIT, || is_listening(&socket_word).then_some(()))?;
+    let mut passt = nursery.start("passt", &[&[program.as_str()], &place[..], &network, &host, &nothing_in].concat())?;
+    let process = passt.pid();
+    passt.wait_for("passt to listen", START_LIMIT, || is_listening(process, &socket_word).then_some(()))?;
     Ok(Running { children: vec![passt], plugs: vec![Plug { socket, guest_listens: false }], _hugepages: None })
 }
