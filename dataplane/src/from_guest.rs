@@ -10,7 +10,7 @@ use crate::gateway::Dispatch;
 use crate::memory::Segment;
 use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
-use crate::ring_copy::{Cursor, prefetch};
+use crate::ring_copy::{Cursor, LINE_LEN, prefetch};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
 use crate::vlan::Stamp;
 
@@ -311,6 +311,7 @@ impl Batch {
                 Err(fault) => return Err(queue.base().explain(fault)),
             }
             prefetch(frame.chain.ptr());
+            prefetch(frame.chain.ptr().wrapping_add(LINE_LEN));
             cost += frame.chain.cost + frame.chain.len / BYTES_PER_BUFFER;
             self.count += 1;
         }
