@@ -69,7 +69,10 @@ impl WaysIn {
                 continue;
             }
             let way = WayIn::open(dataplane, id, rule, guest);
-            if let (Some(error), Ok(())) = (way.failed, &first) {
+            // What can't be had is known now, even if there is no guest yet to whom it would lead.
+            let is_new = || !old.iter().any(|way| way.rule == *rule);
+            let probed = if guest.is_none() && is_new() { probe(rule) } else { Ok(()) };
+            if let (Some(error), Ok(())) = (way.failed.or(probed.err()), &first) {
                 first = Err((rule.clone(), error));
             }
             ways.push(way);
@@ -156,6 +159,12 @@ impl Switch {
     pub(crate) fn follow_names(&mut self) {
         self.ways_in.follow_names(&mut self.dataplane, &self.services);
     }
+}
+
+/// Finds out whether all ports of the host that a forward wants can be had.
+fn probe(rule: &ForwardRule) -> Result<(), ForwardError> {
+    // Whose guest it would lead to is all the same.
+    rule.forwards(Ipv4Addr::UNSPECIFIED).try_for_each(|forward| forward.probe())
 }
 
 fn address_of(services: &Services, id: NetworkId, rule: &ForwardRule) -> Option<Ipv4Addr> {

@@ -103,6 +103,10 @@ fn forwards_that_cannot_be_are_refused_and_nothing_changes() {
     assert!(add(&from, "10.78.9.10:80").contains("can't be forwarded"));
     assert!(TcpListener::bind(("127.0.0.1", port - 1)).is_ok());
     assert!(add("tcp:192.0.2.200:8080", "10.78.9.10").contains("not an address of this host"));
+    // So it is if there is no guest of that name yet.
+    assert!(add(&format!("tcp:127.0.0.1:{port}"), "web:80").contains("is taken"));
+    assert!(add(&from, "web:80").contains("is taken"));
+    assert!(add("udp:192.0.2.200:8080", "web").contains("not an address of this host"));
     assert!(add("tcp:8080", "10.79.0.10:80").contains("no guest of network \"default\" can be"));
     assert!(add("tcp:8080", "10.78.9.1:80").contains("no guest of network"));
     assert!(weft.refused(&["forward", "add", "lab", "tcp:8080", "web:80"]).contains("only a network of mode nat"));
