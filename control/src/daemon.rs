@@ -20,6 +20,7 @@ use crate::config::{Config, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::host::Host;
 use crate::processors::{self, ProcessorError};
+use crate::reach;
 use crate::refusal::Refusal;
 use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
@@ -141,6 +142,9 @@ impl Daemon {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
         info!("weft {VERSION} runs on {}, with {workers}", run_dir.path().display());
         if let Some(doubt) = workers.doubt(std::thread::available_parallelism().map_or(1, NonZero::get)) {
+            warn!("{doubt}");
+        }
+        if let Some(doubt) = reach::doubt().filter(|_| config.networks.values().any(|network| network.nat().is_some())) {
             warn!("{doubt}");
         }
         Ok(Self {
