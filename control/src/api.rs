@@ -44,6 +44,22 @@ pub struct MethodInfo {
     pub schemas: fn(&mut SchemaGenerator) -> (Schema, Schema),
 }
 
+/// What there is to say about a request that was carried out. It stands beside the result, in `warnings`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Warning {
+    /// `not_kept` or `until_restart`.
+    pub kind: String,
+    /// For a person.
+    pub message: String,
+}
+
+impl Warning {
+    /// The change was made, and can't be kept for the next start though it should be.
+    pub const NOT_KEPT: &str = "not_kept";
+    /// The change was made, and the configuration file knows nothing of it.
+    pub const UNTIL_RESTART: &str = "until_restart";
+}
+
 /// No parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -314,6 +330,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// False when a worker has died.
     pub healthy: bool,
+    /// What else an operator should look after: a configuration that could not be kept, or not be read again.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// How many ports there are.
     pub ports: usize,
     /// How many of them are up.
@@ -624,6 +643,9 @@ macro_rules! methods {
                 /// When it is refused.
                 fn $verb(&mut self, params: $params) -> Result<$answer, RpcError>;
             )*
+
+            /// Takes what there is to say about the request that was carried out last.
+            fn take_warnings(&mut self) -> Vec<Warning>;
         }
 
         /// Every method, in the order of the documentation.

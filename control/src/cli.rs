@@ -18,7 +18,7 @@ use serde::Serialize;
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
-use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats};
+use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats, Warning};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
@@ -303,7 +303,8 @@ impl CliError {
 
 fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
     let run_dirs = || run_dir::candidates(cli.run_dir.as_deref());
-    let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?) };
+    let tell = if output.json { tell_program } else { tell_person };
+    let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?.telling(tell)) };
     match cli.command {
         Command::Run(args) => {
             let was_chosen = cli.run_dir.is_some() || std::env::var_os("WEFT_RUN_DIR").is_some_and(|dir| !dir.is_empty());
@@ -334,6 +335,18 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Api(ApiCommand::Schema) => print_text(&format!("{:#}\n", api::schema())),
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(dir),
+    }
+}
+
+/// Where stderr is closed there is nobody to tell.
+fn tell_person(warning: &Warning) {
+    let _ = writeln!(io::stderr(), "weft: {}", warning.message);
+}
+
+/// Programs know whether they gave weft a file.
+fn tell_program(warning: &Warning) {
+    if warning.kind != Warning::UNTIL_RESTART {
+        tell_person(warning);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::run_dir::{RunDir, RunDirError};
 use crate::saved::SavedConfig;
 use crate::server::{Server, ServerError};
 use crate::services::Services;
-use crate::switch::Switch;
+use crate::switch::{FailedReload, Switch};
 
 /// SIGTERM and SIGINT.
 const STOP: Token = Token(0);
@@ -253,14 +253,17 @@ impl Daemon {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, now]);
         }
-        match config_file::read(&file, &self.switch.host) {
-            Err(error) => error!("the configuration stays as it is: {error}"),
-            Ok(declared) => match self.switch.apply_unattended(&declared.with_overrides(&self.overrides)) {
-                Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
-                Ok(0) => info!("{} says what runs already", file.display()),
-                Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(count, "step")),
-            },
+        let outcome = config_file::read(&file, &self.switch.host).map_err(DaemonError::from).and_then(|declared| {
+            let wanted = declared.with_overrides(&self.overrides);
+            self.switch.apply_unattended(&wanted).map_err(DaemonError::from)
+        });
+        match &outcome {
+            Err(DaemonError::File(error)) => error!("the configuration stays as it is: {error}"),
+            Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
+            Ok(0) => info!("{} says what runs already", file.display()),
+            Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(*count, "step")),
         }
+        self.switch.failed_reload = outcome.err().map(|error| FailedReload { at: Instant::now(), why: error.to_string() });
         notify(&[NotifyState::Ready, NotifyState::Status(&self.summary())]);
     }
 

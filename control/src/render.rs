@@ -271,7 +271,7 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         style,
         vec![
             ("weft", format!("{} (process {})", status.version, status.pid)),
-            ("Health", if status.healthy { "good".to_owned() } else { "bad: a worker has died, see the log".to_owned() }),
+            ("Health", health(status)),
             ("Running for", duration(status.uptime_seconds)),
             ("Run directory", status.run_dir.display().to_string()),
             ("Configuration", config),
@@ -280,6 +280,12 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         ],
     );
     format!("{whole}\n{}", workers(style, &status.workers, None))
+}
+
+fn health(status: &Status) -> String {
+    let worker = (!status.healthy).then_some("bad: a worker has died, see the log");
+    let problems: Vec<_> = worker.into_iter().chain(status.problems.iter().map(String::as_str)).collect();
+    if problems.is_empty() { "good".to_owned() } else { problems.join("\n") }
 }
 
 /// Totals since the ports were added and the workers started; with `before`, what passed per second since then.
@@ -371,7 +377,7 @@ fn or_none(text: String) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
-fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),

@@ -16,6 +16,7 @@ use weft_switch::vlan::PortRole;
 use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
 use crate::addressing::DhcpChoice;
+use crate::api::Warning;
 use crate::audit::AuditTrail;
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::gateway_plan::GatewayPlan;
@@ -42,11 +43,24 @@ pub struct Switch {
     pub(crate) config_file: Option<PathBuf>,
     /// Where the configuration is kept when there is no file.
     pub(crate) saved: Option<SavedConfig>,
+    /// Why what runs now could not be kept.
+    pub(crate) not_kept: Option<String>,
+    /// The last time that the configuration file was read again, if it was of no use.
+    pub(crate) failed_reload: Option<FailedReload>,
+    /// What there is to say about the request that is being carried out.
+    pub(crate) warnings: Vec<Warning>,
     pub(crate) started: Instant,
     pub(crate) networks: BTreeMap<Name, NetworkId>,
     /// The subnets of networks that have one, declared or chosen.
     pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
+}
+
+/// A reload that changed nothing.
+#[derive(Debug)]
+pub(crate) struct FailedReload {
+    pub(crate) at: Instant,
+    pub(crate) why: String,
 }
 
 /// What the dataplane was told about a port.
@@ -78,6 +92,9 @@ impl Switch {
             host,
             config_file,
             saved: None,
+            not_kept: None,
+            failed_reload: None,
+            warnings: Vec::new(),
             started: Instant::now(),
             networks: BTreeMap::new(),
             subnets: BTreeMap::new(),
@@ -111,10 +128,30 @@ impl Switch {
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));
-        if let Some(saved) = self.saved.as_ref().filter(|_| count > 0) {
-            saved.save(&self.config);
+        if count > 0 && !self.unattended {
+            self.keep();
         }
         Ok(count)
+    }
+
+    /// Keeps a change for the next start, and says if that is not so.
+    fn keep(&mut self) {
+        let warning = match (&self.saved, &self.config_file) {
+            (Some(saved), _) => {
+                let failed = saved.save(&self.config).err();
+                self.not_kept = failed.as_ref().map(|error| format!("changes are not kept for the next start: {error}"));
+                failed.map(|error| (Warning::NOT_KEPT, format!("this is done, but not kept for the next start: {error}")))
+            }
+            (None, Some(file)) => {
+                let file = file.display();
+                let message = format!(
+                    "this holds until a restart, or until {file} is read again: to keep it, write it there (weft config show)"
+                );
+                Some((Warning::UNTIL_RESTART, message))
+            }
+            (None, None) => None,
+        };
+        self.warnings.extend(warning.map(|(kind, message)| Warning { kind: kind.to_owned(), message }));
     }
 
     /// The same for a configuration that nobody has just asked for, at the start and when its file is read again: ports of the host that can't be forwarded
