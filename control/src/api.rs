@@ -179,7 +179,7 @@ pub struct ForwardLine {
     pub guest: Option<Ipv4Addr>,
     /// `open`, `waiting` (no guest has that name now), or `failed`.
     pub state: String,
-    /// Why it is not open.
+    /// Why it is not open; or, if it is, that nobody is known to have the guest's address.
     pub reason: Option<String>,
 }
 
@@ -244,6 +244,9 @@ pub struct NatInfo {
     pub network: Name,
     /// Guests reach this host's loopback under the gateway's address.
     pub host_access: bool,
+    /// Why guests can't ping the outside, if they can't.
+    #[serde(default)]
+    pub ping_refused: Option<String>,
     /// TCP connections that there are.
     pub tcp: usize,
     /// Mappings of UDP that there are.
@@ -275,6 +278,12 @@ pub struct NatPort {
     pub udp: usize,
     /// Mappings of ICMP echo.
     pub icmp: usize,
+    /// Bytes of payload from the guest, by those that there are now.
+    #[serde(default)]
+    pub from_guest_bytes: u64,
+    /// Bytes of payload to the guest, by the same.
+    #[serde(default)]
+    pub to_guest_bytes: u64,
 }
 
 /// A lease, by network and address.

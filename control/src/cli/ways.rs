@@ -79,7 +79,10 @@ pub(super) fn forward(command: ForwardCommand, client: &mut Client, output: &Out
 
 fn added(line: &ForwardLine) -> String {
     match line.guest {
-        Some(_) => format!("{} is forwarded to {}.\n", line.from, line.to),
+        Some(_) => {
+            let but = line.reason.as_ref().map(|reason| format!(", but {reason}")).unwrap_or_default();
+            format!("{} is forwarded to {}{but}.\n", line.from, line.to)
+        }
         None => format!("{} will be forwarded to {} as soon as a guest has that name.\n", line.from, line.to),
     }
 }

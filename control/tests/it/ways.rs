@@ -150,6 +150,11 @@ fn guests_reach_the_hosts_loopback_only_if_they_may() {
     assert_eq!(weft.json(&["nat", "list", "--port", "vm2"]), json!([]));
     let nat = weft.json(&["nat", "show"]);
     assert_eq!((&nat["udp"], &nat["ports"]["vm1"]["udp"], &nat["host_access"]), (&json!(1), &json!(1), &json!(true)));
+    let of_port = &nat["ports"]["vm1"];
+    assert_eq!((&of_port["from_guest_bytes"], &of_port["to_guest_bytes"]), (&json!(7), &json!(3)));
+    let shown = weft.run(&["nat", "show"]).stdout;
+    assert!(shown.contains("7 bytes out, 3 bytes in"), "{shown}");
+    assert!(shown.contains(nat["ping_refused"].as_str().unwrap_or("works")), "{shown}");
     assert!(weft.run(&["nat", "list"]).stdout.contains("10.78.9.1:"));
     weft.json(&["network", "set", "default", "--host-access=false"]);
     guest.send_udp_to(from, to, b"late");
@@ -240,4 +245,19 @@ fn a_port_that_somebody_has_keeps_no_guest_from_its_network() {
     assert_eq!(Client::plug(&weft.at("vm1.sock"), 1).lease().yiaddr(), Ipv4Addr::new(10, 78, 9, 10));
     drop(taken);
     wait_for("the forward", || (weft.json(&["forward", "list"])[0]["state"] == "open").then_some(()));
+}
+
+#[test]
+fn a_forward_whose_guest_is_not_there_says_for_whom_it_waits() {
+    let weft = Weft::start_with_config(LAB);
+    let (by_address, by_name) = (format!("tcp:127.0.0.1:{}", free_port()), format!("udp:127.0.0.1:{}", free_port()));
+    let added = weft.run(&["forward", "add", "default", &by_address, "10.78.9.10:80"]).stdout;
+    assert!(added.contains("but nobody has 10.78.9.10 yet"), "{added}");
+    weft.json(&["forward", "add", "default", &by_name, "vm2:80"]);
+    let lines = weft.json(&["forward", "list"]);
+    assert_eq!((&lines[0]["state"], &lines[0]["reason"]), (&json!("open"), &json!("nobody has 10.78.9.10 yet")));
+    assert_eq!((&lines[1]["state"], &lines[1]["reason"]), (&json!("waiting"), &json!("no guest is called vm2")));
+    let mut guest = Client::plug(&weft.at("vm1.sock"), 1);
+    assert_eq!(guest.lease().yiaddr(), Ipv4Addr::new(10, 78, 9, 10));
+    assert_eq!(weft.json(&["forward", "list"])[0]["reason"], json!(null));
 }
