@@ -164,6 +164,9 @@ pub struct ForwardOf {
     pub network: Name,
     /// The ports, as they were given.
     pub from: ForwardFrom,
+    /// Where they lead, to be sure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<ForwardTo>,
 }
 
 /// A way in, and how it is.

@@ -46,10 +46,12 @@ impl Switch {
         let Some(network) = wanted.networks.get_mut(&params.network) else {
             return Err(self.no_network(&params.network).into());
         };
-        let before = network.forwards.len();
-        network.forwards.retain(|rule| rule.from != params.from);
-        if network.forwards.len() == before {
+        let Some(place) = network.forwards.iter().position(|rule| rule.from == params.from) else {
             return Err(Refusal::NoForward { network: params.network, from: params.from }.into());
+        };
+        let rule = network.forwards.remove(place);
+        if params.to.as_ref().is_some_and(|to| !rule.leads_to(to)) {
+            return Err(Refusal::ForwardElsewhere { network: params.network, from: rule.from, to: rule.to }.into());
         }
         self.apply(&wanted)?;
         Ok(params)
