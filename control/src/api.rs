@@ -16,6 +16,7 @@ use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode};
+use crate::wording::plain;
 
 /// The version of what is said on the control socket. It changes when an old client would misunderstand.
 pub const PROTOCOL: u32 = 1;
@@ -734,8 +735,8 @@ methods! {
 fn read<P: DeserializeOwned>(params: Value) -> Result<P, RpcError> {
     serde_path_to_error::deserialize(params).map_err(|error| {
         let path = error.path().to_string();
-        let inner = error.into_inner();
-        RpcError::bad_params(if path == "." { inner.to_string() } else { format!("{path}: {inner}") })
+        let inner = plain(&error.into_inner().to_string());
+        RpcError::bad_params(if path == "." { inner } else { format!("{path}: {inner}") })
     })
 }
 

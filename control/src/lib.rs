@@ -38,3 +38,4 @@ pub mod switch;
 pub mod values;
 pub mod vlans;
 mod ways_in;
+mod wording;
