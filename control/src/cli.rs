@@ -1,6 +1,7 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
 mod leases;
+mod man;
 mod networks;
 mod ways;
 
@@ -334,7 +335,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Config(ConfigCommand::Check { file }) => check(&file, cli.run_dir.as_deref(), output),
         Command::Api(ApiCommand::Schema) => print_text(&format!("{:#}\n", api::schema())),
         Command::Completions { shell } => completions(shell),
-        Command::Man { dir } => man(dir),
+        Command::Man { dir } => manual(dir),
     }
 }
 
@@ -458,17 +459,10 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
     print(&script)
 }
 
-fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
-    let command = Cli::command();
+fn manual(dir: Option<PathBuf>) -> Result<(), CliError> {
     match dir {
-        Some(dir) => std::fs::create_dir_all(&dir)
-            .and_then(|()| clap_mangen::generate_to(command, &dir))
-            .map_err(|source| CliError::Man { dir, source }),
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            print(&page)
-        }
+        Some(dir) => man::write_all(Cli::command(), &dir).map_err(|source| CliError::Man { dir, source }),
+        None => print(&man::page(Cli::command())?),
     }
 }
 
