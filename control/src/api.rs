@@ -408,6 +408,9 @@ pub struct PortInfo {
     pub state: String,
     /// Why the last connection ended.
     pub last_stop: Option<String>,
+    /// How long ago that was.
+    #[serde(default)]
+    pub last_stop_seconds: Option<u64>,
     /// How many times a guest has connected.
     pub connections: u64,
     /// The negotiated virtio features.

@@ -208,6 +208,7 @@ impl Switch {
         let Some(status) = self.dataplane.port_status(plugged.id) else {
             return Err(RpcError::internal(format!("the dataplane does not know port {name:?}")));
         };
+        let now = self.dataplane.now();
         let rings = status.rings.iter().map(|ring| RingInfo { index: ring.index, size: ring.size, enabled: ring.enabled });
         Ok(PortInfo {
             name: name.clone(),
@@ -220,6 +221,7 @@ impl Switch {
             mtu: plugged.mtu,
             state: <&'static str>::from(status.state).to_owned(),
             last_stop: status.last_stop,
+            last_stop_seconds: status.last_stop_at.map(|at| now.since(at).as_secs()),
             connections: status.connections,
             features: status.features.into_iter().map(str::to_owned).collect(),
             guest_mtu: status.guest_mtu,

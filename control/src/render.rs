@@ -69,7 +69,8 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("Rings", or_none(rings.collect::<Vec<_>>().join("\n"))),
     ];
     rows.extend(port.guest_mtu.map(|mtu| ("Guest's MTU", mtu.to_string())));
-    rows.extend(port.last_stop.clone().map(|reason| ("Last stop", reason)));
+    let ago = port.last_stop_seconds.map(|seconds| format!(", {} ago", duration(seconds))).unwrap_or_default();
+    rows.extend(port.last_stop.as_ref().map(|reason| ("Last stop", format!("{reason}{ago}"))));
     rows.extend(counter_rows(&port.counters));
     pairs(style, rows)
 }
