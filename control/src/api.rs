@@ -731,7 +731,7 @@ methods! {
     "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
     /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
-    /// The declared value that runs; as TOML it is a configuration file.
+    /// The declared value that runs, with the subnets that weft has chosen; as TOML it is a configuration file.
     "config.show" => ShowConfig, config_show(Nothing) -> Config;
 }
 

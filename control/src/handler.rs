@@ -183,7 +183,10 @@ impl Handler for Switch {
     }
 
     fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> {
-        Ok(self.config.clone())
+        // As a file it shall be what runs here, the subnets that weft has chosen included.
+        let mut shown = self.config.clone();
+        self.subnets.keys().for_each(|name| self.pin_subnet(&mut shown, name));
+        Ok(shown)
     }
 
     fn take_warnings(&mut self) -> Vec<Warning> {

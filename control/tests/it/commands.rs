@@ -114,6 +114,18 @@ fn the_configuration_that_is_shown_can_be_used_as_a_file() {
 }
 
 #[test]
+fn the_configuration_that_is_shown_has_the_subnets_that_weft_chose() {
+    let weft = Weft::start();
+    weft.json(&["network", "add", "lab"]);
+    weft.json(&["network", "add", "quiet", "--mode", "private"]);
+    let shown = weft.json(&["config", "show"]);
+    for name in ["default", "lab"] {
+        assert_eq!(shown["networks"][name]["subnet"], weft.json(&["network", "show", name])["subnet"], "{shown}");
+    }
+    assert_eq!(shown["networks"]["quiet"]["subnet"], Value::Null);
+}
+
+#[test]
 fn the_line_that_starts_a_guest_is_complete() {
     let weft = Weft::start();
     let text = weft.run(&["port", "add", "web"]).stdout;
