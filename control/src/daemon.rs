@@ -120,7 +120,8 @@ impl Daemon {
         let config = declared.with_overrides(&overrides);
         let workers = &config.workers;
         processors::check(&workers.cpus)?;
-        let run_dir = RunDir::take(run_dir)?;
+        // Before all that has sockets in it, and so given back after it.
+        let mut run_dir = RunDir::take(run_dir)?;
         run_dir.remove_stale_sockets(&guests_sockets(&config, &host))?;
         let poll = Poll::new().map_err(|source| DaemonError::Io { what: "make an epoll instance", source })?;
         let stopping = Arc::new(AtomicBool::new(false));
@@ -139,6 +140,7 @@ impl Daemon {
         // From now on: what is there by itself need not be kept.
         switch.saved = saved;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
+        run_dir.settle();
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
         info!("weft {VERSION} runs on {}, with {workers}", run_dir.path().display());
         if let Some(doubt) = workers.doubt(std::thread::available_parallelism().map_or(1, NonZero::get)) {

@@ -58,6 +58,24 @@ fn a_second_switch_on_the_same_run_directory_is_refused() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_no_run_directory_that_was_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weft.toml");
+    std::fs::write(&file, "[ports.vm1]\nsocket = \"/nowhere/vm1.sock\"\n").unwrap();
+    let (run_dir, state_dir) = (dir.path().join("run"), dir.path().join("state"));
+    let start = || {
+        let paths = [&run_dir, &state_dir, &file].map(|path| path.to_str().unwrap());
+        run(&["run", "--run-dir", paths[0], "--state-dir", paths[1], "--config", paths[2]])
+    };
+    let ran = start();
+    assert!(ran.status == 1 && ran.stderr.contains("/nowhere"), "{}", ran.stderr);
+    assert!(!run_dir.exists());
+    std::fs::create_dir(&run_dir).unwrap();
+    assert_eq!(start().status, 1);
+    assert!(run_dir.exists());
+}
+
+#[test]
 fn the_stale_sockets_of_a_dead_switch_are_taken_over() {
     let weft = Weft::start();
     assert_eq!(weft.run(&["port", "add", "extra"]).status, 0);
