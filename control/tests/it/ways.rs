@@ -242,11 +242,15 @@ fn a_network_changes_in_place() {
 fn a_port_that_somebody_has_keeps_no_guest_from_its_network() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let from = format!("tcp:{}", taken.local_addr().unwrap());
-    let config = LAB.replace("subnet", &format!("forwards = [{{ from = \"{from}\", to = \"10.78.9.10:80\" }}]\nsubnet"));
+    let foreign = "{ from = \"tcp:192.0.2.200:80\", to = \"10.78.9.10:80\" }, { from = \"udp:192.0.2.200:80\", to = \"web\" }";
+    let config =
+        LAB.replace("subnet", &format!("forwards = [{{ from = \"{from}\", to = \"10.78.9.10:80\" }}, {foreign}]\nsubnet"));
     let weft = Weft::start_with_config(&config);
     let line = &weft.json(&["forward", "list"])[0];
     assert_eq!((&line["state"], line["reason"].as_str().unwrap().contains("is taken")), (&json!("failed"), true));
-    assert!(weft.log().contains("can't be forwarded"), "{}", weft.log());
+    for from in [&from, "tcp:192.0.2.200:80", "udp:192.0.2.200:80"] {
+        assert!(weft.log().contains(&format!("{from} can't be forwarded")), "{}", weft.log());
+    }
     assert_eq!(Client::plug(&weft.at("vm1.sock"), 1).lease().yiaddr(), Ipv4Addr::new(10, 78, 9, 10));
     drop(taken);
     wait_for("the forward", || (weft.json(&["forward", "list"])[0]["state"] == "open").then_some(()));
