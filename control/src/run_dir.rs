@@ -13,6 +13,9 @@ use mio::net::UnixStream;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::{info, warn};
 
+use crate::services::LEASES_FILE;
+use crate::state_dir;
+
 /// File name of the lock in the run directory.
 pub const LOCK_FILE: &str = "weft.lock";
 
@@ -145,11 +148,15 @@ impl RunDir {
 }
 
 impl Drop for RunDir {
-    /// A directory that was made for a start that came to nothing goes again, unless something is in it.
+    /// A directory that was made for a start that came to nothing goes again with what this start has put there, unless something else is in it.
     fn drop(&mut self) {
         if self.is_trial {
-            // What can't be removed does no harm: the next weft takes it over.
-            let _ = std::fs::remove_file(self.path.join(LOCK_FILE)).and_then(|()| std::fs::remove_dir(&self.path));
+            let state_dir = self.path.join(state_dir::IN_RUN_DIR);
+            // What is not there or can't be removed does no harm: the next weft takes it over.
+            let _ = std::fs::remove_file(state_dir.join(LEASES_FILE));
+            let _ = std::fs::remove_dir(&state_dir);
+            let _ = std::fs::remove_file(self.path.join(LOCK_FILE));
+            let _ = std::fs::remove_dir(&self.path);
         }
     }
 }
@@ -234,9 +241,10 @@ mod tests {
         drop(RunDir::take(&path).unwrap());
         assert!(!path.exists());
         let run_dir = RunDir::take(&path).unwrap();
-        std::fs::write(path.join("state"), "").unwrap();
+        std::fs::create_dir(path.join("state")).unwrap();
+        std::fs::write(path.join("state/config.toml"), "").unwrap();
         drop(run_dir);
-        assert!(path.join("state").exists());
+        assert!(path.join("state/config.toml").exists());
         drop(RunDir::take(&path).unwrap());
         assert!(path.join(LOCK_FILE).exists(), "the directory was there before");
     }

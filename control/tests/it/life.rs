@@ -62,11 +62,8 @@ fn a_start_that_fails_leaves_no_run_directory_that_was_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("weft.toml");
     std::fs::write(&file, "[ports.vm1]\nsocket = \"/nowhere/vm1.sock\"\n").unwrap();
-    let (run_dir, state_dir) = (dir.path().join("run"), dir.path().join("state"));
-    let start = || {
-        let paths = [&run_dir, &state_dir, &file].map(|path| path.to_str().unwrap());
-        run(&["run", "--run-dir", paths[0], "--state-dir", paths[1], "--config", paths[2]])
-    };
+    let run_dir = dir.path().join("run");
+    let start = || run(&["run", "--run-dir", run_dir.to_str().unwrap(), "--config", file.to_str().unwrap()]);
     let ran = start();
     assert!(ran.status == 1 && ran.stderr.contains("/nowhere"), "{}", ran.stderr);
     assert!(!run_dir.exists());
