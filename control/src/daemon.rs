@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
@@ -84,6 +84,8 @@ pub struct Daemon {
     overrides: WorkerOverrides,
     /// Set when a signal to stop has come: the next one ends the process at once.
     stopping: Arc<AtomicBool>,
+    /// Which signal that was.
+    stopped_by: Arc<AtomicUsize>,
     watchdog: Option<Watchdog>,
     was_healthy: bool,
     _run_dir: RunDir,
@@ -124,9 +126,10 @@ impl Daemon {
         let mut run_dir = RunDir::take(run_dir)?;
         run_dir.remove_stale_sockets(&guests_sockets(&config, &host))?;
         let poll = Poll::new().map_err(|source| DaemonError::Io { what: "make an epoll instance", source })?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, stopped_by) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for signal in [SIGTERM, SIGINT] {
-            let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&stopping));
+            let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&stopping))
+                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&stopped_by), signal.unsigned_abs() as usize));
             registered.map_err(|source| DaemonError::Io { what: "watch for signals", source })?;
         }
         let stop = signal_pipe(&poll, STOP, &[SIGTERM, SIGINT])?;
@@ -157,6 +160,7 @@ impl Daemon {
             reload,
             overrides,
             stopping,
+            stopped_by,
             watchdog,
             was_healthy: true,
             _run_dir: run_dir,
@@ -194,7 +198,8 @@ impl Daemon {
             for event in &events {
                 match event.token() {
                     STOP => {
-                        info!("stopping");
+                        let signal = self.stopped_by.load(Ordering::Relaxed) as i32;
+                        info!("stopping: {}", signal_hook::low_level::signal_name(signal).unwrap_or("a signal"));
                         self.stopping.store(true, Ordering::Relaxed);
                         notify(&[NotifyState::Stopping]);
                         return Ok(());

@@ -35,10 +35,12 @@ fn only_its_own_user_can_reach_a_switch() {
 
 #[test]
 fn a_signal_stops_it_and_its_sockets_are_gone() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
         let weft = Weft::start();
         let (status, dir) = weft.stop(signal);
         assert_eq!(status.code(), Some(0));
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(log.contains(&format!("stopping: {name}")), "{log}");
         let entries = std::fs::read_dir(dir.path().join("run")).unwrap();
         let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
