@@ -201,7 +201,7 @@ impl Switch {
             let ago = duration(failed.at.elapsed().as_secs());
             format!("the configuration file was read again {ago} ago, and nothing of it applied: {}", failed.why)
         });
-        self.not_kept.clone().into_iter().chain(reload).collect()
+        self.not_kept.iter().map(|not_kept| not_kept.why.clone()).chain(reload).collect()
     }
 
     fn port_info(&self, name: &Name) -> Result<PortInfo, RpcError> {

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::config::{Config, WorkersConfig};
 use crate::config_file::{self, FileError};
@@ -62,13 +62,9 @@ impl SavedConfig {
     /// Keeps a configuration.
     ///
     /// # Errors
-    /// When it can't be written; the log says so, too. The one that was kept before stays.
+    /// When it can't be written. The one that was kept before stays.
     pub fn save(&self, config: &Config) -> Result<(), SaveError> {
-        self.write(config).map_err(|source| {
-            let error = SaveError { file: self.file.clone(), source };
-            error!("what was changed is not kept for the next start: {error}");
-            error
-        })
+        self.write(config).map_err(|source| SaveError { file: self.file.clone(), source })
     }
 
     /// Whenever it is interrupted, either the old file is there or the new one.

@@ -23,7 +23,7 @@ fn a_change_that_cannot_be_kept_is_made_and_everybody_hears_of_it() {
     assert_eq!((&answer["result"]["name"], &answer["warnings"][0]["kind"]), (&json!("db"), &json!("not_kept")), "{answer}");
 
     std::fs::remove_dir(&file).unwrap();
-    weft.json(&["port", "remove", "db"]);
+    weft.wait_for_log("is kept for the next start by now");
     assert_eq!(weft.json(&["status"])["problems"], json!([]));
     let (_, dir) = weft.stop(Signal::TERM);
     let weft = Weft::start_in(dir, &[]);
