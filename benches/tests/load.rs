@@ -3,6 +3,7 @@
 //! A switch that is right gives a checker nothing to find. So in some of these a relay stands in the middle, a guest with a foot in
 //! each of two networks, that does to frames what a broken switch might.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -220,6 +221,9 @@ fn what_can_not_be_is_said_before_anything_is_sent() {
     let nobody = weft.run_dir().join("nobody.sock");
     let ran = load(&[sockets[0].clone(), nobody], "");
     assert!(ran.stderr.contains("nobody.sock: cannot connect to the back-end"), "{}", ran.stderr);
+    let _guest = UnixStream::connect(&sockets[0]).unwrap();
+    let ran = load(&sockets, "--frames 1");
+    assert!(ran.stderr.contains("vm1.sock: the switch closed the connection at once: another guest"), "{}", ran.stderr);
 }
 
 /// Two networks, `default` with vm1 and `other` with the returned socket; frames get from one to the other by the relay alone.

@@ -16,6 +16,7 @@ use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode};
+use crate::wording::plain;
 
 /// The version of what is said on the control socket. It changes when an old client would misunderstand.
 pub const PROTOCOL: u32 = 1;
@@ -42,6 +43,22 @@ pub struct MethodInfo {
     pub about: &'static str,
     /// The schemas of what goes in and what comes out.
     pub schemas: fn(&mut SchemaGenerator) -> (Schema, Schema),
+}
+
+/// What there is to say about a request that was carried out. It stands beside the result, in `warnings`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Warning {
+    /// `not_kept` or `until_restart`.
+    pub kind: String,
+    /// For a person.
+    pub message: String,
+}
+
+impl Warning {
+    /// The change was made, and can't be kept for the next start though it should be.
+    pub const NOT_KEPT: &str = "not_kept";
+    /// The change was made, and the configuration file knows nothing of it.
+    pub const UNTIL_RESTART: &str = "until_restart";
 }
 
 /// No parameters.
@@ -148,6 +165,9 @@ pub struct ForwardOf {
     pub network: Name,
     /// The ports, as they were given.
     pub from: ForwardFrom,
+    /// Where they lead, to be sure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<ForwardTo>,
 }
 
 /// A way in, and how it is.
@@ -163,7 +183,7 @@ pub struct ForwardLine {
     pub guest: Option<Ipv4Addr>,
     /// `open`, `waiting` (no guest has that name now), or `failed`.
     pub state: String,
-    /// Why it is not open.
+    /// Why it is not open; or, if it is, that nobody is known to have the guest's address.
     pub reason: Option<String>,
 }
 
@@ -228,6 +248,9 @@ pub struct NatInfo {
     pub network: Name,
     /// Guests reach this host's loopback under the gateway's address.
     pub host_access: bool,
+    /// Why guests can't ping the outside, if they can't.
+    #[serde(default)]
+    pub ping_refused: Option<String>,
     /// TCP connections that there are.
     pub tcp: usize,
     /// Mappings of UDP that there are.
@@ -259,6 +282,12 @@ pub struct NatPort {
     pub udp: usize,
     /// Mappings of ICMP echo.
     pub icmp: usize,
+    /// Bytes of payload from the guest, by those that there are now.
+    #[serde(default)]
+    pub from_guest_bytes: u64,
+    /// Bytes of payload to the guest, by the same.
+    #[serde(default)]
+    pub to_guest_bytes: u64,
 }
 
 /// A lease, by network and address.
@@ -314,6 +343,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// False when a worker has died.
     pub healthy: bool,
+    /// What else an operator should look after: a configuration that could not be kept, or not be read again.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// How many ports there are.
     pub ports: usize,
     /// How many of them are up.
@@ -376,6 +408,9 @@ pub struct PortInfo {
     pub state: String,
     /// Why the last connection ended.
     pub last_stop: Option<String>,
+    /// How long ago that was.
+    #[serde(default)]
+    pub last_stop_seconds: Option<u64>,
     /// How many times a guest has connected.
     pub connections: u64,
     /// The negotiated virtio features.
@@ -624,6 +659,9 @@ macro_rules! methods {
                 /// When it is refused.
                 fn $verb(&mut self, params: $params) -> Result<$answer, RpcError>;
             )*
+
+            /// Takes what there is to say about the request that was carried out last.
+            fn take_warnings(&mut self) -> Vec<Warning>;
         }
 
         /// Every method, in the order of the documentation.
@@ -693,15 +731,15 @@ methods! {
     "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
     /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
-    /// The declared value that runs; as TOML it is a configuration file.
+    /// The declared value that runs, with the subnets that weft has chosen; as TOML it is a configuration file.
     "config.show" => ShowConfig, config_show(Nothing) -> Config;
 }
 
 fn read<P: DeserializeOwned>(params: Value) -> Result<P, RpcError> {
     serde_path_to_error::deserialize(params).map_err(|error| {
         let path = error.path().to_string();
-        let inner = error.into_inner();
-        RpcError::bad_params(if path == "." { inner.to_string() } else { format!("{path}: {inner}") })
+        let inner = plain(&error.into_inner().to_string());
+        RpcError::bad_params(if path == "." { inner } else { format!("{path}: {inner}") })
     })
 }
 

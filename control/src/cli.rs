@@ -1,6 +1,7 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
 mod leases;
+mod man;
 mod networks;
 mod ways;
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
-use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats};
+use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats, Warning};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
@@ -303,7 +304,8 @@ impl CliError {
 
 fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
     let run_dirs = || run_dir::candidates(cli.run_dir.as_deref());
-    let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?) };
+    let tell = if output.json { tell_program } else { tell_person };
+    let connect = || -> Result<Client, CliError> { Ok(Client::connect(&run_dirs()?)?.telling(tell)) };
     match cli.command {
         Command::Run(args) => {
             let was_chosen = cli.run_dir.is_some() || std::env::var_os("WEFT_RUN_DIR").is_some_and(|dir| !dir.is_empty());
@@ -333,7 +335,19 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Config(ConfigCommand::Check { file }) => check(&file, cli.run_dir.as_deref(), output),
         Command::Api(ApiCommand::Schema) => print_text(&format!("{:#}\n", api::schema())),
         Command::Completions { shell } => completions(shell),
-        Command::Man { dir } => man(dir),
+        Command::Man { dir } => manual(dir),
+    }
+}
+
+/// Where stderr is closed there is nobody to tell.
+fn tell_person(warning: &Warning) {
+    let _ = writeln!(io::stderr(), "weft: {}", warning.message);
+}
+
+/// Programs know whether they gave weft a file.
+fn tell_program(warning: &Warning) {
+    if warning.kind != Warning::UNTIL_RESTART {
+        tell_person(warning);
     }
 }
 
@@ -445,17 +459,10 @@ fn completions(shell: clap_complete::Shell) -> Result<(), CliError> {
     print(&script)
 }
 
-fn man(dir: Option<PathBuf>) -> Result<(), CliError> {
-    let command = Cli::command();
+fn manual(dir: Option<PathBuf>) -> Result<(), CliError> {
     match dir {
-        Some(dir) => std::fs::create_dir_all(&dir)
-            .and_then(|()| clap_mangen::generate_to(command, &dir))
-            .map_err(|source| CliError::Man { dir, source }),
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command).render(&mut page)?;
-            print(&page)
-        }
+        Some(dir) => man::write_all(Cli::command(), &dir).map_err(|source| CliError::Man { dir, source }),
+        None => print(&man::page(Cli::command())?),
     }
 }
 

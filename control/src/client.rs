@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::api::{Hello, HelloParams, Method, PROTOCOL, VERSION};
+use crate::api::{Hello, HelloParams, Method, PROTOCOL, VERSION, Warning};
 use crate::host::CONTROL_SOCKET;
 use crate::rpc::RpcError;
 
@@ -56,11 +56,15 @@ pub struct Client {
     path: PathBuf,
     stream: BufReader<UnixStream>,
     next_id: u64,
+    /// Hears what the switch has to say beside a result.
+    tell: fn(&Warning),
 }
 
 #[derive(Deserialize)]
 struct Response {
     id: Value,
+    #[serde(default)]
+    warnings: Vec<Warning>,
     result: Option<Value>,
     error: Option<RpcError>,
 }
@@ -84,6 +88,12 @@ impl Client {
         Err(ClientError::NotRunning(run_dirs.to_vec()))
     }
 
+    /// The same connection, which tells of what the switch has to say beside a result.
+    #[must_use]
+    pub fn telling(self, tell: fn(&Warning)) -> Self {
+        Self { tell, ..self }
+    }
+
     /// Sends a request and waits for its answer.
     ///
     /// # Errors
@@ -100,13 +110,14 @@ impl Client {
         if response.id != self.next_id {
             return Err(self.not_an_answer(&format!("it belongs to request {}", response.id)));
         }
+        response.warnings.iter().for_each(self.tell);
         serde_json::from_value(response.result.unwrap_or_default()).map_err(|error| self.not_an_answer(&error))
     }
 
     fn greet(path: PathBuf, stream: UnixStream) -> Result<Self, ClientError> {
         let timeouts = stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
         timeouts.map_err(|source| ClientError::Io { path: path.clone(), source })?;
-        let mut client = Self { path, stream: BufReader::new(stream), next_id: 0 };
+        let mut client = Self { path, stream: BufReader::new(stream), next_id: 0, tell: |_| {} };
         client.call::<Hello>(&HelloParams { protocol: PROTOCOL, client: Some(format!("weft {VERSION}")) })?;
         Ok(client)
     }

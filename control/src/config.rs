@@ -23,6 +23,7 @@ use crate::values::{
     WorkerCount, cpu_ranges,
 };
 use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef, VlanRefs};
+use crate::wording::plain;
 
 /// Everything that is declared about a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -310,7 +311,8 @@ impl NetworkConfig {
                 }
             }
         }
-        serde_path_to_error::deserialize(whole).map_err(|error| format!("{}: {}", error.path(), error.inner()))
+        serde_path_to_error::deserialize(whole)
+            .map_err(|error| format!("{}: {}", error.path(), plain(&error.inner().to_string())))
     }
 
     /// The forwarding database that is declared.

@@ -160,7 +160,7 @@ pub enum Conflict {
         earlier: ForwardFrom,
     },
     /// A forward to somebody who is no guest.
-    #[error("{from} leads to {to}, where no guest of network {network:?} can be: its guests have addresses of {subnet}")]
+    #[error("{from} leads to {to}, where no guest of network {network:?} can be: {why}")]
     ForwardOutside {
         /// The network.
         network: Name,
@@ -168,8 +168,8 @@ pub enum Conflict {
         from: ForwardFrom,
         /// Where they lead.
         to: ForwardHost,
-        /// The network's addresses.
-        subnet: Subnet,
+        /// What that address is.
+        why: String,
     },
     /// A port is more than one thing to VLANs.
     #[error("port {port:?} can be one of vlan (an access port), trunk and qinq, and has several: leave all but one away")]

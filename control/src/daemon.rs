@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
@@ -20,13 +20,14 @@ use crate::config::{Config, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::host::Host;
 use crate::processors::{self, ProcessorError};
+use crate::reach;
 use crate::refusal::Refusal;
 use crate::render::counted;
 use crate::run_dir::{RunDir, RunDirError};
 use crate::saved::SavedConfig;
 use crate::server::{Server, ServerError};
 use crate::services::Services;
-use crate::switch::Switch;
+use crate::switch::{FailedReload, Switch};
 
 /// SIGTERM and SIGINT.
 const STOP: Token = Token(0);
@@ -83,6 +84,8 @@ pub struct Daemon {
     overrides: WorkerOverrides,
     /// Set when a signal to stop has come: the next one ends the process at once.
     stopping: Arc<AtomicBool>,
+    /// Which signal that was.
+    stopped_by: Arc<AtomicUsize>,
     watchdog: Option<Watchdog>,
     was_healthy: bool,
     _run_dir: RunDir,
@@ -119,12 +122,14 @@ impl Daemon {
         let config = declared.with_overrides(&overrides);
         let workers = &config.workers;
         processors::check(&workers.cpus)?;
-        let run_dir = RunDir::take(run_dir)?;
+        // Before all that has sockets in it, and so given back after it.
+        let mut run_dir = RunDir::take(run_dir)?;
         run_dir.remove_stale_sockets(&guests_sockets(&config, &host))?;
         let poll = Poll::new().map_err(|source| DaemonError::Io { what: "make an epoll instance", source })?;
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, stopped_by) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for signal in [SIGTERM, SIGINT] {
-            let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&stopping));
+            let registered = signal_hook::flag::register_conditional_default(signal, Arc::clone(&stopping))
+                .and_then(|_| signal_hook::flag::register_usize(signal, Arc::clone(&stopped_by), signal.unsigned_abs() as usize));
             registered.map_err(|source| DaemonError::Io { what: "watch for signals", source })?;
         }
         let stop = signal_pipe(&poll, STOP, &[SIGTERM, SIGINT])?;
@@ -138,9 +143,13 @@ impl Daemon {
         // From now on: what is there by itself need not be kept.
         switch.saved = saved;
         let server = Server::listen(&control_socket, poll.registry(), CONTROL)?;
+        run_dir.settle();
         let watchdog = sd_notify::watchdog_enabled().map(|limit| Watchdog { interval: limit / 2, due: Instant::now() });
         info!("weft {VERSION} runs on {}, with {workers}", run_dir.path().display());
         if let Some(doubt) = workers.doubt(std::thread::available_parallelism().map_or(1, NonZero::get)) {
+            warn!("{doubt}");
+        }
+        if let Some(doubt) = reach::doubt().filter(|_| config.networks.values().any(|network| network.nat().is_some())) {
             warn!("{doubt}");
         }
         Ok(Self {
@@ -151,6 +160,7 @@ impl Daemon {
             reload,
             overrides,
             stopping,
+            stopped_by,
             watchdog,
             was_healthy: true,
             _run_dir: run_dir,
@@ -188,7 +198,8 @@ impl Daemon {
             for event in &events {
                 match event.token() {
                     STOP => {
-                        info!("stopping");
+                        let signal = self.stopped_by.load(Ordering::Relaxed) as i32;
+                        info!("stopping: {}", signal_hook::low_level::signal_name(signal).unwrap_or("a signal"));
                         self.stopping.store(true, Ordering::Relaxed);
                         notify(&[NotifyState::Stopping]);
                         return Ok(());
@@ -249,14 +260,17 @@ impl Daemon {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             notify(&[NotifyState::Reloading, now]);
         }
-        match config_file::read(&file, &self.switch.host) {
-            Err(error) => error!("the configuration stays as it is: {error}"),
-            Ok(declared) => match self.switch.apply_unattended(&declared.with_overrides(&self.overrides)) {
-                Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
-                Ok(0) => info!("{} says what runs already", file.display()),
-                Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(count, "step")),
-            },
+        let outcome = config_file::read(&file, &self.switch.host).map_err(DaemonError::from).and_then(|declared| {
+            let wanted = declared.with_overrides(&self.overrides);
+            self.switch.apply_unattended(&wanted).map_err(DaemonError::from)
+        });
+        match &outcome {
+            Err(DaemonError::File(error)) => error!("the configuration stays as it is: {error}"),
+            Err(refusal) => error!("the configuration of {} is not applied: {refusal}", file.display()),
+            Ok(0) => info!("{} says what runs already", file.display()),
+            Ok(count) => info!("the configuration of {} is applied, in {}", file.display(), counted(*count, "step")),
         }
+        self.switch.failed_reload = outcome.err().map(|error| FailedReload { at: Instant::now(), why: error.to_string() });
         notify(&[NotifyState::Ready, NotifyState::Status(&self.summary())]);
     }
 

@@ -1,7 +1,7 @@
 //! What a configuration says about ways in: ports of the host by which the outside reaches a guest.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -54,7 +54,48 @@ pub enum ForwardHost {
     Name(HostName),
 }
 
+/// What is wrong with one end of a forward.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardFault {
+    /// Neither `tcp:` nor `udp:` at its beginning.
+    #[error("it does not say which protocol: tcp or udp")]
+    NoProtocol,
+    /// Another protocol.
+    #[error("{0:?} is neither tcp nor udp")]
+    Protocol(String),
+    /// Not an address.
+    #[error("{0:?} is no IPv4 address")]
+    Address(String),
+    /// An IPv6 address.
+    #[error("{0:?} is an IPv6 address, and only IPv4 is forwarded")]
+    Ipv6(String),
+    /// Neither an address nor a name.
+    #[error("{0:?} is neither an IPv4 address nor a guest's name (letters, digits and hyphens, without a domain)")]
+    Guest(String),
+    /// Not a port.
+    #[error("{0:?} is no port: ports are numbers from 1 to 65535")]
+    Port(String),
+    /// A range that ends before it begins.
+    #[error("the range {first}-{last} is the wrong way round: it should be {last}-{first}")]
+    Reversed {
+        /// The port before the hyphen.
+        first: u16,
+        /// The port after it.
+        last: u16,
+    },
+    /// More ports than may lead into one network.
+    #[error("these are {0} ports, and at most {PORTS_MAX} can be forwarded")]
+    TooMany(usize),
+}
+
 impl ForwardRule {
+    /// True if it leads there, whether or not the port is said.
+    #[must_use]
+    pub fn leads_to(&self, to: &ForwardTo) -> bool {
+        let port = |to: &ForwardTo| to.port.unwrap_or(self.from.first);
+        self.to.host == to.host && port(&self.to) == port(to)
+    }
+
     /// Its single ways in, when the guest has this address.
     pub fn forwards(&self, guest: Ipv4Addr) -> impl Iterator<Item = Forward> {
         let &Self { from: ForwardFrom { udp, address, first, last }, to: ForwardTo { port, .. } } = self;
@@ -79,6 +120,30 @@ impl ForwardRule {
 }
 
 impl ForwardFrom {
+    fn read(text: &str) -> Result<Self, ForwardFault> {
+        let (protocol, rest) = text.split_once(':').unwrap_or((text, ""));
+        let udp = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => false,
+            "udp" => true,
+            // Only ports, or an address with them.
+            other if other.bytes().all(|byte| byte.is_ascii_digit() || b".-[".contains(&byte)) => {
+                return Err(ForwardFault::NoProtocol);
+            }
+            _ => return Err(ForwardFault::Protocol(excerpt(protocol))),
+        };
+        let (address, ports) = match rest.rsplit_once(':') {
+            Some((address, ports)) => (host_address(address)?, ports),
+            None => (Ipv4Addr::UNSPECIFIED, rest),
+        };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let (first, last) = (port(first)?, port(last)?);
+        if last < first {
+            return Err(ForwardFault::Reversed { first, last });
+        }
+        let from = Self { udp, address, first, last };
+        if from.count() > PORTS_MAX { Err(ForwardFault::TooMany(from.count())) } else { Ok(from) }
+    }
+
     /// How many ports there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -97,23 +162,7 @@ impl FromStr for ForwardFrom {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || ValueError::ForwardFrom(excerpt(text));
-        let (protocol, rest) = text.split_once(':').ok_or_else(error)?;
-        let udp = match protocol {
-            "tcp" => false,
-            "udp" => true,
-            _ => return Err(error()),
-        };
-        let (address, ports) = match rest.rsplit_once(':') {
-            Some((address, ports)) => (address.parse().map_err(|_| error())?, ports),
-            None => (Ipv4Addr::UNSPECIFIED, rest),
-        };
-        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-        let (first, last) = (port(first).ok_or_else(error)?, port(last).ok_or_else(error)?);
-        if last < first || usize::from(last - first) >= PORTS_MAX {
-            return Err(error());
-        }
-        Ok(Self { udp, address, first, last })
+        Self::read(text).map_err(|fault| ValueError::ForwardFrom { text: excerpt(text), fault })
     }
 }
 
@@ -121,26 +170,46 @@ impl FromStr for ForwardTo {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let error = || ValueError::ForwardTo(excerpt(text));
+        Self::read(text).map_err(|fault| ValueError::ForwardTo { text: excerpt(text), fault })
+    }
+}
+
+impl ForwardTo {
+    fn read(text: &str) -> Result<Self, ForwardFault> {
+        if is_ipv6(text) {
+            return Err(ForwardFault::Ipv6(excerpt(text)));
+        }
         let (host, port) = match text.rsplit_once(':') {
-            Some((host, digits)) => (host, Some(port(digits).ok_or_else(error)?)),
+            Some((host, digits)) => (host, Some(port(digits)?)),
             None => (text, None),
         };
         // What could only be an address is not taken for a name.
-        let looks_like_address = host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let looks_like_address = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
         let host = match host.parse::<Ipv4Addr>() {
             Ok(address) => ForwardHost::Address(address),
-            Err(_) if looks_like_address => return Err(error()),
-            Err(_) => ForwardHost::Name(host.parse().map_err(|_| error())?),
+            Err(_) if looks_like_address => return Err(ForwardFault::Address(excerpt(host))),
+            Err(_) if is_ipv6(host) => return Err(ForwardFault::Ipv6(excerpt(host))),
+            Err(_) => ForwardHost::Name(host.parse().map_err(|_| ForwardFault::Guest(excerpt(host)))?),
         };
         Ok(Self { host, port })
     }
 }
 
+/// An address of this host.
+fn host_address(text: &str) -> Result<Ipv4Addr, ForwardFault> {
+    let fault = || if is_ipv6(text) { ForwardFault::Ipv6(excerpt(text)) } else { ForwardFault::Address(excerpt(text)) };
+    text.parse().map_err(|_| fault())
+}
+
+/// As it is written alone, or in front of a port.
+fn is_ipv6(text: &str) -> bool {
+    text.trim_start_matches('[').trim_end_matches(']').parse::<Ipv6Addr>().is_ok()
+}
+
 /// A port by its number; there is no port 0.
-fn port(digits: &str) -> Option<u16> {
+fn port(digits: &str) -> Result<u16, ForwardFault> {
     let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-    number.filter(|&number| number != 0)
+    number.filter(|&number| number != 0).ok_or_else(|| ForwardFault::Port(excerpt(digits)))
 }
 
 impl fmt::Display for ForwardFrom {
@@ -183,7 +252,7 @@ impl From<ForwardTo> for String {
 text_value!(ForwardFrom, "ForwardFrom", {
     "type": "string",
     "description": "Ports of the host, as in tcp:8080, udp:127.0.0.1:53 or tcp:8000-8010.",
-    "pattern": "^(tcp|udp):([0-9.]+:)?[0-9]+(-[0-9]+)?$",
+    "pattern": "^([Tt][Cc][Pp]|[Uu][Dd][Pp]):([0-9.]+:)?[0-9]+(-[0-9]+)?$",
 });
 text_value!(ForwardTo, "ForwardTo", {
     "type": "string",
@@ -206,32 +275,49 @@ mod tests {
         for text in ["10.77.0.10:80", "10.77.0.10", "web:80", "web"] {
             assert_eq!(text.parse::<ForwardTo>().unwrap().to_string(), text);
         }
+        assert_eq!("TCP:80".parse::<ForwardFrom>().unwrap().to_string(), "tcp:80");
         assert_eq!("tcp:0.0.0.0:80".parse::<ForwardFrom>().unwrap().to_string(), "tcp:80");
         assert_eq!("tcp:80-80".parse::<ForwardFrom>().unwrap().to_string(), "tcp:80");
     }
 
     #[test]
     fn what_is_no_way_in_is_refused_with_what_to_write() {
-        for text in [
-            "",
-            "80",
-            "tcp",
-            "tcp:",
-            "tcp:0",
-            "tcp:65536",
-            "tcp:10-9",
-            "sctp:80",
-            "tcp:1-1025",
-            "tcp:host:80",
-            "tcp:::1:80",
-            "tcp:+80",
+        for (text, why) in [
+            ("", "which protocol"),
+            ("80", "which protocol"),
+            ("192.0.2.1:80", "which protocol"),
+            ("tcp", "\"\" is no port"),
+            ("tcp:", "\"\" is no port"),
+            ("tcp:0", "\"0\" is no port"),
+            ("tcp:65536", "\"65536\" is no port"),
+            ("tcp:10-9", "wrong way round: it should be 9-10"),
+            ("sctp:80", "\"sctp\" is neither"),
+            ("tcp:1-1025", "1025 ports"),
+            ("tcp:host:80", "\"host\" is no IPv4 address"),
+            ("tcp:10.0.0.256:80", "\"10.0.0.256\" is no IPv4 address"),
+            ("tcp:::1:80", "only IPv4"),
+            ("tcp:[::1]:80", "only IPv4"),
+            ("tcp:+80", "\"+80\" is no port"),
         ] {
             let message = text.parse::<ForwardFrom>().unwrap_err().to_string();
-            assert!(message.contains("tcp:8080"), "{text:?} gave {message}");
+            assert!(message.contains(why) && message.contains("tcp:8080"), "{text:?} gave {message}");
         }
-        for text in ["", ":80", "web:", "web:0", "web:x", "10.77.0:80", "10.77.0.300", "a.b:80", "-a:1", "web:80:81"] {
+        for (text, why) in [
+            ("", "neither an IPv4 address nor a guest's name"),
+            (":80", "neither an IPv4 address nor a guest's name"),
+            ("web:", "\"\" is no port"),
+            ("web:0", "\"0\" is no port"),
+            ("web:x", "\"x\" is no port"),
+            ("10.77.0:80", "\"10.77.0\" is no IPv4 address"),
+            ("10.77.0.300", "\"10.77.0.300\" is no IPv4 address"),
+            ("a.b:80", "\"a.b\" is neither"),
+            ("-a:1", "\"-a\" is neither"),
+            ("web:80:81", "\"web:80\" is neither"),
+            ("fe80::1", "only IPv4"),
+            ("[fe80::1]:80", "only IPv4"),
+        ] {
             let message = text.parse::<ForwardTo>().unwrap_err().to_string();
-            assert!(message.contains("10.77.0.10:80"), "{text:?} gave {message}");
+            assert!(message.contains(why) && message.contains("10.77.0.10:80"), "{text:?} gave {message}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The methods of the control socket that are about ways in and out: forwards, and the mappings of NAT.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use weft_dataplane::{MappingStatus, NatSettings};
 use weft_switch::NetworkId;
@@ -9,7 +10,8 @@ use weft_switch::nat::Protocol;
 use crate::api::{
     ForwardAdd, ForwardLine, ForwardOf, MappingLine, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NatPort,
 };
-use crate::forward::ForwardHost;
+use crate::forward::{ForwardHost, ForwardRule};
+use crate::reach;
 use crate::refusal::Refusal;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
@@ -35,7 +37,7 @@ impl Switch {
         found.ok_or_else(|| RpcError::internal(format!("the forward of {from} is not there")))
     }
 
-    pub(crate) fn list_forwards(&self, params: &MaybeNetwork) -> Result<Vec<ForwardLine>, RpcError> {
+    pub(crate) fn list_forwards(&mut self, params: &MaybeNetwork) -> Result<Vec<ForwardLine>, RpcError> {
         Ok(self.chosen(params)?.iter().flat_map(|name| self.forwards_of(name)).collect())
     }
 
@@ -44,34 +46,35 @@ impl Switch {
         let Some(network) = wanted.networks.get_mut(&params.network) else {
             return Err(self.no_network(&params.network).into());
         };
-        let before = network.forwards.len();
-        network.forwards.retain(|rule| rule.from != params.from);
-        if network.forwards.len() == before {
+        let Some(place) = network.forwards.iter().position(|rule| rule.from == params.from) else {
             return Err(Refusal::NoForward { network: params.network, from: params.from }.into());
+        };
+        let rule = network.forwards.remove(place);
+        if params.to.as_ref().is_some_and(|to| !rule.leads_to(to)) {
+            return Err(Refusal::ForwardElsewhere { network: params.network, from: rule.from, to: rule.to }.into());
         }
         self.apply(&wanted)?;
         Ok(params)
     }
 
-    fn forwards_of(&self, name: &Name) -> Vec<ForwardLine> {
-        let ways = self.networks.get(name).map_or(&[][..], |id| self.ways_in.of(*id));
-        let line = |way: &WayIn| ForwardLine {
-            network: name.clone(),
-            from: way.rule.from,
-            to: way.rule.to.clone(),
-            guest: way.guest,
-            state: match (way.guest, way.failed) {
-                (None, _) => "waiting",
-                (Some(_), None) => "open",
-                (Some(_), Some(_)) => "failed",
-            }
-            .to_owned(),
-            reason: match (way.guest, way.failed) {
-                (None, _) => Some(format!("no guest is called {}", way.rule.to.host)),
-                (_, failed) => failed.map(|error| error.to_string()),
-            },
+    fn forwards_of(&mut self, name: &Name) -> Vec<ForwardLine> {
+        let Some(&id) = self.networks.get(name) else { return Vec::new() };
+        let ways = self.ways_in.of(id).to_vec();
+        let line = |way: &WayIn| {
+            let (state, reason) = match (way.guest, way.failed) {
+                (None, _) => ("waiting", Some(format!("no guest is called {}", way.rule.to.host))),
+                (Some(_), Some(error)) => ("failed", Some(error.to_string())),
+                (Some(guest), None) => ("open", (!self.is_somebodys(id, guest)).then(|| format!("nobody has {guest} yet"))),
+            };
+            let ForwardRule { from, to } = way.rule.clone();
+            ForwardLine { network: name.clone(), from, to, guest: way.guest, state: state.to_owned(), reason }
         };
         ways.iter().map(line).collect()
+    }
+
+    /// True if a guest is known to have this address. If not, they are asked, for the next time.
+    fn is_somebodys(&mut self, id: NetworkId, address: Ipv4Addr) -> bool {
+        self.dataplane.with_gateway(id, |now, gateway, frames| gateway.resolve(now, address, frames)).flatten().is_some()
     }
 
     pub(crate) fn list_mappings(&self, params: &MappingsAsked) -> Result<MappingPage, RpcError> {
@@ -126,7 +129,10 @@ impl Switch {
             let mut count = |all: &mut usize, of: fn(&mut NatPort) -> &mut usize| {
                 *all += 1;
                 if let Some(name) = names.get(&mapping.port) {
-                    *of(ports.entry((*name).clone()).or_default()) += 1;
+                    let port = ports.entry((*name).clone()).or_default();
+                    *of(port) += 1;
+                    port.from_guest_bytes += mapping.from_guest;
+                    port.to_guest_bytes += mapping.to_guest;
                 }
             };
             match mapping.protocol {
@@ -138,6 +144,7 @@ impl Switch {
         NatInfo {
             network: name.clone(),
             host_access: self.gateway_plan(name).is_some_and(|plan| plan.gateway.host_access),
+            ping_refused: reach::ping().err(),
             tcp,
             udp,
             icmp,

@@ -110,12 +110,16 @@ impl DnsPlan {
 fn check_targets(name: &Name, network: &NetworkConfig, gateway: &GatewaySettings) -> Result<(), Conflict> {
     let subnet = gateway.subnet;
     for rule in &network.forwards {
-        if let ForwardHost::Address(address) = rule.to.host
-            && (!subnet.contains(address) || [gateway.address, subnet.network(), subnet.broadcast()].contains(&address))
-        {
-            let (network, from, to) = (name.clone(), rule.from, rule.to.host.clone());
-            return Err(Conflict::ForwardOutside { network, from, to, subnet });
-        }
+        let ForwardHost::Address(address) = rule.to.host else { continue };
+        let why = match address {
+            _ if !subnet.contains(address) => format!("its guests have addresses of {subnet}"),
+            _ if address == gateway.address => "that is its gateway, which is weft itself".to_owned(),
+            _ if address == subnet.broadcast() => format!("that is the broadcast address of {subnet}"),
+            _ if address == subnet.network() => format!("that is the address of {subnet} itself"),
+            _ => continue,
+        };
+        let (network, from, to) = (name.clone(), rule.from, rule.to.host.clone());
+        return Err(Conflict::ForwardOutside { network, from, to, why });
     }
     Ok(())
 }

@@ -158,6 +158,7 @@ mod tests {
             mtu: 1500,
             state: "listening".to_owned(),
             last_stop: None,
+            last_stop_seconds: None,
             connections: 0,
             features: Vec::new(),
             guest_mtu: None,

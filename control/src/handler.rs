@@ -9,10 +9,11 @@ use weft_switch::PortId;
 use crate::api::{
     Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
     LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet, Nothing,
-    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, VlanRole, WorkerInfo,
+    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, VlanRole, Warning, WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
+use crate::render::duration;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
 use crate::values::{Name, PollingMode};
@@ -36,6 +37,7 @@ impl Handler for Switch {
             saved_file: self.saved.as_ref().map(|saved| saved.file().to_owned()),
             uptime_seconds: self.started.elapsed().as_secs(),
             healthy: self.dataplane.is_healthy(),
+            problems: self.problems(),
             ports: infos.len(),
             ports_up: infos.iter().filter(|port| port.state == "up").count(),
             networks: self.network_list(Nothing {})?,
@@ -181,11 +183,27 @@ impl Handler for Switch {
     }
 
     fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> {
-        Ok(self.config.clone())
+        // As a file it shall be what runs here, the subnets that weft has chosen included.
+        let mut shown = self.config.clone();
+        self.subnets.keys().for_each(|name| self.pin_subnet(&mut shown, name));
+        Ok(shown)
+    }
+
+    fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
     }
 }
 
 impl Switch {
+    /// What an operator should look after.
+    fn problems(&self) -> Vec<String> {
+        let reload = self.failed_reload.as_ref().map(|failed| {
+            let ago = duration(failed.at.elapsed().as_secs());
+            format!("the configuration file was read again {ago} ago, and nothing of it applied: {}", failed.why)
+        });
+        self.not_kept.iter().map(|not_kept| not_kept.why.clone()).chain(reload).collect()
+    }
+
     fn port_info(&self, name: &Name) -> Result<PortInfo, RpcError> {
         let (Some(config), Some(plugged)) = (self.config.ports.get(name), self.ports.get(name)) else {
             return Err(self.no_port(name).into());
@@ -193,6 +211,7 @@ impl Switch {
         let Some(status) = self.dataplane.port_status(plugged.id) else {
             return Err(RpcError::internal(format!("the dataplane does not know port {name:?}")));
         };
+        let now = self.dataplane.now();
         let rings = status.rings.iter().map(|ring| RingInfo { index: ring.index, size: ring.size, enabled: ring.enabled });
         Ok(PortInfo {
             name: name.clone(),
@@ -205,6 +224,7 @@ impl Switch {
             mtu: plugged.mtu,
             state: <&'static str>::from(status.state).to_owned(),
             last_stop: status.last_stop,
+            last_stop_seconds: status.last_stop_at.map(|at| now.since(at).as_secs()),
             connections: status.connections,
             features: status.features.into_iter().map(str::to_owned).collect(),
             guest_mtu: status.guest_mtu,

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use weft_dataplane::{DataplaneError, ForwardError};
 
 use crate::config::Conflict;
-use crate::forward::ForwardFrom;
+use crate::forward::{ForwardFrom, ForwardTo};
 use crate::plan::Step;
 use crate::services::LeaseStoreError;
 use crate::values::{Name, NetworkMode};
@@ -79,6 +79,16 @@ pub enum Refusal {
         /// The ports of the host.
         from: ForwardFrom,
     },
+    /// A forward that leads somewhere else.
+    #[error("network {network:?} forwards {from} to {to}, and not there")]
+    ForwardElsewhere {
+        /// The network.
+        network: Name,
+        /// The ports of the host.
+        from: ForwardFrom,
+        /// Where they lead.
+        to: ForwardTo,
+    },
     /// Host access that the command line has given.
     #[error("network {network:?} has host access because weft was started with --host-access: start it without")]
     HostAccessGiven {
@@ -151,7 +161,7 @@ impl Refusal {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::NotThere { .. } | Self::NoLease { .. } | Self::NoForward { .. } => "not_there",
+            Self::NotThere { .. } | Self::NoLease { .. } | Self::NoForward { .. } | Self::ForwardElsewhere { .. } => "not_there",
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.

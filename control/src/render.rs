@@ -1,14 +1,15 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
+mod ways;
+
 use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
+pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
-    Counters, DhcpInfo, DnsInfo, FdbLine, ForwardLine, LeaseLine, MappingLine, NatInfo, NetworkInfo, PortInfo, Stats, Status,
-    VlanLine, VlanRole, WorkerInfo,
+    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, Stats, Status, VlanLine, VlanRole, WorkerInfo,
 };
-use crate::values::Name;
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -68,7 +69,8 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("Rings", or_none(rings.collect::<Vec<_>>().join("\n"))),
     ];
     rows.extend(port.guest_mtu.map(|mtu| ("Guest's MTU", mtu.to_string())));
-    rows.extend(port.last_stop.clone().map(|reason| ("Last stop", reason)));
+    let ago = port.last_stop_seconds.map(|seconds| format!(", {} ago", duration(seconds))).unwrap_or_default();
+    rows.extend(port.last_stop.as_ref().map(|reason| ("Last stop", format!("{reason}{ago}"))));
     rows.extend(counter_rows(&port.counters));
     pairs(style, rows)
 }
@@ -154,7 +156,11 @@ fn dhcp(info: &DhcpInfo) -> String {
 
 fn dns(info: &DnsInfo) -> String {
     let servers = or_none(info.servers.join(", "));
-    format!("{}, asks {servers}, {} kept{}", info.domain, counted(info.cached, "answer"), happened(&info.counters))
+    let count = |name| info.counters.get(name).copied().unwrap_or_default();
+    let (asked, failed) = (count("attempts"), count("upstream_failures"));
+    // Now and then one is lost.
+    let silent = if failed > asked / 2 { format!(" ({failed} of {asked} questions without an answer)") } else { String::new() };
+    format!("{}, asks {servers}{silent}, {} kept{}", info.domain, counted(info.cached, "answer"), happened(&info.counters))
 }
 
 /// What is not zero, each on a line of its own.
@@ -181,67 +187,6 @@ pub(crate) fn leases(style: Style, lines: &[LeaseLine]) -> String {
         ]);
     }
     finish(&table)
-}
-
-pub(crate) fn forwards(style: Style, lines: &[ForwardLine]) -> String {
-    if lines.is_empty() {
-        return "Nothing is forwarded. Add a forward with: weft forward add NETWORK tcp:8080 GUEST:80\n".to_owned();
-    }
-    let mut table = table(style, &["NETWORK", "FROM", "TO", "GUEST", "STATE"]);
-    for line in lines {
-        let reason = line.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        let guest = line.guest.map_or_else(|| "-".to_owned(), |guest| guest.to_string());
-        table.add_row([
-            Cell::new(&line.network),
-            Cell::new(line.from),
-            Cell::new(&line.to),
-            Cell::new(guest),
-            Cell::new(format!("{}{reason}", line.state)),
-        ]);
-    }
-    finish(&table)
-}
-
-pub(crate) fn mappings(style: Style, lines: &[MappingLine]) -> String {
-    if lines.is_empty() {
-        return "No guest is connected with the outside.\n".to_owned();
-    }
-    let mut table = table(
-        style,
-        &["NETWORK", "PORT", "PROTOCOL", "GUEST", "OUTSIDE", "FAR END", "AGE", "FROM GUEST bytes", "TO GUEST bytes"],
-    );
-    for line in lines {
-        table.add_row([
-            Cell::new(&line.network),
-            Cell::new(line.port.as_ref().map_or("-", Name::as_str)),
-            Cell::new(if line.forwarded { format!("{}, forwarded", line.protocol) } else { line.protocol.clone() }),
-            Cell::new(line.inside),
-            number(line.outside.map_or_else(|| "-".to_owned(), |port| port.to_string())),
-            Cell::new(line.remote),
-            number(duration(line.age_seconds)),
-            number(line.from_guest_bytes),
-            number(line.to_guest_bytes),
-        ]);
-    }
-    finish(&table)
-}
-
-pub(crate) fn nat(style: Style, nat: &NatInfo) -> String {
-    let ports = nat.ports.iter().map(|(name, port)| format!("{name}: {} TCP, {} UDP, {} ICMP", port.tcp, port.udp, port.icmp));
-    pairs(
-        style,
-        vec![
-            ("Network", nat.network.to_string()),
-            ("Host access", if nat.host_access { "on" } else { "off" }.to_owned()),
-            ("TCP connections", format!("{} of {}", nat.tcp, nat.tcp_max)),
-            ("UDP and ICMP", format!("{} and {} of {}", nat.udp, nat.icmp, nat.udp_and_icmp_max)),
-            ("Idle TCP is asked after", duration(nat.tcp_established_seconds)),
-            ("Half-open TCP ends after", duration(nat.tcp_transitory_seconds)),
-            ("Idle UDP ends after", duration(nat.udp_seconds)),
-            ("Idle ICMP ends after", duration(nat.icmp_seconds)),
-            ("Ports", or_none(ports.collect::<Vec<_>>().join("\n"))),
-        ],
-    )
 }
 
 pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
@@ -271,7 +216,7 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         style,
         vec![
             ("weft", format!("{} (process {})", status.version, status.pid)),
-            ("Health", if status.healthy { "good".to_owned() } else { "bad: a worker has died, see the log".to_owned() }),
+            ("Health", health(status)),
             ("Running for", duration(status.uptime_seconds)),
             ("Run directory", status.run_dir.display().to_string()),
             ("Configuration", config),
@@ -280,6 +225,12 @@ pub(crate) fn status(style: Style, status: &Status) -> String {
         ],
     );
     format!("{whole}\n{}", workers(style, &status.workers, None))
+}
+
+fn health(status: &Status) -> String {
+    let worker = (!status.healthy).then_some("bad: a worker has died, see the log");
+    let problems: Vec<_> = worker.into_iter().chain(status.problems.iter().map(String::as_str)).collect();
+    if problems.is_empty() { "good".to_owned() } else { problems.join("\n") }
 }
 
 /// Totals since the ports were added and the workers started; with `before`, what passed per second since then.
@@ -371,7 +322,7 @@ fn or_none(text: String) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
-fn duration(seconds: u64) -> String {
+pub(crate) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),
@@ -449,6 +400,19 @@ mod tests {
     /// The columns of the last line.
     fn last_row(text: &str) -> Vec<&str> {
         text.lines().last().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty()).collect()
+    }
+
+    #[test]
+    fn resolvers_that_do_not_answer_are_said_to_be_silent() {
+        let info = |asked, failed| DnsInfo {
+            domain: "weft.internal".to_owned(),
+            servers: vec!["192.0.2.1".to_owned()],
+            cached: 0,
+            counters: [("attempts", asked), ("upstream_failures", failed)].map(|(name, count)| (name.to_owned(), count)).into(),
+        };
+        assert!(dns(&info(3, 3)).contains("asks 192.0.2.1 (3 of 3 questions without an answer), "), "{}", dns(&info(3, 3)));
+        assert!(!dns(&info(3, 1)).contains("without an answer"));
+        assert!(!dns(&info(0, 0)).contains("without an answer"));
     }
 
     #[test]

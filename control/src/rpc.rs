@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::api::{self, Handler, Hello, METHODS, Method, PROTOCOL, VERSION};
+use crate::api::{self, Handler, Hello, METHODS, Method, PROTOCOL, VERSION, Warning};
 use crate::refusal::Refusal;
 
 /// The longest request, in bytes, its newline included.
@@ -74,11 +74,9 @@ impl Session {
             Err((id, error)) => Some(error_line(&id, &error)),
             Ok(Request { id, method, params }) => {
                 let outcome = self.carry_out(&method, params, handler);
+                let warnings = handler.take_warnings();
                 let id = id?;
-                Some(outcome.map_or_else(
-                    |error| error_line(&id, &error),
-                    |result| json!({ "jsonrpc": "2.0", "id": id, "result": result }).to_string(),
-                ))
+                Some(outcome.map_or_else(|error| error_line(&id, &error), |result| result_line(&id, &result, &warnings)))
             }
         }
     }
@@ -92,6 +90,14 @@ impl Session {
         self.greeted |= greets;
         Ok(result)
     }
+}
+
+fn result_line(id: &Value, result: &Value, warnings: &[Warning]) -> String {
+    let mut answer = json!({ "jsonrpc": "2.0", "id": id, "result": result });
+    if !warnings.is_empty() {
+        answer["warnings"] = json!(warnings);
+    }
+    answer.to_string()
 }
 
 /// An error as a line of the protocol, without its newline.
@@ -246,6 +252,7 @@ mod tests {
         fn nat_show(&mut self, _: Named) -> Result<NatInfo, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }
+        fn take_warnings(&mut self) -> Vec<Warning> { Vec::new() }
     }
 
     const HELLO: &str = r#"{"jsonrpc":"2.0","id":0,"method":"hello","params":{"protocol":1}}"#;

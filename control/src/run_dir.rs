@@ -1,8 +1,8 @@
 //! The run directory: where it is, and that at most one live weft has it.
 //!
 //! A lock on `weft.lock` in it says who that is. The lock goes with the process, however it ends, so whoever gets
-//! it knows that sockets left behind are stale. The file itself stays: removing it would let two processes lock two
-//! files of the same name.
+//! it knows that sockets left behind are stale. The file itself stays, so that no two processes lock two files of the same name; only a start
+//! that came to nothing removes what it made itself, and whoever gets the lock sees to it that the file is still there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use mio::net::UnixStream;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use tracing::{info, warn};
+
+use crate::services::LEASES_FILE;
+use crate::state_dir;
 
 /// File name of the lock in the run directory.
 pub const LOCK_FILE: &str = "weft.lock";
@@ -79,6 +82,8 @@ pub fn candidates(option: Option<&Path>) -> Result<Vec<PathBuf>, RunDirError> {
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
+    /// It was not there before, and goes again if nothing comes of the start.
+    is_trial: bool,
     _lock: File,
 }
 
@@ -88,7 +93,7 @@ impl RunDir {
     /// # Errors
     /// When another live weft has it, or it can't be made or written.
     pub fn take(path: &Path) -> Result<Self, RunDirError> {
-        make_directory(path)?;
+        let is_new = make_directory(path)?;
         let lock_path = path.join(LOCK_FILE);
         let mut lock = OpenOptions::new()
             .read(true)
@@ -99,11 +104,17 @@ impl RunDir {
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&lock_path)
             .map_err(|source| refused("open", path, &lock_path, source))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Whoever has it, or has just given up and taken it away.
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() || !is_at(&lock, &lock_path) {
             return Err(RunDirError::Taken { run_dir: path.to_owned(), pid: read_pid(&mut lock) });
         }
         write_pid(&mut lock).map_err(|source| RunDirError::Io { what: "write", path: lock_path, source })?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), is_trial: is_new, _lock: lock })
+    }
+
+    /// The start has succeeded: the directory stays from now on, whatever becomes of this value.
+    pub fn settle(&mut self) {
+        self.is_trial = false;
     }
 
     /// The directory.
@@ -136,14 +147,29 @@ impl RunDir {
     }
 }
 
+impl Drop for RunDir {
+    /// A directory that was made for a start that came to nothing goes again with what this start has put there, unless something else is in it.
+    fn drop(&mut self) {
+        if self.is_trial {
+            let state_dir = self.path.join(state_dir::IN_RUN_DIR);
+            // What is not there or can't be removed does no harm: the next weft takes it over.
+            let _ = std::fs::remove_file(state_dir.join(LEASES_FILE));
+            let _ = std::fs::remove_dir(&state_dir);
+            let _ = std::fs::remove_file(self.path.join(LOCK_FILE));
+            let _ = std::fs::remove_dir(&self.path);
+        }
+    }
+}
+
 fn absolute(path: PathBuf) -> Result<PathBuf, RunDirError> {
     let path = std::path::absolute(&path).map_err(|source| RunDirError::Io { what: "resolve", path, source })?;
     if path.to_str().is_none() { Err(RunDirError::NotUtf8(path)) } else { Ok(path) }
 }
 
-fn make_directory(path: &Path) -> Result<(), RunDirError> {
+/// True if it was not there.
+fn make_directory(path: &Path) -> Result<bool, RunDirError> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(RunDirError::NoParent(path.to_owned())),
         Err(source) => return Err(refused("make the run directory", path, path, source)),
@@ -155,7 +181,13 @@ fn make_directory(path: &Path) -> Result<(), RunDirError> {
     if metadata.mode() & 0o022 != 0 {
         warn!("others can write to the run directory {}: they can put sockets of their own there", path.display());
     }
-    Ok(())
+    Ok(false)
+}
+
+/// True if this open file is the one that has the name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata().map(identity), path.symlink_metadata().map(identity)), (Ok(open), Ok(named)) if open == named)
 }
 
 fn refused(what: &'static str, run_dir: &Path, path: &Path, source: io::Error) -> RunDirError {
@@ -193,12 +225,28 @@ mod tests {
     fn only_one_can_have_it_until_it_is_given_back() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("run");
-        let first = RunDir::take(&path).unwrap();
+        let mut first = RunDir::take(&path).unwrap();
+        first.settle();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
         let message = RunDir::take(&path).unwrap_err().to_string();
         assert!(message.contains(&format!("process {}", std::process::id())), "{message}");
         drop(first);
         RunDir::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_start_that_came_to_nothing_takes_away_what_it_made_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("run");
+        drop(RunDir::take(&path).unwrap());
+        assert!(!path.exists());
+        let run_dir = RunDir::take(&path).unwrap();
+        std::fs::create_dir(path.join("state")).unwrap();
+        std::fs::write(path.join("state/config.toml"), "").unwrap();
+        drop(run_dir);
+        assert!(path.join("state/config.toml").exists());
+        drop(RunDir::take(&path).unwrap());
+        assert!(path.join(LOCK_FILE).exists(), "the directory was there before");
     }
 
     #[test]

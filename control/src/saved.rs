@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::config::{Config, WorkersConfig};
 use crate::config_file::{self, FileError};
@@ -14,6 +14,18 @@ use crate::host::Host;
 
 /// File name in the state directory. Its content is that of a configuration file.
 pub const SAVED_FILE: &str = "config.toml";
+
+/// A configuration can't be kept.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot write the configuration to {file:?}: {source}; make room there, or start weft with a --state-dir that it can write to"
+)]
+pub struct SaveError {
+    /// The file.
+    pub file: PathBuf,
+    /// What the operating system said.
+    pub source: io::Error,
+}
 
 /// Where a configuration is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +59,12 @@ impl SavedConfig {
         &self.file
     }
 
-    /// Keeps a configuration. If that fails, the log says so, and the one that was kept before stays.
-    pub fn save(&self, config: &Config) {
-        if let Err(error) = self.write(config) {
-            error!(
-                "cannot keep the configuration in {}, so the next start will not know this change: {error}",
-                self.file.display()
-            );
-        }
+    /// Keeps a configuration.
+    ///
+    /// # Errors
+    /// When it can't be written. The one that was kept before stays.
+    pub fn save(&self, config: &Config) -> Result<(), SaveError> {
+        self.write(config).map_err(|source| SaveError { file: self.file.clone(), source })
     }
 
     /// Whenever it is interrupted, either the old file is there or the new one.
@@ -89,7 +99,7 @@ mod tests {
         assert_eq!(config, Config::built_in());
         config.ports.remove(&"vm2".parse().unwrap());
         let overrides = WorkerOverrides { count: Some(WorkerCount::of::<4>()), ..WorkerOverrides::default() };
-        saved.save(&config.clone().with_overrides(&overrides));
+        saved.save(&config.clone().with_overrides(&overrides)).unwrap();
         assert_eq!(load(&state_dir).unwrap(), (saved, config));
     }
 

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Its name below a run directory that was chosen.
+pub(crate) const IN_RUN_DIR: &str = "state";
+
 /// Where the state directory is. The first of these that is set: `option` (`--state-dir`), `WEFT_STATE_DIR`, `STATE_DIRECTORY` (systemd.exec(5)); else,
 /// below the run directory if that was chosen (`--run-dir`, `WEFT_RUN_DIR`), so that two switches don't share it; else `/var/lib/weft` for root,
 /// `$XDG_STATE_HOME/weft` and `~/.local/state/weft` for others.
@@ -13,12 +16,12 @@ pub fn find(option: Option<&Path>, run_dir: &Path, run_dir_was_chosen: bool) -> 
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let said = option.map(Path::to_owned).or_else(|| variable("WEFT_STATE_DIR")).or_else(|| variable("STATE_DIRECTORY"));
     let usual = || match () {
-        () if run_dir_was_chosen => run_dir.join("state"),
+        () if run_dir_was_chosen => run_dir.join(IN_RUN_DIR),
         () if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/weft"),
         () => variable("XDG_STATE_HOME")
             .map(|home| home.join("weft"))
             .or_else(|| variable("HOME").map(|home| home.join(".local/state/weft")))
-            .unwrap_or_else(|| run_dir.join("state")),
+            .unwrap_or_else(|| run_dir.join(IN_RUN_DIR)),
     };
     std::path::absolute(said.unwrap_or_else(usual))
 }

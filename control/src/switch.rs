@@ -16,6 +16,7 @@ use weft_switch::vlan::PortRole;
 use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 
 use crate::addressing::DhcpChoice;
+use crate::api::Warning;
 use crate::audit::AuditTrail;
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::gateway_plan::GatewayPlan;
@@ -23,7 +24,7 @@ use crate::host::Host;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal, StepError};
 use crate::routes;
-use crate::saved::SavedConfig;
+use crate::saved::{SaveError, SavedConfig};
 use crate::services::Services;
 use crate::values::{Name, NetworkMode};
 use crate::ways_in::WaysIn;
@@ -42,11 +43,35 @@ pub struct Switch {
     pub(crate) config_file: Option<PathBuf>,
     /// Where the configuration is kept when there is no file.
     pub(crate) saved: Option<SavedConfig>,
+    /// What runs now could not be kept.
+    pub(crate) not_kept: Option<NotKept>,
+    /// The last time that the configuration file was read again, if it was of no use.
+    pub(crate) failed_reload: Option<FailedReload>,
+    /// What there is to say about the request that is being carried out.
+    pub(crate) warnings: Vec<Warning>,
     pub(crate) started: Instant,
     pub(crate) networks: BTreeMap<Name, NetworkId>,
     /// The subnets of networks that have one, declared or chosen.
     pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
+}
+
+/// How often weft tries to keep what it could not.
+const KEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A configuration that could not be kept.
+#[derive(Debug)]
+pub(crate) struct NotKept {
+    pub(crate) why: String,
+    /// When it is tried again.
+    retry_at: Instant,
+}
+
+/// A reload that changed nothing.
+#[derive(Debug)]
+pub(crate) struct FailedReload {
+    pub(crate) at: Instant,
+    pub(crate) why: String,
 }
 
 /// What the dataplane was told about a port.
@@ -78,6 +103,9 @@ impl Switch {
             host,
             config_file,
             saved: None,
+            not_kept: None,
+            failed_reload: None,
+            warnings: Vec::new(),
             started: Instant::now(),
             networks: BTreeMap::new(),
             subnets: BTreeMap::new(),
@@ -111,10 +139,45 @@ impl Switch {
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));
-        if let Some(saved) = self.saved.as_ref().filter(|_| count > 0) {
-            saved.save(&self.config);
+        if count > 0 && !self.unattended {
+            self.keep();
         }
         Ok(count)
+    }
+
+    /// Keeps a change for the next start, and says if that is not so.
+    fn keep(&mut self) {
+        let warning = match (&self.saved, &self.config_file) {
+            (Some(saved), _) => {
+                let failed = saved.save(&self.config).err();
+                if let Some(error) = &failed {
+                    error!("what was changed is not kept for the next start: {error}");
+                }
+                self.not_kept = failed.as_ref().map(NotKept::now);
+                failed.map(|error| (Warning::NOT_KEPT, format!("this is done, but not kept for the next start: {error}")))
+            }
+            (None, Some(file)) => {
+                let file = file.display();
+                let message = format!(
+                    "this holds until a restart, or until {file} is read again: to keep it, write it there (weft config show)"
+                );
+                Some((Warning::UNTIL_RESTART, message))
+            }
+            (None, None) => None,
+        };
+        self.warnings.extend(warning.map(|(kind, message)| Warning { kind: kind.to_owned(), message }));
+    }
+
+    /// Tries to keep what could not be kept, when it is time, and says when that is next.
+    fn keep_again(&mut self) -> Duration {
+        let Some(NotKept { retry_at, .. }) = self.not_kept else { return Duration::MAX };
+        if let Some(saved) = self.saved.as_ref().filter(|_| retry_at <= Instant::now()) {
+            self.not_kept = saved.save(&self.config).err().as_ref().map(NotKept::now);
+            if self.not_kept.is_none() {
+                info!("what was changed is kept for the next start by now");
+            }
+        }
+        self.not_kept.as_ref().map_or(Duration::MAX, |not_kept| not_kept.retry_at.saturating_duration_since(Instant::now()))
     }
 
     /// The same for a configuration that nobody has just asked for, at the start and when its file is read again: ports of the host that can't be forwarded
@@ -134,7 +197,7 @@ impl Switch {
         self.services.tick(&mut self.dataplane);
         self.follow_names();
         let due = self.dataplane.tick();
-        due.min(self.services.due(&self.dataplane)).min(self.write_audit())
+        due.min(self.services.due(&self.dataplane)).min(self.write_audit()).min(self.keep_again())
     }
 
     /// Handles an event of the services.
@@ -345,6 +408,12 @@ impl Switch {
         self.services.attach(&mut self.dataplane, self.networks[&port.network], id, name);
         self.audit.attach(id, name);
         Ok(Plugged { id, socket, mac, mtu })
+    }
+}
+
+impl NotKept {
+    fn now(error: &SaveError) -> Self {
+        Self { why: format!("changes are not kept for the next start: {error}"), retry_at: Instant::now() + KEEP_INTERVAL }
     }
 }
 

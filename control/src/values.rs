@@ -12,6 +12,8 @@ use weft_switch::dns::UPSTREAMS_MAX;
 use weft_switch::vlan::ParseVlanError;
 use weft_switch::{MacAddr, ParseMacError, SubnetError};
 
+use crate::forward::ForwardFault;
+
 /// The name of a port or a network. It is part of a file name, a QEMU option and a log line, so it is plain.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, DeriveDeserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -144,15 +146,21 @@ pub enum ValueError {
     #[error("an address is kept for one client: give either a MAC address or a client identifier")]
     LeaseOwner,
     /// Not ports of the host.
-    #[error(
-        "{0:?} are no ports to forward: write tcp or udp, an IPv4 address of this host if it shall be one, and a port or at most {max}, as in \
-        tcp:8080, udp:127.0.0.1:53 or tcp:8000-8010",
-        max = crate::forward::PORTS_MAX
-    )]
-    ForwardFrom(String),
+    #[error("{text:?} can't be forwarded: {fault}; write ports of this host as in tcp:8080, udp:127.0.0.1:53 or tcp:8000-8010")]
+    ForwardFrom {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        fault: ForwardFault,
+    },
     /// Not a guest's port.
-    #[error("{0:?} is nothing to forward to: write a guest's IPv4 address or name, and its port, as in 10.77.0.10:80 or web:80")]
-    ForwardTo(String),
+    #[error("nothing can be forwarded to {text:?}: {fault}; write a guest and its port as in web:80 or 10.77.0.10:80")]
+    ForwardTo {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        fault: ForwardFault,
+    },
     /// A range that is longer than what is left of the guest's ports.
     #[error("{from} can't be forwarded to {to}: the last of these would be beyond port 65535")]
     ForwardBeyond {

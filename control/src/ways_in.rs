@@ -48,20 +48,21 @@ impl WaysIn {
     }
 
     /// Brings the ways into a network to what is declared. What stays as it is is not touched, and connections that were made by a way that
-    /// is closed stay, too. Returns the first that could not be opened.
+    /// is closed stay, too. Returns those that could not be opened.
     fn bring_to(
         &mut self,
         dataplane: &mut Dataplane,
         services: &Services,
         id: NetworkId,
         rules: &[ForwardRule],
-    ) -> Result<(), (ForwardRule, ForwardError)> {
+    ) -> Vec<(ForwardRule, ForwardError)> {
         let old = self.networks.remove(&id).unwrap_or_default();
         let wanted: Vec<_> = rules.iter().map(|rule| (rule, address_of(services, id, rule))).collect();
         let is_wanted = |way: &WayIn| wanted.contains(&(&way.rule, way.guest));
         // First what goes: what comes may have its ports.
         old.iter().filter(|way| !is_wanted(way)).for_each(|way| way.close(dataplane, id));
-        let mut first = Ok(());
+        old.iter().filter(|way| !rules.contains(&way.rule)).for_each(|way| info!("{} is not forwarded any more", way.rule.from));
+        let mut failed = Vec::new();
         let mut ways = Vec::new();
         for (rule, guest) in wanted {
             if let Some(same) = old.iter().find(|way| way.rule == *rule && way.guest == guest && way.failed.is_none()) {
@@ -69,15 +70,21 @@ impl WaysIn {
                 continue;
             }
             let way = WayIn::open(dataplane, id, rule, guest);
-            if let (Some(error), Ok(())) = (way.failed, &first) {
-                first = Err((rule.clone(), error));
+            // What can't be had is known now, even if there is no guest yet to whom it would lead.
+            let is_new = || !old.iter().any(|way| way.rule == *rule);
+            let probed = if guest.is_none() && is_new() { probe(rule) } else { Ok(()) };
+            let ForwardRule { from, to } = rule;
+            match (way.failed.or(probed.err()), guest) {
+                (Some(error), _) => failed.push((rule.clone(), error)),
+                (None, Some(_)) => info!("{from} is forwarded to {to}"),
+                (None, None) => info!("{from} will be forwarded to {to} as soon as a guest has that name"),
             }
             ways.push(way);
         }
         if !ways.is_empty() {
             self.networks.insert(id, ways);
         }
-        first
+        failed
     }
 
     /// Notes where guests that forwards name are by now, and tries those again that failed.
@@ -141,21 +148,28 @@ impl WayIn {
 impl Switch {
     /// Opens the ways in that are declared for a network, and closes those that are not any more.
     pub(crate) fn open_ways_in(&mut self, id: NetworkId, network: &NetworkConfig) -> Result<(), StepError> {
-        let opened = self.ways_in.bring_to(&mut self.dataplane, &self.services, id, &network.forwards);
-        match opened {
-            // Whoever has its port must not keep all guests from their networks.
-            Err((rule, error)) if self.unattended => {
-                warn!("{} can't be forwarded to {}, and is tried again until it can: {error}", rule.from, rule.to);
-                Ok(())
+        for (ForwardRule { from, to }, source) in
+            self.ways_in.bring_to(&mut self.dataplane, &self.services, id, &network.forwards)
+        {
+            if !self.unattended {
+                return Err(StepError::Forward { from, source });
             }
-            other => other.map_err(|(rule, source)| StepError::Forward { from: rule.from, source }),
+            // Whoever has its port must not keep all guests from their networks.
+            warn!("{from} can't be forwarded to {to}, and is tried again until it can: {source}");
         }
+        Ok(())
     }
 
     /// Lets forwards follow the guests that they name.
     pub(crate) fn follow_names(&mut self) {
         self.ways_in.follow_names(&mut self.dataplane, &self.services);
     }
+}
+
+/// Finds out whether all ports of the host that a forward wants can be had.
+fn probe(rule: &ForwardRule) -> Result<(), ForwardError> {
+    // Whose guest it would lead to is all the same.
+    rule.forwards(Ipv4Addr::UNSPECIFIED).try_for_each(|forward| forward.probe())
 }
 
 fn address_of(services: &Services, id: NetworkId, rule: &ForwardRule) -> Option<Ipv4Addr> {

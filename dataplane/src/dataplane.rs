@@ -75,6 +75,8 @@ pub struct PortStatus {
     pub state: PortState,
     /// The last reason why a guest's connection ended, if one ended by itself or by fault: a sentence for a person.
     pub last_stop: Option<String>,
+    /// When that was.
+    pub last_stop_at: Option<Timestamp>,
     /// How many times a guest has connected.
     pub connections: u64,
     /// Names of the negotiated virtio features; empty before negotiation.

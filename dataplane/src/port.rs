@@ -44,7 +44,7 @@ pub(crate) struct Port {
     pub(crate) endpoint: Endpoint,
     guest: Option<Guest>,
     connections: u64,
-    last_stop: Option<String>,
+    last_stop: Option<(Timestamp, String)>,
     log: PortLog,
 }
 
@@ -228,10 +228,10 @@ impl Port {
                 // Nobody is there yet: what a client is made to wait for.
                 let is_expected = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
                 // It is tried again and again, but said only when it is news.
-                if !is_expected && self.last_stop.as_ref() != Some(&reason) {
+                if !is_expected && self.last_stop.as_ref().is_none_or(|(_, last)| *last != reason) {
                     self.log.warn(now, &self.settings.name, &reason);
                 }
-                self.last_stop = Some(reason);
+                self.last_stop = Some((now, reason));
             }
         }
         Some(due)
@@ -286,9 +286,11 @@ impl Port {
 
     pub(crate) fn status(&self) -> PortStatus {
         let session = self.guest.as_ref().map(|guest| &guest.session);
+        let (last_stop_at, last_stop) = self.last_stop.clone().unzip();
         PortStatus {
             state: self.state(),
-            last_stop: self.last_stop.clone(),
+            last_stop,
+            last_stop_at,
             connections: self.connections,
             features: session.map(Session::feature_names).unwrap_or_default(),
             guest_mtu: session.and_then(Session::guest_mtu),
@@ -321,7 +323,7 @@ impl Port {
 
     fn connect(&mut self, mut stream: mio::net::UnixStream, registry: &Registry, token: Token, now: Timestamp) {
         if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
-            self.last_stop = Some(StopReason::Watch(error).to_string());
+            self.last_stop = Some((now, StopReason::Watch(error).to_string()));
             return;
         }
         let PortSettings { queue_pairs, mac, mtu, .. } = self.settings;
@@ -344,7 +346,7 @@ impl Port {
         } else {
             self.log.info(now, &self.settings.name, &reason.to_string());
         }
-        self.last_stop = Some(reason.to_string());
+        self.last_stop = Some((now, reason.to_string()));
     }
 
     /// Stops the rings; what was learned behind them is forgotten, so that frames look for the stations anew.

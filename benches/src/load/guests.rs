@@ -26,7 +26,10 @@ impl Guests {
     pub(super) fn connect(options: &Options) -> Result<Self, LoadError> {
         let guests = options.sockets.iter().map(|socket| {
             let connected = connect(socket, options);
-            connected.map_err(|source| LoadError::Guest { socket: socket.clone(), source })
+            connected.map_err(|source| match source {
+                GuestError::Closed => LoadError::TurnedAway { socket: socket.clone() },
+                source => LoadError::Guest { socket: socket.clone(), source },
+            })
         });
         Ok(Self { guests: guests.collect::<Result<_, _>>()?, sockets: options.sockets.clone() })
     }

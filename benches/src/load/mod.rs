@@ -42,6 +42,14 @@ pub enum LoadError {
     /// Not everything goes with everything.
     #[error(transparent)]
     Options(#[from] OptionsError),
+    /// A switch that closes the connection before it has begun.
+    #[error(
+        "{socket}: the switch closed the connection at once: another guest is on this port, most likely; give weft-load ports of its own"
+    )]
+    TurnedAway {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// A guest and the switch don't understand each other.
     #[error("{socket}: {source}")]
     Guest {

@@ -37,6 +37,8 @@ pub(super) enum ForwardCommand {
         network: Name,
         /// The ports of this host, as they were given.
         from: ForwardFrom,
+        /// Where they lead; it need not be said.
+        to: Option<ForwardTo>,
     },
 }
 
@@ -70,8 +72,8 @@ pub(super) fn forward(command: ForwardCommand, client: &mut Client, output: &Out
             let lines = client.call::<api::ListForwards>(&MaybeNetwork { network })?;
             output.show(&lines, |style, lines| render::forwards(style, lines))
         }
-        ForwardCommand::Remove { network, from } => {
-            let removed = client.call::<api::RemoveForward>(&ForwardOf { network, from })?;
+        ForwardCommand::Remove { network, from, to } => {
+            let removed = client.call::<api::RemoveForward>(&ForwardOf { network, from, to })?;
             output.show(&removed, |_, removed| format!("{} is not forwarded any more.\n", removed.from))
         }
     }
@@ -79,7 +81,10 @@ pub(super) fn forward(command: ForwardCommand, client: &mut Client, output: &Out
 
 fn added(line: &ForwardLine) -> String {
     match line.guest {
-        Some(_) => format!("{} is forwarded to {}.\n", line.from, line.to),
+        Some(_) => {
+            let but = line.reason.as_ref().map(|reason| format!(", but {reason}")).unwrap_or_default();
+            format!("{} is forwarded to {}{but}.\n", line.from, line.to)
+        }
         None => format!("{} will be forwarded to {} as soon as a guest has that name.\n", line.from, line.to),
     }
 }

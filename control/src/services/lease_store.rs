@@ -20,7 +20,7 @@ use weft_switch::dhcp::{LeaseBook, LeaseChange, LeaseRecord, Ticket};
 use crate::values::Name;
 
 /// File name of the leases in the state directory.
-const LEASES_FILE: &str = "leases.redb";
+pub(crate) const LEASES_FILE: &str = "leases.redb";
 /// By network and address (as a number): a [`LeaseRecord`] as JSON.
 const LEASES: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("leases");
 /// By network: the subnet that weft chose for it, so that it is the same after a restart.

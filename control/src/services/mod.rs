@@ -32,6 +32,7 @@ use self::dhcp::DhcpService;
 pub(crate) use self::dhcp::wall_clock;
 use self::dns::{DnsService, World};
 use self::host_resolver::HostResolver;
+pub(crate) use self::lease_store::LEASES_FILE;
 pub use self::lease_store::LeaseStoreError;
 use self::lease_store::{LeaseStore, ServerId};
 use self::upstreams::UpstreamSockets;

@@ -210,7 +210,7 @@ fn a_bad_configuration_file_is_refused_with_line_and_column() {
     let file = parent.path().join("weft.toml");
     let too_long = format!("[ports.a]\nsocket = \"{}\"\n", "x".repeat(108));
     let cases = [
-        ("[ports.a]\nspeed = 1\n", ":2:1: ports.a.speed: unknown field"),
+        ("[ports.a]\nspeed = 1\n", ":2:1: ports.a.speed: there is no key"),
         ("[ports.a]\nqueues = 17\n", ":2:10: ports.a.queues: 17 is out of range"),
         (
             "[ports.a]\nnetwork = \"lab\"\n",

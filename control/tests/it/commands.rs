@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::weft::{Weft, command, run};
+use crate::weft::{PATIENCE, Weft, command, run};
 
 #[test]
 fn a_port_can_be_added_shown_and_removed() {
@@ -28,6 +28,23 @@ fn a_port_can_wait_for_its_guest_to_listen() {
     assert_eq!(added["state"], "connecting");
     assert!(!weft.at("web.sock").exists());
     assert!(weft.run(&["qemu-args", "web"]).stdout.contains("server=on,wait=off"));
+}
+
+#[test]
+fn it_is_shown_why_and_when_a_guest_went() {
+    let weft = Weft::start();
+    drop(std::os::unix::net::UnixStream::connect(weft.at("vm1.sock")).unwrap());
+    let until = std::time::Instant::now() + PATIENCE;
+    let port = loop {
+        let port = weft.json(&["port", "show", "vm1"]);
+        if !port["last_stop"].is_null() {
+            break port;
+        }
+        assert!(std::time::Instant::now() < until, "{port}");
+    };
+    assert!(port["last_stop_seconds"].as_u64().is_some_and(|seconds| seconds <= PATIENCE.as_secs()), "{port}");
+    let shown = weft.run(&["port", "show", "vm1"]).stdout;
+    assert!(shown.lines().any(|line| line.contains("Last stop") && line.ends_with(" ago")), "{shown}");
 }
 
 #[test]
@@ -94,6 +111,18 @@ fn the_configuration_that_is_shown_can_be_used_as_a_file() {
     let shown = weft.run(&["config", "show"]).stdout;
     let again = Weft::start_with_config(&shown);
     assert_eq!(again.json(&["config", "show"]), weft.json(&["config", "show"]));
+}
+
+#[test]
+fn the_configuration_that_is_shown_has_the_subnets_that_weft_chose() {
+    let weft = Weft::start();
+    weft.json(&["network", "add", "lab"]);
+    weft.json(&["network", "add", "quiet", "--mode", "private"]);
+    let shown = weft.json(&["config", "show"]);
+    for name in ["default", "lab"] {
+        assert_eq!(shown["networks"][name]["subnet"], weft.json(&["network", "show", name])["subnet"], "{shown}");
+    }
+    assert_eq!(shown["networks"]["quiet"]["subnet"], Value::Null);
 }
 
 #[test]
@@ -165,7 +194,8 @@ fn manuals_completions_and_the_schema_need_no_switch() {
     let dir = tempfile::tempdir().unwrap();
     let pages = dir.path().join("share/man1");
     assert_eq!(run(&["man", "--dir", pages.to_str().unwrap()]).status, 0);
-    assert!(pages.join("weft-port-add.1").exists());
+    let page = std::fs::read_to_string(pages.join("weft-port-add.1")).unwrap();
+    assert!(page.contains("\nweft port add [OPTIONS] <NAME>\n") && page.contains("\"weft 0."), "{page}");
     assert!(run(&["man"]).stdout.contains(".TH weft 1"));
     assert!(run(&["completions", "bash"]).stdout.contains("weft"));
     let schema: Value = serde_json::from_str(&run(&["api", "schema"]).stdout).unwrap();

@@ -35,10 +35,12 @@ fn only_its_own_user_can_reach_a_switch() {
 
 #[test]
 fn a_signal_stops_it_and_its_sockets_are_gone() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
         let weft = Weft::start();
         let (status, dir) = weft.stop(signal);
         assert_eq!(status.code(), Some(0));
+        let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
+        assert!(log.contains(&format!("stopping: {name}")), "{log}");
         let entries = std::fs::read_dir(dir.path().join("run")).unwrap();
         let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
@@ -55,6 +57,21 @@ fn a_second_switch_on_the_same_run_directory_is_refused() {
     assert!(second.stderr.contains("another weft") && second.stderr.contains(&pid), "{}", second.stderr);
     assert_eq!(weft.run(&["status"]).status, 0, "the first one was harmed");
     assert!(weft.at("vm1.sock").exists());
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_run_directory_that_was_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weft.toml");
+    std::fs::write(&file, "[ports.vm1]\nsocket = \"/nowhere/vm1.sock\"\n").unwrap();
+    let run_dir = dir.path().join("run");
+    let start = || run(&["run", "--run-dir", run_dir.to_str().unwrap(), "--config", file.to_str().unwrap()]);
+    let ran = start();
+    assert!(ran.status == 1 && ran.stderr.contains("/nowhere"), "{}", ran.stderr);
+    assert!(!run_dir.exists());
+    std::fs::create_dir(&run_dir).unwrap();
+    assert_eq!(start().status, 1);
+    assert!(run_dir.exists());
 }
 
 #[test]

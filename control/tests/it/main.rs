@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod control_socket;
 mod dns;
+mod kept;
 mod leases;
 mod life;
 mod ways;

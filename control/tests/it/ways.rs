@@ -103,14 +103,23 @@ fn forwards_that_cannot_be_are_refused_and_nothing_changes() {
     assert!(add(&from, "10.78.9.10:80").contains("can't be forwarded"));
     assert!(TcpListener::bind(("127.0.0.1", port - 1)).is_ok());
     assert!(add("tcp:192.0.2.200:8080", "10.78.9.10").contains("not an address of this host"));
+    // So it is if there is no guest of that name yet.
+    assert!(add(&format!("tcp:127.0.0.1:{port}"), "web:80").contains("is taken"));
+    assert!(add(&from, "web:80").contains("is taken"));
+    assert!(add("udp:192.0.2.200:8080", "web").contains("not an address of this host"));
     assert!(add("tcp:8080", "10.79.0.10:80").contains("no guest of network \"default\" can be"));
-    assert!(add("tcp:8080", "10.78.9.1:80").contains("no guest of network"));
+    assert!(add("tcp:8080", "10.78.9.1:80").contains("its gateway"));
+    assert!(add("tcp:8080", "10.78.9.255:80").contains("broadcast address"));
+    assert!(add("tcp:8080", "10.78.9.0:80").contains("10.78.9.0/24 itself"));
     assert!(weft.refused(&["forward", "add", "lab", "tcp:8080", "web:80"]).contains("only a network of mode nat"));
     assert!(weft.refused(&["forward", "add", "nowhere", "tcp:8080", "web:80"]).contains("is not there"));
     assert!(weft.refused(&["forward", "remove", "default", "tcp:8080"]).contains("does not forward tcp:8080"));
     let free = format!("tcp:127.0.0.1:{}", free_port());
     weft.json(&["forward", "add", "default", &free, "10.78.9.10:80"]);
     assert!(add(&free, "10.78.9.11:80").contains("already"));
+    let elsewhere = weft.refused(&["forward", "remove", "default", &free, "10.78.9.11:80"]);
+    assert!(elsewhere.contains("to 10.78.9.10:80, and not there"), "{elsewhere}");
+    weft.json(&["forward", "remove", "default", &free, "10.78.9.10:80"]);
     let wrong = weft.run(&["forward", "add", "default", "8080", "10.78.9.10:80"]);
     assert_eq!(wrong.status, 2);
     assert!(wrong.stderr.contains("tcp:8080"), "{}", wrong.stderr);
@@ -146,6 +155,11 @@ fn guests_reach_the_hosts_loopback_only_if_they_may() {
     assert_eq!(weft.json(&["nat", "list", "--port", "vm2"]), json!([]));
     let nat = weft.json(&["nat", "show"]);
     assert_eq!((&nat["udp"], &nat["ports"]["vm1"]["udp"], &nat["host_access"]), (&json!(1), &json!(1), &json!(true)));
+    let of_port = &nat["ports"]["vm1"];
+    assert_eq!((&of_port["from_guest_bytes"], &of_port["to_guest_bytes"]), (&json!(7), &json!(3)));
+    let shown = weft.run(&["nat", "show"]).stdout;
+    assert!(shown.contains("7 bytes out, 3 bytes in"), "{shown}");
+    assert!(shown.contains(nat["ping_refused"].as_str().unwrap_or("works")), "{shown}");
     assert!(weft.run(&["nat", "list"]).stdout.contains("10.78.9.1:"));
     weft.json(&["network", "set", "default", "--host-access=false"]);
     guest.send_udp_to(from, to, b"late");
@@ -228,12 +242,31 @@ fn a_network_changes_in_place() {
 fn a_port_that_somebody_has_keeps_no_guest_from_its_network() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let from = format!("tcp:{}", taken.local_addr().unwrap());
-    let config = LAB.replace("subnet", &format!("forwards = [{{ from = \"{from}\", to = \"10.78.9.10:80\" }}]\nsubnet"));
+    let foreign = "{ from = \"tcp:192.0.2.200:80\", to = \"10.78.9.10:80\" }, { from = \"udp:192.0.2.200:80\", to = \"web\" }";
+    let config =
+        LAB.replace("subnet", &format!("forwards = [{{ from = \"{from}\", to = \"10.78.9.10:80\" }}, {foreign}]\nsubnet"));
     let weft = Weft::start_with_config(&config);
     let line = &weft.json(&["forward", "list"])[0];
     assert_eq!((&line["state"], line["reason"].as_str().unwrap().contains("is taken")), (&json!("failed"), true));
-    assert!(weft.log().contains("can't be forwarded"), "{}", weft.log());
+    for from in [&from, "tcp:192.0.2.200:80", "udp:192.0.2.200:80"] {
+        assert!(weft.log().contains(&format!("{from} can't be forwarded")), "{}", weft.log());
+    }
     assert_eq!(Client::plug(&weft.at("vm1.sock"), 1).lease().yiaddr(), Ipv4Addr::new(10, 78, 9, 10));
     drop(taken);
     wait_for("the forward", || (weft.json(&["forward", "list"])[0]["state"] == "open").then_some(()));
+}
+
+#[test]
+fn a_forward_whose_guest_is_not_there_says_for_whom_it_waits() {
+    let weft = Weft::start_with_config(LAB);
+    let (by_address, by_name) = (format!("tcp:127.0.0.1:{}", free_port()), format!("udp:127.0.0.1:{}", free_port()));
+    let added = weft.run(&["forward", "add", "default", &by_address, "10.78.9.10:80"]).stdout;
+    assert!(added.contains("but nobody has 10.78.9.10 yet"), "{added}");
+    weft.json(&["forward", "add", "default", &by_name, "vm2:80"]);
+    let lines = weft.json(&["forward", "list"]);
+    assert_eq!((&lines[0]["state"], &lines[0]["reason"]), (&json!("open"), &json!("nobody has 10.78.9.10 yet")));
+    assert_eq!((&lines[1]["state"], &lines[1]["reason"]), (&json!("waiting"), &json!("no guest is called vm2")));
+    let mut guest = Client::plug(&weft.at("vm1.sock"), 1);
+    assert_eq!(guest.lease().yiaddr(), Ipv4Addr::new(10, 78, 9, 10));
+    assert_eq!(weft.json(&["forward", "list"])[0]["reason"], json!(null));
 }

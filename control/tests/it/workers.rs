@@ -99,7 +99,7 @@ fn workers_that_are_only_written_in_another_way_are_no_change() {
 fn the_workers_that_are_shown_can_be_used_as_a_file() {
     let cpu = cpus()[0].to_string();
     let options = ["--workers", "2", "--cpus", cpu.as_str(), "--polling", "never"];
-    let weft = Weft::start_with_config_and("[ports.a]\n", &options);
+    let weft = Weft::start_with_config_and("[networks.default]\nsubnet = \"10.78.9.0/24\"\n[ports.a]\n", &options);
     let shown = weft.run(&["config", "show"]).stdout;
     let again = Weft::start_with_config(&shown);
     assert_eq!(again.json(&["config", "show"]), weft.json(&["config", "show"]));

@@ -14,7 +14,7 @@ use weft_switch::Timestamp;
 
 use super::datagrams::Datagrams;
 use super::seam::ToGuests;
-use super::socket::{self, Accepted, Listener};
+use super::socket::{self, Accepted, DatagramSocket, Listener};
 use super::stream::Ends;
 use super::streams::Streams;
 use super::{Common, Kind};
@@ -68,10 +68,13 @@ pub enum ForwardError {
     Other {
         /// Where it should listen.
         bind: SocketAddrV4,
-        /// Why it can't.
-        error: std::io::ErrorKind,
+        /// Why it can't, as the operating system calls it.
+        error: Errno,
     },
 }
+
+/// Ports below this one are privileged, unless the system says otherwise.
+const UNPRIVILEGED: u16 = 1024;
 
 impl ForwardError {
     fn new(forward: &Forward, error: Errno) -> Self {
@@ -79,10 +82,22 @@ impl ForwardError {
         match error {
             Errno::ADDRINUSE => Self::Taken(bind),
             Errno::EXIST => Self::TargetTaken(forward.target),
-            Errno::ACCESS | Errno::PERM => Self::Privileged(bind.port()),
+            // Other ports are refused by something else, a security module for one.
+            Errno::ACCESS | Errno::PERM if bind.port() < UNPRIVILEGED => Self::Privileged(bind.port()),
             Errno::ADDRNOTAVAIL => Self::NotLocal(bind),
-            error => Self::Other { bind, error: error.kind() },
+            error => Self::Other { bind, error },
         }
+    }
+}
+
+impl Forward {
+    /// Finds out whether the host's end can be had, and leaves it as it was.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub fn probe(&self) -> Result<(), ForwardError> {
+        let bound = if self.udp { DatagramSocket::bound_to(self.bind).map(drop) } else { Listener::bound(self.bind).map(drop) };
+        bound.map_err(|error| ForwardError::new(self, error))
     }
 }
 
@@ -221,4 +236,21 @@ fn ends_of(common: &Common, streams: &Streams, call: &Calling) -> Option<Ends> {
         SocketAddrV4::new(common.settings.gateway, port)
     });
     own.into_iter().chain(gateway).map(|remote| Ends { inside, remote }).find(|ends| !streams.knows(ends))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_without_a_name_of_ours_has_that_of_the_operating_system() {
+        let message = |port, error| {
+            let end = SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, port);
+            ForwardError::new(&Forward { udp: false, bind: end, target: end }, error).to_string()
+        };
+        let refused = message(8080, Errno::AFNOSUPPORT);
+        assert!(refused.contains("0.0.0.0:8080") && refused.contains("Address family not supported"), "{refused}");
+        assert!(message(8080, Errno::ACCESS).contains("Permission denied"));
+        assert!(message(80, Errno::ACCESS).contains("CAP_NET_BIND_SERVICE"));
+    }
 }
