@@ -336,6 +336,7 @@ impl Switch {
             name: name.to_string(),
             network: self.networks[&port.network],
             vlan,
+            protections: weft_switch::guard::Protections::NONE,
             socket: socket.clone(),
             role: if port.client { SocketRole::Client } else { SocketRole::Server },
             queue_pairs: port.queues.value_u16(),

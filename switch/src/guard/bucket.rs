@@ -9,8 +9,6 @@ pub enum Volume {
     Frames(u64),
     /// Bytes, without FCS.
     Bytes(u64),
-    /// Bits of the same.
-    Bits(u64),
 }
 
 /// Gives so much in a second, and what was left over from before up to a bound: over any time `t` never more than rate × `t` + burst.
@@ -67,6 +65,9 @@ impl TokenBucket {
 
     #[inline]
     fn fill(&mut self, now: Timestamp) {
+        if now == self.filled {
+            return;
+        }
         // No truncation: a clock that counts milliseconds in 64 bits.
         let millis = now.since(self.filled).as_millis() as u64;
         if millis > 0 {

@@ -150,7 +150,6 @@ impl Meter {
         let (rate, least, frame, byte) = match volume {
             Volume::Frames(rate) => (rate, Self::FRAMES_AT_ONCE, 1, 0),
             Volume::Bytes(rate) => (rate, Limit::MIN_BURST, 0, 1),
-            Volume::Bits(rate) => (rate, Limit::MIN_BURST * 8, 0, 8),
         };
         Self { bucket: TokenBucket::new(rate, (rate / 10).max(least)), frame, byte }
     }

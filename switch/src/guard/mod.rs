@@ -36,7 +36,7 @@ pub const MAX_ALLOWED: usize = 16;
 /// What a port's guest may send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protections {
-    /// The source MAC addresses that it may use, at most [`MAX_ALLOWED`]; nothing if it may use any.
+    /// The source MAC addresses that it may use, its own and at most [`MAX_ALLOWED`] more; nothing if it may use any.
     pub macs: Option<Vec<MacAddr>>,
     /// The IP addresses that it may use; nothing if it may use any.
     pub ips: Option<IpLock>,
