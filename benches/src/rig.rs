@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NatSettings, NetworkSettings, PortSettings, SocketRole};
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
+use weft_switch::guard::{IpLock, Limit, Protections, StormLimits, Volume};
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{FdbSettings, MacAddr};
 
@@ -51,6 +52,8 @@ pub struct Load {
     pub vlans: Vlans,
     /// It has a NAT as well, and all frames are datagrams for somebody behind that.
     pub nat: bool,
+    /// Their ports have every protection there is, with limits that are not reached.
+    pub protected: bool,
 }
 
 /// What the ports of all guests are to VLANs.
@@ -81,6 +84,7 @@ impl Load {
         gateway: false,
         vlans: Vlans::None,
         nat: false,
+        protected: false,
     };
 
     /// What the port of a guest is to VLANs.
@@ -102,10 +106,31 @@ impl Load {
             Some(PortRole::Trunk(_)) => &[0x81, 0, 0, VLAN as u8][..],
             _ => &[],
         };
-        // Of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
-        let mut frame = [&destination, &source, tag, &[0x88, 0xb5]].concat();
+        // IPv4 with TCP where that is looked into; else of the EtherType for local experiments (IEEE 802-2014, 9.2.4).
+        let total_len = ((self.frame_len - 14) as u16).to_be_bytes();
+        let ip =
+            [&[8, 0, 0x45, 0][..], &total_len, &[0, 0, 0, 0, 64, 6, 0, 0], &address(guest).octets(), &[10, 77, 0, 99]].concat();
+        let rest = if self.protected { &ip[..] } else { &[0x88, 0xb5] };
+        let mut frame = [&destination, &source, tag, rest].concat();
         frame.resize(self.frame_len, 0);
         frame
+    }
+
+    /// What the guest behind a port may send.
+    fn protections(&self, guest: usize) -> Protections {
+        if !self.protected {
+            return Protections::NONE;
+        }
+        let volume = Some(Volume::Frames(1000));
+        Protections {
+            macs: Some(vec![MacAddr(station(guest, 0))]),
+            ips: Some(IpLock { listed: vec![address(guest).into()], leased: true }),
+            dhcp_server: false,
+            router: false,
+            storm: StormLimits { broadcast: volume, multicast: volume, unknown: volume },
+            limit_in: Some(Limit { bits: 100_000_000_000, burst: Limit::MAX_BURST }),
+            ..Protections::NONE
+        }
     }
 
     fn shape(&self) -> Shape {
@@ -242,6 +267,7 @@ impl Owner {
                     name: format!("guest{number}"),
                     network,
                     vlan: load.role(number),
+                    protections: load.protections(number),
                     socket: sockets.path().join(number.to_string()),
                     role: SocketRole::Server,
                     queue_pairs: 1,
@@ -264,6 +290,12 @@ impl Owner {
         });
         Ok((Self { stop, waker, thread: Some(thread), sockets }, worker))
     }
+}
+
+/// The IPv4 address of a guest.
+fn address(guest: usize) -> Ipv4Addr {
+    // No truncation: a handful of guests.
+    Ipv4Addr::new(10, 77, 0, 10 + guest as u8)
 }
 
 fn gateway(host_access: bool) -> GatewaySettings {

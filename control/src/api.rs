@@ -2,7 +2,7 @@
 //! place where a method is listed: dispatch, the client's types and the JSON Schema all come from it.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use weft_switch::MacAddr;
 
 use crate::addressing::StaticLease;
-use crate::config::{Config, NetworkConfig, PortConfig};
+use crate::config::{Changes, Config, NetworkConfig, PortConfig};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
+use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode};
 use crate::wording::plain;
@@ -116,6 +117,16 @@ pub struct PortAdd {
     pub settings: PortConfig,
 }
 
+/// What of a port is to change. A key that is left away stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortSet {
+    /// The port.
+    pub name: Name,
+    /// The keys of the configuration file that change, with their new values; `null` for what is there if nothing is said.
+    pub settings: Changes,
+}
+
 /// A network to add.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -144,7 +155,7 @@ pub struct NetworkSet {
     /// The network.
     pub name: Name,
     /// The keys of the configuration file that change, with their new values; `null` for what is there if nothing is said.
-    pub settings: serde_json::Map<String, Value>,
+    pub settings: Changes,
 }
 
 /// A way in to add.
@@ -393,6 +404,9 @@ pub struct PortInfo {
     /// What it is to the VLANs of its network; nothing on a network without any.
     #[serde(default)]
     pub vlan: Option<VlanRole>,
+    /// What its guest may send.
+    #[serde(default)]
+    pub protections: ProtectionInfo,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// True: the guest listens on the socket, and weft connects.
@@ -421,6 +435,34 @@ pub struct PortInfo {
     pub rings: Vec<RingInfo>,
     /// What passed.
     pub counters: Counters,
+}
+
+/// What the guest behind a port may send.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProtectionInfo {
+    /// Nobody trusts it.
+    pub untrusted: bool,
+    /// The MAC addresses that it may use; nothing if it may use any.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub macs: Option<Vec<MacAddr>>,
+    /// The IP addresses that it may use, beside those that are leased to it; nothing if it may use any.
+    pub ips: Option<Vec<IpAddr>>,
+    /// What it may be beside a host.
+    pub allow: AllowedParts,
+    /// It reaches only ports that are not isolated.
+    pub isolated: bool,
+    /// The same, and the others of this group.
+    pub isolation_group: Option<u16>,
+    /// How much broadcast it may send; nothing if there is no limit.
+    pub storm_broadcast: Option<StormRate>,
+    /// The same of multicast.
+    pub storm_multicast: Option<StormRate>,
+    /// The same of what is for addresses that nobody knows.
+    pub storm_unknown: Option<StormRate>,
+    /// How much it may send in all, in bits a second; nothing if there is no limit.
+    pub limit_in: Option<BitRate>,
+    /// How many bytes of that may come at once.
+    pub burst_in: Option<u64>,
 }
 
 /// What a port is to the VLANs of its network.
@@ -693,6 +735,8 @@ methods! {
     "status" => GetStatus, status(Nothing) -> Status;
     /// Adds a port; its socket listens when the answer comes.
     "port.add" => AddPort, port_add(PortAdd) -> PortInfo;
+    /// Changes a port; its guest stays connected if only protections change.
+    "port.set" => SetPort, port_set(PortSet) -> PortInfo;
     /// All ports, by name.
     "port.list" => ListPorts, port_list(Nothing) -> Vec<PortInfo>;
     /// One port.

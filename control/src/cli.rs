@@ -3,6 +3,7 @@
 mod leases;
 mod man;
 mod networks;
+mod protections;
 mod ways;
 
 use std::error::Error;
@@ -18,8 +19,9 @@ use serde::Serialize;
 
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
+use self::protections::ProtectionArgs;
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
-use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, Stats, Warning};
+use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
@@ -186,6 +188,15 @@ enum PortCommand {
         address: Option<Ipv4Addr>,
         #[command(flatten)]
         vlans: VlanArgs,
+        #[command(flatten)]
+        protections: ProtectionArgs,
+    },
+    /// Change what a port's guest may send; it stays connected.
+    Set {
+        /// The port.
+        name: Name,
+        #[command(flatten)]
+        protections: ProtectionArgs,
     },
     /// List all ports.
     List,
@@ -391,11 +402,27 @@ fn guest_text(port: &PortInfo) -> String {
 
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
-        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans } => {
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans, protections } => {
             let VlanArgs { vlan, trunk, native, qinq } = vlans;
-            let settings = PortConfig { network, socket, client: is_client, queues, mac, address, vlan, trunk, native, qinq };
+            let settings = PortConfig {
+                network,
+                socket,
+                client: is_client,
+                queues,
+                mac,
+                address,
+                vlan,
+                trunk,
+                native,
+                qinq,
+                ..protections.port()
+            };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
+        }
+        PortCommand::Set { name, protections } => {
+            let info = client.call::<api::SetPort>(&PortSet { name, settings: protections.changes() })?;
+            output.show(&info, |_, info| format!("Port {} is changed.\n", info.name))
         }
         PortCommand::List => {
             output.show(&client.call::<api::ListPorts>(&Nothing {})?, |style, ports| render::ports(style, ports))

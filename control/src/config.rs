@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use weft_dataplane::{NatSettings, Polling, WorkerSettings};
 use weft_switch::{DomainName, FdbSettings, Subnet};
@@ -17,6 +18,7 @@ use crate::forward::{ForwardRule, PORTS_MAX};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::nat_config::NatConfig;
+use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
 use crate::render::counted;
 use crate::values::{
     AgeingSeconds, CpuList, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode, PollingMode, PortMac, Queues, SocketPath,
@@ -138,6 +140,45 @@ pub struct PortConfig {
     /// The guest's frames get an outer tag of this service VLAN, whatever tags they have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qinq: Option<VlanRef>,
+    /// The sane set for a guest that nobody trusts: its addresses are locked, it may be neither DHCP server nor router, and storms are limited. What else is said goes first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub untrusted: bool,
+    /// The guest may use the port's MAC address and those of `allow_mac`; yes for one that is untrusted, if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock_mac: Option<bool>,
+    /// More MAC addresses that the guest may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_mac: Vec<PortMac>,
+    /// The guest may use the IP addresses that are leased to it and those of `allow_ip`; yes for one that is untrusted, if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock_ip: Option<bool>,
+    /// More IP addresses that the guest may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_ip: Vec<IpAddr>,
+    /// What the guest may be beside a host; if nothing is said, neither if it is untrusted or its IP addresses are locked, and else both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<AllowedParts>,
+    /// The guest reaches only ports that are not isolated, and the gateway.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub isolated: bool,
+    /// The same, and the other ports of this group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolation_group: Option<IsolationGroup>,
+    /// How much broadcast the guest may send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm_broadcast: Option<StormRate>,
+    /// How much multicast the guest may send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm_multicast: Option<StormRate>,
+    /// How much the guest may send to addresses that nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storm_unknown: Option<StormRate>,
+    /// How much the guest may send in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_in: Option<BitRate>,
+    /// How many bytes of that may come at once; those of 10 ms if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_in: Option<Burst>,
 }
 
 impl Config {
@@ -192,7 +233,16 @@ impl Config {
         }
         self.check_forwards()?;
         self.check_vlans()?;
-        self.networks.iter().try_for_each(|(name, network)| GatewayPlan::new(name, self, host, network.subnet).map(drop))
+        let mut has_dhcp = Vec::new();
+        for (name, network) in &self.networks {
+            let plan = GatewayPlan::new(name, self, host, network.subnet)?;
+            // A subnet that weft chooses itself is chosen later.
+            let is_later = plan.is_none() && network.mode == NetworkMode::Nat && network.dhcp != DhcpChoice::Off;
+            if is_later || plan.is_some_and(|plan| plan.dhcp.is_some()) {
+                has_dhcp.push(name);
+            }
+        }
+        self.check_protections(&has_dhcp)
     }
 
     /// Checks that every forward can be, and that no two want the same port of the host.
@@ -300,19 +350,8 @@ impl NetworkConfig {
     ///
     /// # Errors
     /// When a key is not there, or a value is none for it: both by name.
-    pub fn with_changes(&self, changes: serde_json::Map<String, serde_json::Value>) -> Result<Self, String> {
-        let mut whole = serde_json::to_value(self).map_err(|error| error.to_string())?;
-        if let Some(keys) = whole.as_object_mut() {
-            for (key, value) in changes {
-                if value.is_null() {
-                    keys.remove(&key);
-                } else {
-                    keys.insert(key, value);
-                }
-            }
-        }
-        serde_path_to_error::deserialize(whole)
-            .map_err(|error| format!("{}: {}", error.path(), plain(&error.inner().to_string())))
+    pub fn with_changes(&self, changes: Changes) -> Result<Self, String> {
+        with_changes(self, changes)
     }
 
     /// The forwarding database that is declared.
@@ -323,6 +362,33 @@ impl NetworkConfig {
             ageing: Duration::from_secs(u64::from(self.ageing_seconds.value())),
         }
     }
+}
+
+impl PortConfig {
+    /// The same port with other values for these keys; `null` is the value that a key has if nothing is said.
+    ///
+    /// # Errors
+    /// When a key is not there, or a value is none for it: both by name.
+    pub fn with_changes(&self, changes: Changes) -> Result<Self, String> {
+        with_changes(self, changes)
+    }
+}
+
+/// New values of some keys.
+pub type Changes = serde_json::Map<String, serde_json::Value>;
+
+fn with_changes<T: Serialize + DeserializeOwned>(value: &T, changes: Changes) -> Result<T, String> {
+    let mut whole = serde_json::to_value(value).map_err(|error| error.to_string())?;
+    if let Some(keys) = whole.as_object_mut() {
+        for (key, value) in changes {
+            if value.is_null() {
+                keys.remove(&key);
+            } else {
+                keys.insert(key, value);
+            }
+        }
+    }
+    serde_path_to_error::deserialize(whole).map_err(|error| format!("{}: {}", error.path(), plain(&error.inner().to_string())))
 }
 
 impl fmt::Display for WorkersConfig {
@@ -375,6 +441,19 @@ impl Default for PortConfig {
             trunk: None,
             native: None,
             qinq: None,
+            untrusted: false,
+            lock_mac: None,
+            allow_mac: Vec::new(),
+            lock_ip: None,
+            allow_ip: Vec::new(),
+            allow: None,
+            isolated: false,
+            isolation_group: None,
+            storm_broadcast: None,
+            storm_multicast: None,
+            storm_unknown: None,
+            limit_in: None,
+            burst_in: None,
         }
     }
 }

@@ -183,6 +183,59 @@ pub enum Conflict {
         /// The port.
         port: Name,
     },
+    /// More addresses than a port's list holds.
+    #[error("port {port:?} has {len} addresses in {key}, and at most {max} fit", max = weft_switch::guard::MAX_ALLOWED)]
+    TooManyAllowed {
+        /// The port.
+        port: Name,
+        /// The list.
+        key: &'static str,
+        /// How many are in it.
+        len: usize,
+    },
+    /// Addresses of which the guest may use any.
+    #[error("port {port:?} has {key}, but may use any address: give it {lock} as well, or leave {key} away")]
+    AllowedWithoutLock {
+        /// The port.
+        port: Name,
+        /// The list.
+        key: &'static str,
+        /// What makes it one.
+        lock: &'static str,
+    },
+    /// A guest that could use no address.
+    #[error(
+        "the guest on port {port:?} could use no IP address: its port is locked to those that are leased to it, and gets none by DHCP on network \
+        {network:?}; give it allow_ip, or lock_ip = false"
+    )]
+    LockedOut {
+        /// The port.
+        port: Name,
+        /// Its network.
+        network: Name,
+    },
+    /// A port is isolated in two ways.
+    #[error("port {port:?} can be one of isolated and in an isolation_group, and is both: leave one away")]
+    IsolatedTwice {
+        /// The port.
+        port: Name,
+    },
+    /// A burst of nothing.
+    #[error("port {port:?} has burst_in, but no limit: give it limit_in as well, or leave burst_in away")]
+    BurstWithoutLimit {
+        /// The port.
+        port: Name,
+    },
+    /// A burst with which a limit can't be reached.
+    #[error(
+        "the burst_in of port {port:?} is less than comes in two milliseconds at that rate: give {least} bytes at least, or leave it away"
+    )]
+    BurstTooSmall {
+        /// The port.
+        port: Name,
+        /// Bytes.
+        least: u64,
+    },
     /// A VLAN has no such name on the port's network.
     #[error(
         "port {port:?} names VLAN \"{vlan}\", which network {network:?} does not have among its vlans; there are: {}",
@@ -260,6 +313,10 @@ impl Conflict {
             Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
             Self::SameMac { port, .. } | Self::GatewayMac { port, .. } => ["ports", port.as_str(), "mac"],
             Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
+            Self::TooManyAllowed { port, key, .. } | Self::AllowedWithoutLock { port, key, .. } => ["ports", port.as_str(), key],
+            Self::LockedOut { port, .. } => ["ports", port.as_str(), "allow_ip"],
+            Self::IsolatedTwice { port } => ["ports", port.as_str(), "isolated"],
+            Self::BurstWithoutLimit { port } | Self::BurstTooSmall { port, .. } => ["ports", port.as_str(), "burst_in"],
             Self::SeveralRoles { port } | Self::NoSuchVlan { port, .. } => ["ports", port.as_str(), "vlan"],
             Self::NativeWithoutTrunk { port } => ["ports", port.as_str(), "native"],
             Self::VlanTwice { port, .. } => ["ports", port.as_str(), "trunk"],

@@ -151,6 +151,7 @@ mod tests {
             name: "vm1".parse().unwrap(),
             network: "default".parse().unwrap(),
             vlan: None,
+            protections: crate::api::ProtectionInfo::default(),
             socket: "/run/weft/vm1.sock".into(),
             client: false,
             queues: 1,

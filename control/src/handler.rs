@@ -9,7 +9,8 @@ use weft_switch::PortId;
 use crate::api::{
     Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
     LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet, Nothing,
-    PROTOCOL, PortAdd, PortInfo, PortStats, RingInfo, Stats, Status, VERSION, VlanRole, Warning, WorkerInfo,
+    PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole, Warning,
+    WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
@@ -54,6 +55,15 @@ impl Handler for Switch {
         if wanted.ports.insert(name.clone(), settings).is_some() {
             return Err(Refusal::Exists { what: "port", name }.into());
         }
+        self.apply(&wanted)?;
+        self.port_info(&name)
+    }
+
+    fn port_set(&mut self, params: PortSet) -> Result<PortInfo, RpcError> {
+        let PortSet { name, settings } = params;
+        let mut wanted = self.config.clone();
+        let Some(port) = wanted.ports.get_mut(&name) else { return Err(self.no_port(&name).into()) };
+        *port = port.with_changes(settings).map_err(|error| RpcError::bad_params(format!("settings.{error}")))?;
         self.apply(&wanted)?;
         self.port_info(&name)
     }
@@ -217,6 +227,7 @@ impl Switch {
             name: name.clone(),
             network: config.network.clone(),
             vlan: self.vlan_role(name),
+            protections: ProtectionInfo::new(config, plugged.mac),
             socket: plugged.socket.clone(),
             client: config.client,
             queues: config.queues.value_u16(),

@@ -24,6 +24,7 @@ mod logging;
 pub mod nat_config;
 pub mod plan;
 pub mod processors;
+pub mod protections;
 pub mod reach;
 pub mod refusal;
 mod render;

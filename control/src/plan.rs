@@ -19,11 +19,14 @@ pub enum Step {
     AddNetwork(Name, NetworkConfig),
     /// Change a network; its ports stay plugged in.
     ChangeNetwork(Name, NetworkConfig),
+    /// Change what a port's guest may send; it stays plugged in.
+    ProtectPort(Name, PortConfig),
     /// Add a port to a network that is there.
     AddPort(Name, PortConfig),
 }
 
-/// The steps that lead from `old` to `new`, in an order in which each is possible. A changed port is removed and added; it is changed, too, if the VLANs
+/// The steps that lead from `old` to `new`, in an order in which each is possible. A changed port is removed and added, unless only
+/// its protections are others; it is changed, too, if the VLANs
 /// that it names have other numbers now.
 #[must_use]
 pub fn steps(old: &Config, new: &Config) -> Vec<Step> {
@@ -35,13 +38,20 @@ pub fn steps(old: &Config, new: &Config) -> Vec<Step> {
         if old.networks.contains_key(&name) { Step::ChangeNetwork(name, network) } else { Step::AddNetwork(name, network) }
     }));
     steps.extend(changed_ports(new, old).map(|(name, port)| Step::AddPort(name.clone(), port.clone())));
+    let protected = new.ports.iter().filter(|(name, port)| is_like(new, old, name) && old.ports.get(*name) != Some(*port));
+    steps.extend(protected.map(|(name, port)| Step::ProtectPort(name.clone(), port.clone())));
     steps
 }
 
-/// The ports of `here` that are not the same in `there`.
+/// The ports of `here` that are not the same in `there`, whatever their protections.
 fn changed_ports<'a>(here: &'a Config, there: &'a Config) -> impl Iterator<Item = (&'a Name, &'a PortConfig)> {
-    let is_same = |name, port| there.ports.get(name) == Some(port) && here.role(name) == there.role(name);
-    here.ports.iter().filter(move |(name, port)| !is_same(*name, *port))
+    here.ports.iter().filter(move |(name, _)| !is_like(here, there, name))
+}
+
+/// True if a port is the same in both, but for its protections.
+fn is_like(here: &Config, there: &Config, name: &Name) -> bool {
+    let port = |config: &Config| config.ports.get(name).map(PortConfig::unprotected);
+    port(here) == port(there) && here.role(name) == there.role(name)
 }
 
 /// The entries of `here` that are not the same in `there`.
@@ -62,7 +72,7 @@ impl Config {
             Step::RemovePort(name) => drop(self.ports.remove(&name)),
             Step::RemoveNetwork(name) => drop(self.networks.remove(&name)),
             Step::AddNetwork(name, network) | Step::ChangeNetwork(name, network) => drop(self.networks.insert(name, network)),
-            Step::AddPort(name, port) => drop(self.ports.insert(name, port)),
+            Step::AddPort(name, port) | Step::ProtectPort(name, port) => drop(self.ports.insert(name, port)),
         }
     }
 }
@@ -75,6 +85,7 @@ impl fmt::Display for Step {
             Self::AddNetwork(name, _) => write!(formatter, "add network \"{name}\""),
             Self::ChangeNetwork(name, _) => write!(formatter, "change network \"{name}\""),
             Self::AddPort(name, _) => write!(formatter, "add port \"{name}\""),
+            Self::ProtectPort(name, _) => write!(formatter, "change the protections of port \"{name}\""),
         }
     }
 }
@@ -94,16 +105,19 @@ mod tests {
                 |seconds| NetworkConfig { ageing_seconds: AgeingSeconds::try_from(seconds).unwrap(), ..NetworkConfig::default() };
             networks.into_iter().map(|(name, seconds)| (name.parse().unwrap(), network(seconds))).collect::<BTreeMap<Name, _>>()
         });
-        (networks, btree_map("[p-u]", (any::<prop::sample::Index>(), any::<bool>()), 0..6)).prop_map(|(networks, ports)| {
-            let names: Vec<_> = networks.keys().cloned().collect();
-            let port = |(index, client): (prop::sample::Index, bool)| PortConfig {
-                network: index.get(&names).clone(),
-                client,
-                ..PortConfig::default()
-            };
-            let ports = ports.into_iter().map(|(name, values)| (name.parse().unwrap(), port(values))).collect();
-            Config { networks, ports, ..Config::default() }
-        })
+        (networks, btree_map("[p-u]", (any::<prop::sample::Index>(), any::<bool>(), any::<bool>()), 0..6)).prop_map(
+            |(networks, ports)| {
+                let names: Vec<_> = networks.keys().cloned().collect();
+                let port = |(index, client, untrusted): (prop::sample::Index, bool, bool)| PortConfig {
+                    network: index.get(&names).clone(),
+                    client,
+                    untrusted,
+                    ..PortConfig::default()
+                };
+                let ports = ports.into_iter().map(|(name, values)| (name.parse().unwrap(), port(values))).collect();
+                Config { networks, ports, ..Config::default() }
+            },
+        )
     }
 
     /// Takes a step the way a strict switch would, which accepts only what is possible at that moment.
@@ -119,6 +133,11 @@ mod tests {
             Step::AddPort(name, port) => {
                 assert!(!config.ports.contains_key(name));
                 assert!(config.networks.contains_key(&port.network), "a port is added to a network that is not there");
+            }
+            Step::ProtectPort(name, port) => {
+                let before = &config.ports[name];
+                assert_ne!(before, port);
+                assert_eq!(PortConfig { untrusted: port.untrusted, ..before.clone() }, *port, "more than protections is changed");
             }
         }
         config.record(step);
@@ -155,7 +174,7 @@ mod tests {
         fn what_does_not_differ_is_never_named(old in config(), new in config()) {
             for step in steps(&old, &new) {
                 match step {
-                    Step::RemovePort(name) | Step::AddPort(name, _) => prop_assert_ne!(old.ports.get(&name), new.ports.get(&name)),
+                    Step::RemovePort(name) | Step::AddPort(name, _) | Step::ProtectPort(name, _) => prop_assert_ne!(old.ports.get(&name), new.ports.get(&name)),
                     Step::RemoveNetwork(name) | Step::AddNetwork(name, _) | Step::ChangeNetwork(name, _) => {
                         prop_assert_ne!(old.networks.get(&name), new.networks.get(&name));
                     }

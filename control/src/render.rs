@@ -8,7 +8,8 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
-    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, Stats, Status, VlanLine, VlanRole, WorkerInfo,
+    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, Stats, Status, VlanLine, VlanRole,
+    WorkerInfo,
 };
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
@@ -59,6 +60,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("Port", port.name.to_string()),
         ("Network", port.network.to_string()),
         ("VLAN", port.vlan.as_ref().map_or_else(|| "none, tags are carried as they are".to_owned(), vlan_role)),
+        ("Protections", or_none(protections(&port.protections).join("\n"))),
         ("State", port.state.clone()),
         ("Socket", format!("{} ({} listens)", port.socket.display(), if port.client { "the guest" } else { "weft" })),
         ("MAC", port.mac.to_string()),
@@ -116,6 +118,30 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     ]);
     let text = pairs(style, rows);
     if network.vlans.is_empty() { text } else { format!("{text}\n{}", vlans(style, &network.vlans)) }
+}
+
+/// What a port's guest may send, a line for each of what is limited.
+fn protections(info: &ProtectionInfo) -> Vec<String> {
+    let ProtectionInfo { untrusted, macs, ips, allow, isolated, isolation_group, .. } = info;
+    let mut lines = Vec::new();
+    lines.extend(untrusted.then(|| "untrusted".to_owned()));
+    let joined = |parts: Vec<String>| parts.join(", ");
+    lines.extend(macs.as_ref().map(|macs| format!("MAC locked to {}", joined(macs.iter().map(ToString::to_string).collect()))));
+    lines.extend(ips.as_ref().map(|ips| {
+        let leased = std::iter::once("what is leased to it".to_owned());
+        format!("IP locked to {}", joined(leased.chain(ips.iter().map(ToString::to_string)).collect()))
+    }));
+    lines.extend((!allow.is_all()).then(|| format!("may be beside a host: {allow}")));
+    lines.extend(isolated.then(|| "isolated".to_owned()));
+    lines.extend(isolation_group.map(|group| format!("isolated, but from group {group}")));
+    let storms = [("broadcast", info.storm_broadcast), ("multicast", info.storm_multicast), ("unknown", info.storm_unknown)];
+    lines.extend(storms.into_iter().filter_map(|(what, rate)| {
+        let unit = if matches!(rate?, crate::protections::StormRate::Frames(_)) { " frames" } else { "" };
+        Some(format!("{what} at most {}{unit} a second", rate?))
+    }));
+    let burst = info.burst_in.unwrap_or_default();
+    lines.extend(info.limit_in.map(|rate| format!("at most {rate} bits a second, bursts of {burst} bytes")));
+    lines
 }
 
 /// What a port is to VLANs: `access 100 (tenant-a)`.

@@ -234,6 +234,7 @@ mod tests {
         fn port_list(&mut self, _: Nothing) -> Result<Vec<PortInfo>, RpcError> { Ok(Vec::new()) }
         fn status(&mut self, _: Nothing) -> Result<Status, RpcError> { unreachable!() }
         fn port_add(&mut self, _: PortAdd) -> Result<PortInfo, RpcError> { unreachable!() }
+        fn port_set(&mut self, _: PortSet) -> Result<PortInfo, RpcError> { unreachable!() }
         fn port_show(&mut self, _: Named) -> Result<PortInfo, RpcError> { unreachable!() }
         fn port_remove(&mut self, _: Named) -> Result<Named, RpcError> { unreachable!() }
         fn network_add(&mut self, _: NetworkAdd) -> Result<NetworkInfo, RpcError> { unreachable!() }

@@ -327,6 +327,10 @@ impl Switch {
                 added?;
                 Ok(())
             }
+            Step::ProtectPort(name, port) => match self.ports.get(name) {
+                Some(plugged) => self.dataplane.protect_port(plugged.id, port.protections(plugged.mac)).map_err(StepError::from),
+                None => Ok(()),
+            },
             Step::AddPort(name, port) => {
                 let plugged = self.plug(name, port)?;
                 self.ports.insert(name.clone(), plugged);
@@ -399,6 +403,7 @@ impl Switch {
             name: name.to_string(),
             network: self.networks[&port.network],
             vlan,
+            protections: port.protections(mac),
             socket: socket.clone(),
             role: if port.client { SocketRole::Client } else { SocketRole::Server },
             queue_pairs: port.queues.value_u16(),

@@ -136,6 +136,17 @@ pub enum ValueError {
     /// Not names with numbers.
     #[error("{0:?} gives no VLAN a name: write names and numbers, as in tenant-a=100,tenant-b=200")]
     VlanNames(String),
+    /// Not what a guest may be.
+    #[error(
+        "{0:?} is nothing that a guest may be beside a host: write dhcp-server, router, both with a comma between them, or none"
+    )]
+    AllowedParts(String),
+    /// Not how much may be sent to many.
+    #[error("{0:?} is no rate: write frames a second, as in 1000 or 5k, bytes a second, as in 2MB, or off; at most 1000G")]
+    StormRate(String),
+    /// Not how much may be sent in all.
+    #[error("{0:?} is no rate: write bits a second, as in 200M or 1G, from 1k to 1000G")]
+    BitRate(String),
     /// Not a subnet or a range of addresses.
     #[error(transparent)]
     Subnet(#[from] SubnetError),

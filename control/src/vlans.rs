@@ -337,7 +337,7 @@ impl From<ParseVlanError> for ValueError {
 }
 
 /// Reads a whole number or a text, as both are written for a VLAN.
-fn number_or_text<'de, D: Deserializer<'de>, T: FromStr<Err = ValueError>>(
+pub(crate) fn number_or_text<'de, D: Deserializer<'de>, T: FromStr<Err = ValueError>>(
     deserializer: D,
     expected: &'static str,
 ) -> Result<T, D::Error> {
@@ -433,6 +433,8 @@ macro_rules! schema {
         }
     };
 }
+
+pub(crate) use schema;
 
 schema!(VlanRef, {
     "description": "A VLAN, by number or by a name of its network.",

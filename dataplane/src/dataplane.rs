@@ -17,6 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::GatewaySettingsError;
+use weft_switch::guard::Protections;
 use weft_switch::vlan::{PortRole, Vlan};
 use weft_switch::{DropReason, FdbCounters, FdbEntry, MacAddr, NetworkId, PortId, Timestamp};
 
@@ -47,6 +48,8 @@ pub struct PortSettings {
     pub network: NetworkId,
     /// What the port is to the network's VLANs. As soon as one port of a network has a role, those without one are access ports of its default VLAN.
     pub vlan: Option<PortRole>,
+    /// What its guest may send.
+    pub protections: Protections,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// Who listens on the socket.
@@ -244,7 +247,7 @@ impl From<WorkerStuck> for DataplaneError {
 #[derive(Debug)]
 pub struct Dataplane {
     pub(crate) fabric: Fabric,
-    ports: Vec<Option<Port>>,
+    pub(crate) ports: Vec<Option<Port>>,
     registry: Registry,
     pub(crate) clock: Clock,
     pub(crate) mail: Arc<Mail>,

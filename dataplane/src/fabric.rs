@@ -60,7 +60,7 @@ impl Network {
     /// The network as workers see it, without members.
     fn link(&self) -> NetworkLink {
         let vlans = self.vlans.as_ref().map(VlanLink::new);
-        NetworkLink { fdb: Arc::clone(&self.fdb), gateway: self.gateway.clone(), vlans, members: Vec::new() }
+        NetworkLink { fdb: Arc::clone(&self.fdb), gateway: self.gateway.clone(), vlans, members: Vec::new(), isolates: false }
     }
 }
 
@@ -253,7 +253,9 @@ mod tests {
         // The first and the last are with the first worker; when the other one is gone, one of them is to move.
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
-        fabric.links = vec![Some(Arc::new(PortLink { id, network, role: None, counters, rings: running }))];
+        let isolation = weft_switch::guard::Isolation::None;
+        let link = PortLink { id, network, role: None, guard: None, isolation, counters, rings: running };
+        fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());
         let polled = |fabric: &Fabric| -> Vec<Vec<u64>> {

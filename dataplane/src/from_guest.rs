@@ -3,6 +3,9 @@
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
 //! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
 
+use std::net::Ipv4Addr;
+
+use weft_switch::guard::{Finding, GLANCED_LEN, INSPECTED_LEN, Sources};
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
@@ -19,6 +22,9 @@ const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
 
 /// In a batch, that many bytes count as much as one more buffer: a batch holds little more than half a mebibyte.
 const BYTES_PER_BUFFER: u32 = 512;
+
+/// The private beginning of a frame, with room for a virtio-net header in front of it.
+type Head = [u8; LONG_HEADER + INSPECTED_LEN];
 
 /// A frame that was taken from a guest.
 #[derive(Clone, Debug)]
@@ -133,6 +139,10 @@ pub(crate) struct Batch {
     pub(crate) header_len: usize,
     /// The bytes of frames that come from weft itself.
     private: Vec<Vec<u8>>,
+    /// The beginnings of frames that were inspected; none as long as no port asks for that.
+    heads: Vec<Head>,
+    /// Kept for its memory.
+    parts: Vec<Segment>,
 }
 
 impl Batch {
@@ -146,6 +156,8 @@ impl Batch {
             lost_tags: false,
             header_len: 0,
             private: Vec::new(),
+            heads: Vec::new(),
+            parts: Vec::new(),
         }
     }
 
@@ -185,6 +197,87 @@ impl Batch {
     #[inline(always)]
     pub(crate) fn is_uniform(&self) -> bool {
         self.uniform
+    }
+
+    /// Looks whether the frames are from whom they say they are from. One that was looked into begins in private memory from then on: what was seen is what
+    /// the receiver gets. `meter` counts those with which nothing is wrong, with their lengths. A frame that may not pass is one that can't be used.
+    pub(crate) fn screen(
+        &mut self,
+        sources: &Sources,
+        leases: &[Ipv4Addr],
+        mut meter: impl FnMut(&EthernetHeader, usize) -> Result<(), DropReason>,
+    ) {
+        let mut heads = std::mem::take(&mut self.heads);
+        heads.resize(BATCH, [0; size_of::<Head>()]);
+        for (at, head) in heads.iter_mut().enumerate().take(self.count) {
+            let frame = &self.frames[at];
+            if frame.bad.is_some() {
+                continue;
+            }
+            let header = EthernetHeader::parse(&frame.header);
+            let mut checked = sources.check_mac(&header);
+            if checked.is_ok() && sources.wants(&frame.header) {
+                checked = self.inspect(at, head, sources, leases);
+            }
+            let frame = &mut self.frames[at];
+            frame.bad = checked.and_then(|()| meter(&header, frame.len)).err();
+        }
+        self.heads = heads;
+    }
+
+    /// A look at the beginning of a frame, which is in `head` from then on.
+    #[inline(always)]
+    fn inspect(&mut self, at: usize, head: &mut Head, sources: &Sources, leases: &[Ipv4Addr]) -> Result<(), DropReason> {
+        let frame = &self.frames[at];
+        let body = &mut head[LONG_HEADER..];
+        body[..EthernetHeader::LEN].copy_from_slice(&frame.header);
+        let mut seen = if frame.len <= INSPECTED_LEN { frame.len } else { GLANCED_LEN };
+        let mut copied = match frame.chain.single() {
+            Some(piece) => piece.read_into(self.header_len + EthernetHeader::LEN, &mut body[EthernetHeader::LEN..seen]),
+            None => self.payload(frame).read(&mut body[EthernetHeader::LEN..seen]),
+        };
+        let mut finding = sources.inspect(&body[..seen], frame.len, leases);
+        if finding == Finding::NeedsMore && seen < INSPECTED_LEN.min(frame.len) {
+            copied &= self.payload(frame).skip(seen - EthernetHeader::LEN).read(&mut body[seen..INSPECTED_LEN]);
+            seen = INSPECTED_LEN;
+            finding = sources.inspect(body, frame.len, leases);
+        }
+        debug_assert!(copied, "a frame has the length that was counted");
+        match finding {
+            Finding::Pass => {
+                self.begin_in(at, head, seen);
+                Ok(())
+            }
+            Finding::Drop(reason) => Err(reason),
+            Finding::NeedsMore => Err(DropReason::Unverifiable),
+        }
+    }
+
+    /// The first `len` bytes of a frame are in `head` from now on, the others where they were.
+    #[inline(always)]
+    fn begin_in(&mut self, at: usize, head: &mut Head, len: usize) {
+        let (room, left) = (self.header_len, self.frames[at].len - len);
+        let chain = &mut self.frames[at].chain;
+        let private = &mut head[LONG_HEADER - room..LONG_HEADER + len];
+        let first = Segment { ptr: private.as_mut_ptr(), len: private.len() };
+        if left == 0 {
+            chain.move_to(first);
+            return;
+        }
+        let before = self.pieces.len();
+        match chain.single() {
+            Some(piece) => {
+                self.pieces.push(first);
+                part_of(&[piece], first.len, left, &mut self.pieces);
+            }
+            None => {
+                self.parts.clear();
+                part_of(chain.pieces(&self.pieces), first.len, left, &mut self.parts);
+                self.pieces.push(first);
+                self.pieces.append(&mut self.parts);
+            }
+        }
+        chain.spread_over(&self.pieces, self.pieces.len() - before);
     }
 
     /// Finds out to which VLAN each frame belongs that came in by a port of this role, and gives it its stamp. A tag that says so is no part of the frame any
@@ -345,6 +438,15 @@ impl Batch {
         match frame.chain.single() {
             Some(piece) => part_of(&[piece], skip, len, into),
             None => part_of(frame.chain.pieces(&self.pieces), skip, len, into),
+        }
+    }
+
+    /// The two pieces that a frame is in, if they are two and its Ethernet header is in the first.
+    #[inline(always)]
+    pub(crate) fn two_pieces(&self, frame: &Frame) -> Option<(Segment, Segment)> {
+        match frame.chain.pieces(&self.pieces) {
+            [first, second] if first.len >= self.header_len + frame.headers_len() => Some((*first, *second)),
+            _ => None,
         }
     }
 

@@ -65,6 +65,8 @@ pub enum ServiceMessage {
 #[derive(Debug)]
 pub(crate) struct Dispatch {
     pub(crate) to: Receivers,
+    /// Who sent it, if it came from a guest.
+    pub(crate) from: Option<PortId>,
     pub(crate) frame: Vec<u8>,
     pub(crate) offload: Offload,
     /// What was found out about it, if it came from a guest on a network with VLANs.
@@ -306,7 +308,8 @@ impl GatewayState {
             Outcome::Neighbour { to, headers, packet } => {
                 let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
-                out.push(Dispatch { to: Receivers::One(to.port), frame: [&headers, rest].concat(), offload, stamp: None });
+                let frame = [&headers, rest].concat();
+                out.push(Dispatch { to: Receivers::One(to.port), from: Some(port), frame, offload, stamp: None });
                 Some(Passage::Taken)
             }
         };
@@ -498,7 +501,7 @@ impl From<Outgoing> for Dispatch {
             Egress::Port(port) => Receivers::One(port),
             Egress::All => Receivers::All,
         };
-        Self { to, frame, offload: Offload::NONE, stamp: None }
+        Self { to, from: None, frame, offload: Offload::NONE, stamp: None }
     }
 }
 

@@ -9,12 +9,14 @@ use crossbeam::channel::Sender;
 use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
+use weft_switch::guard::Allowance;
 use weft_switch::vlan::Vlan;
 use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
 use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
+use crate::guard::PortGuard;
 use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
 use crate::to_guest::{Tally, tags};
@@ -53,6 +55,8 @@ pub(crate) struct Lane {
     receivers: Vec<PortId>,
     /// The frames of the batch that the gateway sees before anybody else does. Zero between batches.
     for_gateway: FrameMask,
+    /// How many frames of the batch may go to everybody because nobody knows their destination, if that is limited.
+    unknown: Option<Allowance>,
     /// Frames in weft's own memory that are to be sent on a network. None between rounds.
     dispatches: Vec<Dispatch>,
     dispatched_on: NetworkId,
@@ -79,6 +83,7 @@ impl Lane {
             masks: Vec::new(),
             receivers: Vec::new(),
             for_gateway: 0,
+            unknown: None,
             dispatches: Vec::new(),
             dispatched_on: NetworkId(0),
             own_batch: None,
@@ -100,7 +105,10 @@ impl Lane {
         if !batch.frames().is_empty() {
             count_received(port, batch);
             if ring.is_enabled() {
-                self.forward_batch(snapshot, port, batch, now);
+                match &port.guard {
+                    None => self.forward_batch(snapshot, port, batch, now),
+                    Some(guard) => self.forward_guarded(snapshot, (port, guard), batch, now),
+                }
             } else {
                 port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
             }
@@ -142,9 +150,25 @@ impl Lane {
     pub(crate) fn inject(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>, now: Timestamp) {
         if let Some(port) = snapshot.port(port) {
             let mut batch = Batch::new();
-            let dispatch = Dispatch { to: Receivers::All, frame, offload: Offload::NONE, stamp: None };
+            let dispatch = Dispatch { to: Receivers::All, from: None, frame, offload: Offload::NONE, stamp: None };
             batch.fill_private([dispatch].into_iter(), Stamp::NONE);
             self.forward_batch(snapshot, port, &mut batch, now);
+        }
+    }
+
+    /// The same for a port with protections.
+    #[inline(never)]
+    fn forward_guarded(
+        &mut self,
+        snapshot: &Snapshot,
+        (port, guard): (&PortLink, &PortGuard),
+        batch: &mut Batch,
+        now: Timestamp,
+    ) {
+        self.unknown = guard.screen(batch, now);
+        self.forward_batch(snapshot, port, batch, now);
+        if let Some(left) = self.unknown.take() {
+            guard.give_back(left);
         }
     }
 
@@ -154,19 +178,17 @@ impl Lane {
             return;
         };
         self.fit(snapshot);
-        let down = match (&network.vlans, &network.gateway) {
-            (None, None) => {
-                self.decide::<false>(network, ingress, batch, now);
-                self.transmit_batch(snapshot, ingress.network, batch)
-            }
-            (None, Some(_)) => {
-                self.decide::<true>(network, ingress, batch, now);
-                self.transmit_batch(snapshot, ingress.network, batch)
-            }
-            (Some(vlans), _) => {
-                self.decide_by_vlan(network, vlans, ingress, batch, now);
-                self.transmit_by_vlan(snapshot, ingress.network, vlans, batch)
-            }
+        match (&network.vlans, &network.gateway) {
+            (None, None) => self.decide::<false>(network, ingress, batch, now),
+            (None, Some(_)) => self.decide::<true>(network, ingress, batch, now),
+            (Some(vlans), _) => self.decide_by_vlan(network, vlans, ingress, batch, now),
+        }
+        if network.isolates {
+            self.isolate(snapshot, |_| Some(ingress));
+        }
+        let down = match &network.vlans {
+            None => self.transmit_batch(snapshot, ingress.network, batch),
+            Some(vlans) => self.transmit_by_vlan(snapshot, ingress.network, vlans, batch),
         };
         if down > 0 {
             ingress.counters.drop_frames(DropReason::ReceiverDown, down);
@@ -289,6 +311,9 @@ impl Lane {
             Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
             Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
             Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
+            Verdict::Flood if self.unknown.is_some() && self.is_too_much(frame) => {
+                ingress.counters.drop_frames(DropReason::UnknownStorm, 1);
+            }
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
             Verdict::Flood => {
                 if !flood(self) {
@@ -296,6 +321,36 @@ impl Lane {
                 }
             }
             Verdict::Drop(reason) => ingress.counters.drop_frames(reason, 1),
+        }
+    }
+
+    /// Counts a frame that would go to everybody. True if nobody knows where its destination is, and there were too many of those.
+    #[cold]
+    fn is_too_much(&mut self, frame: &Frame) -> bool {
+        let is_unknown = !EthernetHeader::parse(&frame.header).destination.is_multicast();
+        is_unknown && self.unknown.as_mut().is_some_and(|left| left.take(frame.len).is_err())
+    }
+
+    /// Takes frames away from receivers that are isolated from where they came from, which `origin` says by frame. One of which nobody else gets a copy is counted there.
+    #[inline(never)]
+    fn isolate<'s>(&mut self, snapshot: &'s Snapshot, origin: impl Fn(usize) -> Option<&'s PortLink>) {
+        let (mut kept, mut taken) = (self.for_gateway, 0);
+        let masks = &mut self.masks;
+        self.receivers.retain(|receiver| {
+            let mask = &mut masks[receiver.index()];
+            if let Some(to) = snapshot.port(*receiver) {
+                for bit in bits(*mask) {
+                    if origin(bit).is_some_and(|from| !from.isolation.reaches(to.isolation)) {
+                        *mask &= !(1 << bit);
+                        taken |= 1 << bit;
+                    }
+                }
+            }
+            kept |= *mask;
+            *mask != 0
+        });
+        for from in bits(taken & !kept).filter_map(origin) {
+            from.counters.drop_frames(DropReason::Isolated, 1);
         }
     }
 
@@ -360,7 +415,7 @@ impl Lane {
             Verdict::Flood => Receivers::AllBut(ingress.id),
             Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
         };
-        self.dispatches.push(Dispatch { to, frame: copy, offload: frame.offload, stamp });
+        self.dispatches.push(Dispatch { to, from: Some(ingress.id), frame: copy, offload: frame.offload, stamp });
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
@@ -398,6 +453,11 @@ impl Lane {
                         Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
                     };
                 }
+            }
+            if network.is_some_and(|network| network.isolates) {
+                let dispatches = std::mem::take(&mut self.dispatches);
+                self.isolate(snapshot, |bit| snapshot.port(dispatches[bit].from?).map(Arc::as_ref));
+                self.dispatches = dispatches;
             }
             let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
             batch.fill_private(self.dispatches.drain(..count), vlans.map_or(Stamp::NONE, |(_, vlan)| Stamp::of(vlan)));
@@ -555,6 +615,15 @@ impl RingChoice {
 #[inline(never)]
 fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
     network.gateway.as_ref().is_some_and(|gateway| gateway.interest(batch, frame) != Interest::Foreign)
+}
+
+/// The places of the frames in a mask.
+fn bits(mut mask: FrameMask) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = (mask != 0).then_some(mask.trailing_zeros() as usize)?;
+        mask &= mask - 1;
+        Some(bit)
+    })
 }
 
 fn count_received(port: &PortLink, batch: &Batch) {

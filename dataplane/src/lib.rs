@@ -14,6 +14,7 @@ mod endpoint;
 mod fabric;
 mod from_guest;
 mod gateway;
+mod guard;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;

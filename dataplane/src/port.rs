@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
+use weft_switch::guard::{Isolation, Protections};
 use weft_switch::vlan::PortRole;
 use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
@@ -16,6 +17,7 @@ use crate::disposal::Disposal;
 use crate::endpoint::{Endpoint, Listener};
 use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
+use crate::guard::PortGuard;
 use crate::lane::Fault;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
@@ -54,6 +56,8 @@ struct Wiring {
     port: PortId,
     network: NetworkId,
     role: Option<Arc<PortRole>>,
+    guard: Option<Arc<PortGuard>>,
+    isolation: Isolation,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -61,8 +65,9 @@ struct Wiring {
 impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
-        let (role, counters) = (self.role.clone(), Arc::clone(&self.counters));
-        Arc::new(PortLink { id: self.port, network: self.network, role, counters, rings })
+        let (role, guard, counters) = (self.role.clone(), self.guard.clone(), Arc::clone(&self.counters));
+        let Self { port: id, network, isolation, .. } = *self;
+        Arc::new(PortLink { id, network, role, guard, isolation, counters, rings })
     }
 }
 
@@ -154,12 +159,24 @@ impl Port {
     pub(crate) fn new(id: PortId, settings: PortSettings, endpoint: Endpoint, disposed: &Arc<EventFd>) -> Self {
         let disposal = Disposal::new(Arc::clone(disposed));
         let role = settings.vlan.clone().map(Arc::new);
-        let wiring = Wiring { port: id, network: settings.network, role, counters: Arc::default(), disposal };
+        let guard = PortGuard::new(&settings.protections).map(Arc::new);
+        let (network, isolation) = (settings.network, settings.protections.isolation);
+        let wiring = Wiring { port: id, network, role, guard, isolation, counters: Arc::default(), disposal };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
     pub(crate) fn id(&self) -> PortId {
         self.wiring.port
+    }
+
+    /// Changes what its guest may send; the caller publishes.
+    pub(crate) fn protect(&mut self, protections: Protections, fabric: &mut Fabric) {
+        self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
+        self.wiring.isolation = protections.isolation;
+        self.settings.protections = protections;
+        if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
+            *link = self.wiring.link(link.rings.clone());
+        }
     }
 
     /// The port as workers see it while no guest is there.

@@ -152,6 +152,18 @@ impl Chain {
         (self.count == 0).then_some(Segment { ptr: self.ptr, len: self.len as usize })
     }
 
+    /// The same chain, whose bytes are in one other piece from now on.
+    pub(crate) fn move_to(&mut self, piece: Segment) {
+        // No truncation: at most as many bytes as before.
+        (self.ptr, self.len, self.start, self.count) = (piece.ptr, piece.len as u32, 0, 0);
+    }
+
+    /// The same chain, whose bytes are in the last `count` of `all` from now on.
+    pub(crate) fn spread_over(&mut self, all: &[Segment], count: usize) {
+        // No truncation: bounded as the pieces of a batch are.
+        (self.ptr, self.start, self.count) = (std::ptr::null_mut(), (all.len() - count) as u32, count as u32);
+    }
+
     /// Where its only piece is; a null pointer if there are several.
     #[inline(always)]
     pub(crate) fn ptr(&self) -> *const u8 {

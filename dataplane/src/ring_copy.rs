@@ -35,6 +35,17 @@ impl Segment {
         unsafe { self.ptr.add(offset).copy_to_nonoverlapping(bytes.as_mut_ptr(), N) };
         Some(bytes)
     }
+
+    /// Copies the bytes from `offset` on to private memory; false when there are not as many.
+    #[inline(always)]
+    pub(crate) fn read_into(&self, offset: usize, into: &mut [u8]) -> bool {
+        if self.len < offset + into.len() {
+            return false;
+        }
+        // SAFETY: the piece is mapped memory with as many bytes from `offset` on; private memory can't overlap it.
+        unsafe { copy(self.ptr.add(offset), into.as_mut_ptr(), into.len()) };
+        true
+    }
 }
 
 /// Puts two private headers and `len` bytes, copied from `offset` on in another guest's piece, into a piece. False when either
@@ -55,6 +66,28 @@ pub(crate) fn write_frame<const A: usize, const B: usize>(
     // shares one page twice only garbles its own data, as its own writes do anyway.
     unsafe {
         copy(from.ptr.add(offset), to.ptr.add(A + B), len);
+        to.ptr.copy_from_nonoverlapping(headers.0.as_ptr(), A);
+        to.ptr.add(A).copy_from_nonoverlapping(headers.1.as_ptr(), B);
+    }
+    true
+}
+
+/// The same for a frame in two pieces: what follows `offset` in the first, and all of the second.
+#[inline(always)]
+pub(crate) fn write_two_pieces<const A: usize, const B: usize>(
+    to: &Segment,
+    headers: (&[u8; A], &[u8; B]),
+    (first, offset): (&Segment, usize),
+    second: &Segment,
+) -> bool {
+    let Some(len) = first.len.checked_sub(offset) else { return false };
+    if to.len < A + B + len + second.len {
+        return false;
+    }
+    // SAFETY: as above; either piece may be private memory as well.
+    unsafe {
+        copy(first.ptr.add(offset), to.ptr.add(A + B), len);
+        copy(second.ptr, to.ptr.add(A + B + len), second.len);
         to.ptr.copy_from_nonoverlapping(headers.0.as_ptr(), A);
         to.ptr.add(A).copy_from_nonoverlapping(headers.1.as_ptr(), B);
     }

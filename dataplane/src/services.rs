@@ -242,6 +242,7 @@ impl Dataplane {
         }
         (network.settings, network.default_vlan, network.gateway) = (fdb, default_vlan, gateway);
         self.fabric.divide(id);
+        self.refresh_all_leases(id);
         if same { Ok(()) } else { Ok(self.fabric.publish()?) }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! Memory safety does not hang on that wait: rings, and the memory below them, live as long as a snapshot that names them.
 //!
-//! Lock order: a worker holds one `from_guest` ring, then one [gateway](crate::gateway), then one `to_guest` ring, never two of a kind. Only its home's worker takes
+//! Lock order: a worker holds one `from_guest` ring, then one [guard](crate::guard) and lets it go, or one [gateway](crate::gateway), then one `to_guest` ring, never two of a kind. Only its home's worker takes
 //! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 
@@ -19,12 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use weft_switch::guard::Isolation;
 use weft_switch::vlan::PortRole;
 use weft_switch::{Fdb, NetworkId, PortId};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
+use crate::guard::PortGuard;
 use crate::to_guest::ToGuest;
 use crate::vlan::VlanLink;
 
@@ -52,6 +54,8 @@ pub(crate) struct NetworkLink {
     pub(crate) vlans: Option<VlanLink>,
     /// The ports that can receive right now.
     pub(crate) members: Vec<PortId>,
+    /// Some of its ports are isolated from others.
+    pub(crate) isolates: bool,
 }
 
 /// A port as workers see it.
@@ -61,6 +65,10 @@ pub(crate) struct PortLink {
     pub(crate) network: NetworkId,
     /// What it is to the network's VLANs.
     pub(crate) role: Option<Arc<PortRole>>,
+    /// What its guest's frames have to pass, if anything.
+    pub(crate) guard: Option<Arc<PortGuard>>,
+    /// Which ports it hears, and which hear from it.
+    pub(crate) isolation: Isolation,
     pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
 }
@@ -170,10 +178,13 @@ impl Snapshot {
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
             let receives = !port.rings.to_guest.is_empty();
-            if let (true, Some(Some(network))) = (receives, networks.get_mut(port.network.index())) {
-                network.members.push(port.id);
-                if let Some(vlans) = &mut network.vlans {
-                    vlans.add_member(port);
+            if let Some(Some(network)) = networks.get_mut(port.network.index()) {
+                network.isolates |= port.isolation != Isolation::None;
+                if receives {
+                    network.members.push(port.id);
+                    if let Some(vlans) = &mut network.vlans {
+                        vlans.add_member(port);
+                    }
                 }
             }
             for ring in &port.rings.from_guest {

@@ -11,7 +11,7 @@ use crate::from_guest::{Batch, Frame};
 use crate::memory::Segment;
 use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
-use crate::ring_copy::{Cursor, prefetch, write_frame};
+use crate::ring_copy::{Cursor, prefetch, write_frame, write_two_pieces};
 use crate::vhost_port::{BATCH, FrameFeatures, FrameMask, LONG_HEADER, SHORT_HEADER};
 
 /// A long header when nothing is left to do about a frame that is in one chain (section 5.1.6.4: its count is 1 even where
@@ -298,12 +298,7 @@ impl Writer {
     fn write<const TAGS: u8, const HEADER: usize>(&self, batch: &Batch, frame: &Frame, header: &[u8; HEADER], at: usize) {
         let (chain, payload_len) = (&self.run[at], frame.len - EthernetHeader::LEN);
         let (Some(from), Some(to), true) = (frame.chain.single(), chain.single(), self.features.long_header) else {
-            let payload = batch.payload(frame);
-            if HEADER == EthernetHeader::LEN {
-                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload);
-            } else {
-                self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload.with_tag());
-            }
+            self.write_apart(batch, frame, header, chain, payload_len);
             return;
         };
         let unfinished;
@@ -320,6 +315,32 @@ impl Writer {
         let skipped = if TAGS == tags::NONE { EthernetHeader::LEN } else { frame.headers_len() };
         let written = write_frame(&to, (virtio_header, header), &from, batch.header_len + skipped, payload_len);
         debug_assert!(written, "a chain has the room that was counted");
+    }
+
+    /// The same where the frame or the chain is in several pieces.
+    #[cold]
+    #[inline(never)]
+    fn write_apart<const HEADER: usize>(
+        &self,
+        batch: &Batch,
+        frame: &Frame,
+        header: &[u8; HEADER],
+        chain: &Chain,
+        payload_len: usize,
+    ) {
+        let plain = frame.offload.is_none() && self.features.long_header;
+        if let (Some((first, second)), Some(to), true) = (batch.two_pieces(frame), chain.single(), plain) {
+            let offset = batch.header_len + frame.headers_len();
+            let written = write_two_pieces(&to, (&PLAIN_HEADER, header), (&first, offset), &second);
+            debug_assert!(written, "a chain has the room that was counted");
+            return;
+        }
+        let payload = batch.payload(frame);
+        if HEADER == EthernetHeader::LEN {
+            self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload);
+        } else {
+            self.write_pieces(self.cursor(chain), 1, header, payload, payload_len, &frame.offload.with_tag());
+        }
     }
 
     fn cursor(&self, chain: &Chain) -> Cursor<'_> {

@@ -86,6 +86,30 @@ pub enum DropReason {
     ReservedVlan,
     /// The frame would leave without its tag, and another is behind it.
     HiddenTag,
+    /// The source MAC address is none of those that the port is locked to.
+    MacNotAllowed,
+    /// The source IP address is none of those that the port is locked to.
+    IpNotAllowed,
+    /// An ARP packet from a port with locked addresses says that another address is here.
+    SpoofedArp,
+    /// The same of neighbour discovery.
+    SpoofedNd,
+    /// An answer of a DHCP server, from a port that may be none.
+    DhcpServerNotAllowed,
+    /// An advertisement or redirect of a router, from a port that may be none.
+    RouterNotAllowed,
+    /// Headers that the port's protections have to check are hidden or missing.
+    Unverifiable,
+    /// The ports are isolated from each other.
+    Isolated,
+    /// More broadcast than the port may send.
+    BroadcastStorm,
+    /// More multicast than the port may send.
+    MulticastStorm,
+    /// More for addresses that nobody knows than the port may send.
+    UnknownStorm,
+    /// More than the port may send in all.
+    OverLimit,
 }
 
 impl DropReason {

@@ -15,6 +15,7 @@ mod fdb;
 mod flow;
 mod forward;
 pub mod gateway;
+pub mod guard;
 mod host_name;
 mod id;
 mod log_limit;

@@ -117,11 +117,11 @@ impl DhcpService {
                 }
                 Action::Leased { address, station } => {
                     debug!("network {}: {address} belongs to {} behind {:?}", self.name, station.mac, station.port);
-                    dataplane.with_gateway(self.network, |_, gateway, _| gateway.lease(address, station));
+                    dataplane.lease(self.network, address, station);
                 }
                 Action::Ended { address } => {
                     debug!("network {}: the lease of {address} has ended", self.name);
-                    dataplane.with_gateway(self.network, |_, gateway, _| gateway.end_lease(address));
+                    dataplane.end_lease(self.network, address);
                 }
                 Action::Log(event) if self.may_log(dataplane.now()) => self.log_event(&event),
                 Action::Log(_) => {}

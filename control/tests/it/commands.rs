@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::weft::{PATIENCE, Weft, command, run};
 
@@ -251,6 +251,64 @@ fn vlans_are_given_by_number_and_by_name_and_shown() {
     for line in ["vlan = \"tenant-a\"", "trunk = \"10-12,tenant-a,tenant-b\"", "native = 10", "qinq = 300", "default_vlan = 7"] {
         assert!(config.lines().any(|shown| shown == line), "{line} is not in:\n{config}");
     }
+}
+
+#[test]
+fn protections_are_given_changed_and_shown() {
+    let weft = Weft::start();
+    let added =
+        weft.json(&["port", "add", "tenant", "--mac", "02:00:00:00:00:01", "--untrusted", "--limit-in", "1G", "--isolated"]);
+    let protections = &added["protections"];
+    assert_eq!((&protections["macs"], &protections["ips"]), (&json!(["02:00:00:00:00:01"]), &json!([])));
+    assert_eq!((&protections["allow"], &protections["storm_unknown"]), (&"none".into(), &"1k".into()));
+    assert_eq!((&protections["limit_in"], &protections["burst_in"]), (&"1G".into(), &1_250_000.into()));
+    assert_eq!((&protections["untrusted"], &protections["isolated"]), (&true.into(), &true.into()));
+    let changed = weft.json(&[
+        "port",
+        "set",
+        "tenant",
+        "--allow-ip",
+        "192.0.2.1,2001:db8::1",
+        "--allow-mac",
+        "02:00:00:00:00:02",
+        "--allow",
+        "router",
+        "--limit-in",
+        "none",
+        "--isolated=false",
+        "--isolation-group",
+        "7",
+        "--storm-broadcast",
+        "off",
+        "--storm-multicast",
+        "2MB",
+    ]);
+    let protections = &changed["protections"];
+    assert_eq!(protections["macs"], json!(["02:00:00:00:00:01", "02:00:00:00:00:02"]));
+    assert_eq!((&protections["ips"], &protections["allow"]), (&json!(["192.0.2.1", "2001:db8::1"]), &"router".into()));
+    assert_eq!((&protections["limit_in"], &protections["isolated"]), (&Value::Null, &false.into()));
+    assert_eq!((&protections["isolation_group"], &protections["storm_broadcast"]), (&7.into(), &Value::Null));
+    let shown = weft.run(&["port", "show", "tenant"]).stdout;
+    for line in [
+        "untrusted",
+        "MAC locked to 02:00:00:00:00:01, 02:00:00:00:00:02",
+        "IP locked to what is leased to it, 192.0.2.1, 2001:db8::1",
+        "may be beside a host: router",
+        "isolated, but from group 7",
+        "multicast at most 2MB a second",
+        "unknown at most 1k frames a second",
+    ] {
+        assert!(shown.contains(line), "{line} is not in:\n{shown}");
+    }
+    // What is shown can be run.
+    let config = weft.run(&["config", "show"]).stdout;
+    for line in ["untrusted = true", "isolation_group = 7", "allow = \"router\"", "storm_multicast = \"2MB\""] {
+        assert!(config.lines().any(|shown| shown == line), "{line} is not in:\n{config}");
+    }
+    weft.json(&["port", "set", "tenant", "--untrusted=false", "--allow-mac", "", "--allow-ip", "", "--isolation-group", "none"]);
+    let refused = weft.run(&["port", "set", "tenant", "--allow-ip", "192.0.2.1"]);
+    assert!(refused.status == 1 && refused.stderr.contains("give it lock_ip as well"), "{}", refused.stderr);
+    assert_eq!(weft.run(&["port", "set", "nobody", "--untrusted"]).status, 1);
 }
 
 #[test]

@@ -308,6 +308,17 @@ impl Gateway {
         self.owners.forget(address);
     }
 
+    /// The port to which `address` is leased.
+    #[must_use]
+    pub fn lessee(&self, address: Ipv4Addr) -> Option<PortId> {
+        self.owners.lessee(address)
+    }
+
+    /// The addresses that are leased to `port`, in order.
+    pub fn leases_of(&self, port: PortId) -> impl Iterator<Item = Ipv4Addr> {
+        self.owners.leases_of(port)
+    }
+
     /// Forgets everything that came from `port`, which is gone.
     pub fn forget_port(&mut self, port: PortId) {
         self.owners.forget_port(port);

@@ -6,7 +6,7 @@
 //! Bounded and fair without a common bound: each port has room for [`LEARNED_PER_PORT`] learned addresses of its own, and the one not
 //! heard of for the longest makes way. Leases are bounded by the DHCP server's pool.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ const LEARNED_FOR: Duration = Duration::from_secs(20 * 60);
 pub(super) struct Owners {
     by_address: HashMap<Ipv4Addr, Owner, ahash::RandomState>,
     learned: HashMap<PortId, Vec<Ipv4Addr>, ahash::RandomState>,
+    leased: HashMap<PortId, BTreeSet<Ipv4Addr>, ahash::RandomState>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,25 +66,45 @@ impl Owners {
     pub(super) fn lease(&mut self, address: Ipv4Addr, station: Station) {
         self.forget(address);
         self.by_address.insert(address, Owner { station, heard: None });
+        self.leased.entry(station.port).or_default().insert(address);
+    }
+
+    /// The port to which `address` is leased.
+    pub(super) fn lessee(&self, address: Ipv4Addr) -> Option<PortId> {
+        self.by_address.get(&address).filter(|owner| owner.heard.is_none()).map(|owner| owner.station.port)
+    }
+
+    /// What is leased to `port`, in order.
+    pub(super) fn leases_of(&self, port: PortId) -> impl Iterator<Item = Ipv4Addr> {
+        self.leased.get(&port).into_iter().flatten().copied()
     }
 
     /// Forgets an address, leased or learned.
     pub(super) fn forget(&mut self, address: Ipv4Addr) {
         let Some(owner) = self.by_address.remove(&address) else { return };
-        if let (Some(_), Some(learned)) = (owner.heard, self.learned.get_mut(&owner.station.port)) {
-            learned.retain(|other| *other != address);
+        let port = owner.station.port;
+        if owner.heard.is_some() {
+            if let Some(learned) = self.learned.get_mut(&port) {
+                learned.retain(|other| *other != address);
+            }
+        } else if let Some(leased) = self.leased.get_mut(&port) {
+            leased.remove(&address);
+            if leased.is_empty() {
+                self.leased.remove(&port);
+            }
         }
     }
 
     /// Forgets every address behind `port`.
     pub(super) fn forget_port(&mut self, port: PortId) {
         self.learned.remove(&port);
+        self.leased.remove(&port);
         self.by_address.retain(|_, owner| owner.station.port != port);
     }
 
     /// Forgets what was not heard of for too long.
     pub(super) fn expire(&mut self, now: Timestamp) {
-        let Self { by_address, learned } = self;
+        let Self { by_address, learned, .. } = self;
         learned.retain(|_, addresses| {
             addresses.retain(|address| {
                 let heard = by_address.get(address).and_then(|owner| owner.heard);
@@ -139,6 +160,22 @@ mod tests {
         owners.forget(address(1));
         assert_eq!(owners.find(NOW, address(1)), None);
         assert!(owners.learned.values().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn what_is_leased_to_a_port_is_known_in_order_until_the_lease_ends_or_another_port_has_it() {
+        let mut owners = Owners::default();
+        let leases = |owners: &Owners, port| owners.leases_of(PortId(port)).collect::<Vec<_>>();
+        owners.lease(address(2), station(1));
+        owners.lease(address(1), station(1));
+        owners.hear(NOW, address(3), station(1)).unwrap();
+        assert_eq!(leases(&owners, 1), [address(1), address(2)]);
+        assert_eq!((owners.lessee(address(1)), owners.lessee(address(3))), (Some(PortId(1)), None));
+        owners.lease(address(1), station(2));
+        assert_eq!((leases(&owners, 1), leases(&owners, 2)), (vec![address(2)], vec![address(1)]));
+        owners.forget(address(2));
+        owners.forget_port(PortId(2));
+        assert!(owners.leased.is_empty());
     }
 
     #[test]

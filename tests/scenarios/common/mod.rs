@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token, Waker};
 use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, WorkerSettings};
 use weft_guest::{Builder, Guest, Order, feature};
+use weft_switch::guard::Protections;
 use weft_switch::{DropReason, FdbSettings, MacAddr, NetworkId, PortId};
 
 /// The longest that anything here is waited for.
@@ -106,6 +107,7 @@ impl TestSwitch {
             name: format!("vm{nth}"),
             network: self.network,
             vlan: None,
+            protections: Protections::NONE,
             socket: self.directory.path().join(format!("vm{nth}.sock")),
             role: SocketRole::Server,
             queue_pairs: 1,

@@ -57,6 +57,7 @@ fn a_port_has_a_bounded_turn_however_many_front_ends_knock() {
         name: "vm1".to_owned(),
         network,
         vlan: None,
+        protections: weft_switch::guard::Protections::NONE,
         socket: socket.clone(),
         role: SocketRole::Server,
         queue_pairs: 1,
