@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use crate::memory::Segment;
 
 /// The most pieces that one call takes (`UIO_MAXIOV`).
-const PIECES_MAX: usize = 1024;
+pub(super) const PIECES_MAX: usize = 1024;
 /// The most datagrams that one call takes.
 pub(super) const DATAGRAMS: usize = 16;
 /// Bytes of the largest datagram.
@@ -97,6 +97,9 @@ impl Calls {
     }
 
     /// Sends `pieces` in order: as one datagram to `to`, or as much as fits into the stream of a connected socket.
+    ///
+    /// # Errors
+    /// [`Errno::MSGSIZE`] for a datagram in more than [`PIECES_MAX`] pieces; a stream takes them with several calls.
     pub(super) fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -104,8 +107,38 @@ impl Calls {
         pieces: &[Segment],
         marks: Marks,
     ) -> Result<usize, Errno> {
+        if pieces.len() <= PIECES_MAX {
+            return self.send_at_once(socket, to, pieces, marks);
+        }
+        if to.is_some() {
+            return Err(Errno::MSGSIZE);
+        }
+        let (mut sent, mut offered) = (0, 0);
+        for some in pieces.chunks(PIECES_MAX) {
+            let wanted: usize = some.iter().map(|piece| piece.len).sum();
+            match self.send_at_once(socket, None, some, marks) {
+                Ok(len) => sent += len,
+                // What is wrong is heard again by whoever comes next.
+                Err(_) if sent > 0 => break,
+                Err(error) => return Err(error),
+            }
+            offered += wanted;
+            if sent < offered {
+                break;
+            }
+        }
+        Ok(sent)
+    }
+
+    fn send_at_once(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        to: Option<SocketAddrV4>,
+        pieces: &[Segment],
+        marks: Marks,
+    ) -> Result<usize, Errno> {
         self.pieces.clear();
-        self.pieces.extend(pieces.iter().take(PIECES_MAX).map(iovec));
+        self.pieces.extend(pieces.iter().map(iovec));
         let mut address = to.map(sockaddr);
         // SAFETY: all zeros are a valid, empty message header.
         let mut message: libc::msghdr = unsafe { zeroed() };
@@ -348,4 +381,27 @@ fn result(returned: isize) -> Result<usize, Errno> {
         let error = std::io::Error::last_os_error();
         Errno::from_io_error(&error).unwrap_or(Errno::IO)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_stream_takes_more_pieces_than_one_call_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut far = listener.accept().unwrap().0;
+        let mut data: Vec<u8> = (0..3000_u32).map(|at| at as u8).collect();
+        let pieces: Vec<_> = data.iter_mut().map(|byte| Segment { ptr: byte, len: 1 }).collect();
+        let sent = Calls::new().send(near.as_fd(), None, &pieces, Marks::default());
+        assert_eq!(sent, Ok(data.len()));
+        let mut read = vec![0; data.len()];
+        far.read_exact(&mut read).unwrap();
+        assert_eq!(read, data);
+    }
 }

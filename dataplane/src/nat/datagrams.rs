@@ -108,34 +108,47 @@ impl Datagrams {
             mapping.outbound(now, *to.ip(), len - UDP_HEADER_LEN);
         }
         let kind = runs::Kind { id, to, marks: marks_of(packet), dont_fragment: packet.ip.dont_fragment };
-        if let Some(size) = packet.segment.map(usize::from) {
-            self.add_all(common, kind, packet.pieces, len - UDP_HEADER_LEN, size);
-            return Disposition::Taken;
+        let size = packet.segment.map(usize::from).filter(|size| *size < len - UDP_HEADER_LEN);
+        if let Some(size) = size {
+            return self.add_all(common, kind, packet.pieces, len - UDP_HEADER_LEN, size);
         }
         if self.run.add(kind, packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN) {
             return Disposition::Taken;
         }
+        self.send_one(common, kind, packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN)
+    }
+
+    /// Sends a datagram at once, and what came before it. Those that follow to the same place may be gathered.
+    fn send_one(&mut self, common: &mut Common, kind: runs::Kind, pieces: &[Segment], skip: usize, len: usize) -> Disposition {
         self.finish_run(common);
         common.window.clear();
-        part_of(packet.pieces, UDP_HEADER_LEN, len - UDP_HEADER_LEN, &mut common.window);
-        let Some(mapped) = self.flows.value_mut(id) else { return Disposition::Taken };
+        part_of(pieces, skip, len, &mut common.window);
+        let Some(mapped) = self.flows.value_mut(kind.id) else { return Disposition::Taken };
         let sent = mapped.send(common, &kind);
         if sent.is_ok() {
             self.run.begin(kind);
         }
-        self.sent(common, id, sent)
+        self.sent(common, kind.id, sent)
     }
 
     /// Datagrams that the guest has left to be cut apart, of `size` bytes each.
-    fn add_all(&mut self, common: &mut Common, kind: runs::Kind, pieces: &[Segment], len: usize, size: usize) {
+    fn add_all(&mut self, common: &mut Common, kind: runs::Kind, pieces: &[Segment], len: usize, size: usize) -> Disposition {
         for at in (0..len).step_by(size) {
-            let here = size.min(len - at);
-            if !self.run.add(kind, pieces, UDP_HEADER_LEN + at, here) {
-                self.finish_run(common);
-                self.run.begin(kind);
-                self.run.add(kind, pieces, UDP_HEADER_LEN + at, here);
+            let (skip, here) = (UDP_HEADER_LEN + at, size.min(len - at));
+            if self.run.add(kind, pieces, skip, here) {
+                continue;
+            }
+            self.finish_run(common);
+            self.run.begin(kind);
+            if !self.run.add(kind, pieces, skip, here) {
+                // It fits into no run.
+                let disposition = self.send_one(common, kind, pieces, skip, here);
+                if disposition != Disposition::Taken {
+                    return disposition;
+                }
             }
         }
+        Disposition::Taken
     }
 
     /// Sends the datagrams of a batch that have not left yet.

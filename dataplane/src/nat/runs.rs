@@ -8,7 +8,7 @@ use std::net::SocketAddrV4;
 
 use weft_switch::nat::FlowId;
 
-use super::calls::Marks;
+use super::calls::{Marks, PIECES_MAX};
 use super::part_of;
 use crate::memory::Segment;
 
@@ -54,12 +54,18 @@ impl Run {
         if self.kind != Some(kind) || !fits || self.closed || (!is_first && len > self.size) {
             return false;
         }
+        let before = self.pieces.len();
+        part_of(pieces, skip, len, &mut self.pieces);
+        if self.pieces.len() > PIECES_MAX {
+            // The kernel would refuse them all.
+            self.pieces.truncate(before);
+            return false;
+        }
         if is_first {
             self.size = len;
         }
         self.closed = len < self.size;
         self.len += len;
-        part_of(pieces, skip, len, &mut self.pieces);
         self.ends.push(self.pieces.len());
         true
     }

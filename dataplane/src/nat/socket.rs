@@ -77,7 +77,7 @@ impl TcpSocket {
         let share = Share::take()?;
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?;
         if shared {
-            sockopt::set_socket_reuseaddr(&fd, true)?;
+            share_port(&fd)?;
         }
         let mut bound = None;
         for port in ports {
@@ -88,7 +88,7 @@ impl TcpSocket {
         }
         if !shared && bound.is_some() {
             // From now on it can be shared with those that say the same.
-            sockopt::set_socket_reuseaddr(&fd, true)?;
+            share_port(&fd)?;
         }
         Ok((Self::prepare(fd, share, can_peek_at)?, bound))
     }
@@ -288,6 +288,13 @@ pub(super) fn can_peek_at() -> bool {
         .is_ok_and(|fd| calls::set_peek_offset(fd.as_fd(), 0).is_ok())
 }
 
+/// Lets other sockets that say the same have the same port. Either option would do; but a port whose first socket did not say so from the beginning is
+/// compared with all its sockets at each `bind` unless they have `SO_REUSEPORT`, too: then the kernel remembers that they match.
+fn share_port(fd: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_socket_reuseaddr(fd, true)?;
+    sockopt::set_socket_reuseport(fd, true)
+}
+
 /// Lets the worker's poll tell of a socket, whenever something about it changes.
 pub(super) fn register(registry: &Registry, fd: BorrowedFd<'_>, token: Token, writable: bool) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
@@ -314,5 +321,34 @@ pub(super) fn socket_error(errno: Errno) -> SocketError {
         Errno::TIMEDOUT => SocketError::TimedOut,
         Errno::ACCESS | Errno::PERM => SocketError::Prohibited,
         _ => SocketError::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_had_as_quickly_by_the_last_connection_as_by_the_first() {
+        let Ok((first, Some(port))) = TcpSocket::bound(32_768.., false, false) else { panic!("no port is free") };
+        // As many as make a difference, where the limit of open files lets them.
+        let count = (shares() / 2).min(3000);
+        let mut took = Vec::new();
+        let mut others = vec![first];
+        for _ in 0..count {
+            let before = Instant::now();
+            let (socket, bound) = TcpSocket::bound([port].into_iter(), true, false).unwrap();
+            took.push(before.elapsed());
+            assert_eq!(bound, Some(port));
+            others.push(socket);
+        }
+        // The quickest of many: what the kernel has to do, whatever else goes on here.
+        let quickest = |of: &[Duration]| of.iter().min().copied().unwrap();
+        let (early, late) = (quickest(&took[..50]), quickest(&took[count - 50..]));
+        assert!(late < early * 3, "{early:?}, then {late:?}");
+        // Whoever comes first to a port of its own still does not get one that others have.
+        assert!(TcpSocket::bound([port].into_iter(), false, false).is_ok_and(|(_, bound)| bound.is_none()));
     }
 }

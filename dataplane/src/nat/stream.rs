@@ -9,7 +9,7 @@ use weft_switch::nat::frame::{self, TCP_HEADERS_LEN};
 use weft_switch::nat::tcp::{Action, Connection, Flags, Seq};
 use weft_switch::{Offload, PortId, Station, Timestamp, complete_checksum, segment};
 
-use super::calls::{Marks, send_space};
+use super::calls::{Marks, PIECES_MAX, send_space};
 use super::seam::{NoRoom, ToGuests};
 use super::socket::{TcpSocket, socket_error};
 use super::{Common, Readiness, part_of};
@@ -194,7 +194,13 @@ impl Stream {
         common.window.clear();
         let wanted = if offloads.checksum {
             part_of(&common.pieces, TCP_HEADERS_LEN, room - TCP_HEADERS_LEN, &mut common.window);
-            room - TCP_HEADERS_LEN
+            if common.window.len() < PIECES_MAX {
+                room - TCP_HEADERS_LEN
+            } else {
+                // One call takes no more, and what it leaves is no sign that the socket is empty.
+                common.window.truncate(PIECES_MAX - 1);
+                common.window.iter().map(|piece| piece.len).sum()
+            }
         } else {
             // The guest has to be spared work that needs all the data: they come to private memory first.
             guests.cancel();

@@ -301,3 +301,28 @@ fn pings_pass_where_the_host_lets_them_rfc_5508_req_1() {
     assert_eq!(frame[34..38], message(0, 0x1234)[..4]);
     assert_eq!(frame[38..], message(0, 0x1234)[4..]);
 }
+
+#[test]
+fn datagrams_in_more_pieces_than_one_call_takes_all_arrive() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    // Two thousand pieces in one batch, and all in a row to the same place.
+    world.piece = Some(1);
+    let all: Vec<_> = (0..32).map(|nth| datagram(5000, port, &[nth; 64])).collect();
+    world.give_batch(ME, GUEST, 17, GATEWAY, &all.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    for nth in 0..32 {
+        assert_eq!(arrived(&mut world, &far).1, [nth; 64]);
+    }
+}
+
+#[test]
+fn a_datagram_that_was_left_to_be_cut_and_fits_into_no_run_leaves_alone() {
+    let mut world = World::new();
+    let (far, port) = far_udp("127.0.0.1");
+    for len in [65_400, 0] {
+        let data = pattern(len);
+        world.segment = Some(65_500);
+        world.give_ip(17, GATEWAY, &datagram(5000, port, &data));
+        assert_eq!(arrived(&mut world, &far).1, data);
+    }
+}

@@ -202,6 +202,8 @@ pub(super) struct World {
     interface: Interface,
     /// The next packet stands for several datagrams of this size.
     pub(super) segment: Option<u16>,
+    /// Bytes of each buffer in which the guest's packets lie; else they are in two.
+    pub(super) piece: Option<usize>,
     /// The guest does not look at its ring.
     pub(super) paused: bool,
     /// What became of packets that the engine did not take.
@@ -266,6 +268,7 @@ impl World {
             card,
             interface,
             segment: None,
+            piece: None,
             paused: false,
             refused: Vec::new(),
             next_port: 40_000,
@@ -322,29 +325,33 @@ impl World {
 
     /// The same from somebody else, or with an address that is not the guest's.
     pub(super) fn give_from(&mut self, station: Station, source: Ipv4Addr, protocol: u8, destination: Ipv4Addr, payload: &[u8]) {
-        let mut header = [0; 20];
-        header[0] = 0x45;
-        header[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
-        (header[8], header[9]) = (64, protocol);
-        header[12..16].copy_from_slice(&source.octets());
-        header[16..].copy_from_slice(&destination.octets());
-        let sum = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
-        let bytes = [&header, payload].concat();
-        let ip = Ipv4Packet::parse(&bytes).unwrap();
-        let packet = Packet { station, ip, checksum_pending: false };
-        let mut out = Vec::new();
+        self.give_batch(station, source, protocol, destination, &[payload]);
+    }
+
+    /// Several of them in one batch.
+    pub(super) fn give_batch(
+        &mut self,
+        station: Station,
+        source: Ipv4Addr,
+        protocol: u8,
+        destination: Ipv4Addr,
+        payloads: &[&[u8]],
+    ) {
         let now = self.now();
-        self.pass(now, &packet, &mut out);
+        let packets: Vec<_> = payloads.iter().map(|payload| ip_packet(source, protocol, destination, payload)).collect();
+        for bytes in &packets {
+            let packet = Packet { station, ip: Ipv4Packet::parse(bytes).unwrap(), checksum_pending: false };
+            self.pass(now, &packet, &mut Vec::new());
+        }
         self.engine.flush(now, &mut self.ring);
     }
 
     fn pass(&mut self, now: Timestamp, packet: &Packet<'_>, out: &mut Vec<Outgoing>) {
         let bytes = packet.ip.payload();
-        // In two pieces, as a driver may have it.
+        // In two pieces, as a driver may have it, or in many.
         let (one, other) = bytes.split_at(bytes.len() / 3);
-        let pieces = [one, other].map(|piece| Segment { ptr: piece.as_ptr().cast_mut(), len: piece.len() });
+        let pieces = self.piece.map_or_else(|| vec![one, other], |len| bytes.chunks(len).collect());
+        let pieces: Vec<_> = pieces.iter().map(|piece| Segment { ptr: piece.as_ptr().cast_mut(), len: piece.len() }).collect();
         let (station, ip, len) = (packet.station, *packet.ip.header(), bytes.len());
         let disposition = self
             .engine
@@ -446,6 +453,14 @@ impl World {
         self.paused = false;
         self.ring.frames.pop_front().unwrap()
     }
+}
+
+fn ip_packet(source: Ipv4Addr, protocol: u8, destination: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let header = etherparse::Ipv4Header::new(payload.len() as u16, 64, protocol.into(), source.octets(), destination.octets());
+    header.unwrap().write(&mut bytes).unwrap();
+    bytes.extend_from_slice(payload);
+    bytes
 }
 
 fn tcp_socket(buffer: usize) -> tcp::Socket<'static> {

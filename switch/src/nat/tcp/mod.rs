@@ -452,7 +452,11 @@ impl Connection {
 
     fn expire(&mut self, now: Timestamp) {
         let greeting = self.state != State::Open;
-        let retries = if greeting { self.settings.syn_retries } else { self.settings.retries };
+        let retries = match self.state {
+            State::Calling => self.settings.call_retries,
+            _ if greeting => self.settings.syn_retries,
+            _ => self.settings.retries,
+        };
         match self.to_guest.expire(now) {
             Expiry::None => {}
             _ if self.to_guest.unanswered > retries => self.abort(CloseReason::GuestTimeout, true),

@@ -24,6 +24,9 @@ pub struct TcpSettings {
     pub retries: u8,
     /// The same for SYN.
     pub syn_retries: u8,
+    /// The same for SYN where the far end calls the guest: with three, the caller is given up after 15 s, because it holds a descriptor and has been told that it is
+    /// connected.
+    pub call_retries: u8,
 }
 
 impl TcpSettings {
@@ -40,6 +43,7 @@ impl TcpSettings {
             timeout_min: Duration::from_millis(200),
             retries: 12,
             syn_retries: 5,
+            call_retries: 3,
         }
     }
 }

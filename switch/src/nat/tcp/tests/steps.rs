@@ -591,3 +591,21 @@ fn windows_are_not_shifted_unless_both_agree_rfc_7323_2_2() {
     connection.readable();
     let Some(Action::SendData { limit: 500, .. }) = connection.next_action(START) else { panic!() };
 }
+
+#[test]
+fn a_call_that_the_guest_does_not_answer_is_given_up_after_fifteen_seconds() {
+    let mut bench = Bench { connection: Connection::call(START, ISS, SPACE, &TcpSettings::new(1500)), now: START };
+    let mut asked = Vec::new();
+    while bench.connection.reason().is_none() {
+        while let Some(Action::Send(segment)) = bench.next() {
+            assert_eq!(segment.flags, Flags::SYN);
+            asked.push(bench.now.since(START).as_secs());
+        }
+        bench.now = bench.connection.deadline();
+        bench.connection.tick(bench.now);
+    }
+    assert_eq!((asked, bench.now.since(START).as_secs()), (vec![0, 1, 3, 7], 15));
+    assert_eq!(bench.connection.reason(), Some(CloseReason::GuestTimeout));
+    assert!(matches!(bench.next(), Some(Action::Send(Segment { flags, .. })) if flags.has(Flags::RST)));
+    assert_eq!(bench.next(), Some(Action::Reset));
+}
