@@ -27,6 +27,7 @@ use crate::run_dir::{RunDir, RunDirError};
 use crate::saved::SavedConfig;
 use crate::server::{Server, ServerError};
 use crate::services::Services;
+use crate::state_dir::{self, StateDirError};
 use crate::switch::{FailedReload, Switch};
 
 /// SIGTERM and SIGINT.
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// The run directory.
     #[error(transparent)]
     RunDir(#[from] RunDirError),
+    /// The state directory.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
     /// The configuration file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -115,6 +119,7 @@ impl Daemon {
         raise_descriptor_limit();
         let host = Host::this(run_dir).with_access(host_access);
         let config_file = config_file.map(absolute).transpose()?;
+        state_dir::check(state_dir)?;
         let (saved, declared) = match &config_file {
             Some(file) => (None, config_file::read(file, &host)?),
             None => SavedConfig::load(state_dir, &host).map(|(saved, config)| (Some(saved), config))?,
