@@ -366,6 +366,9 @@ impl Datagrams {
                     if count < DATAGRAMS {
                         return;
                     }
+                    if common.is_laden() {
+                        break;
+                    }
                 }
                 Err(Errno::AGAIN | Errno::INTR) => return,
                 // An error that is waiting in the queue, too.
@@ -487,6 +490,7 @@ impl Mapped {
     fn deliver(&mut self, common: &mut Common, now: Timestamp, at: usize, guests: &mut impl ToGuests) {
         let (from, slot, size) = common.calls.arrived(at);
         let len = slot.len() - HEADROOM;
+        common.moved += len;
         let size = size.map_or(len, usize::from).max(1);
         let source = if from.ip().is_loopback() { SocketAddrV4::new(common.settings.gateway, from.port()) } else { from };
         if self.forwarded {

@@ -119,6 +119,7 @@ impl Stream {
                         return true;
                     }
                 }
+                Action::SendData { .. } if common.is_laden() => return false,
                 Action::SendData { from, offset, limit, mss } => {
                     self.send_data(common, now, guests, (from, offset, limit, mss));
                     frames += 1;
@@ -227,6 +228,7 @@ impl Stream {
         // No truncation: at most a packet.
         let segment = self.connection.sent(now, from, len as u32, len < wanted && !self.urgent);
         self.progressed = true;
+        common.moved += len;
         let (link, Ends { inside, remote }) = (common.link(self.station), self.ends);
         let offload = frame::tcp(link, remote, inside, &segment, mss, &mut common.frame);
         if offloads.checksum {

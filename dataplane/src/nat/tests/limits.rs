@@ -1,5 +1,6 @@
 //! What is bounded.
 
+use std::io::Write;
 use std::net::TcpListener;
 
 use smoltcp::socket::tcp::State;
@@ -8,7 +9,7 @@ use weft_switch::DropReason;
 use weft_switch::gateway::Refusal;
 
 use super::super::{Disposition, EngineSettings};
-use super::world::{GATEWAY, GuestKind, World, far_udp, settings};
+use super::world::{GATEWAY, GuestKind, World, far_udp, pattern, settings};
 
 /// Descriptors of this process that are sockets of the engine's poll: all those that are registered.
 fn descriptors() -> usize {
@@ -79,4 +80,45 @@ fn a_thousand_connections_come_and_go_and_leave_nothing_behind() {
     let (events, lost) = world.engine.audit();
     assert_eq!(events.len() as u64 + lost, 2000);
     assert!(world.engine.streams.is_idle(), "{:?}", world.engine.streams);
+}
+
+#[test]
+fn what_comes_for_guests_all_at_once_takes_several_rounds() {
+    const ROUND: usize = 100_000;
+    // A frame is at most 64 KiB, and one is begun while the round is not full.
+    const MOST: usize = ROUND + (64 << 10);
+    const LEN: usize = 80_000;
+    let kind = GuestKind { ring: 4096, ..GuestKind::default() };
+    let mut world = World::with(kind, EngineSettings { round_bytes: ROUND, ..settings(1500) });
+    let mut connections: Vec<_> = (0..8).map(|_| world.connected()).collect();
+    world.most_at_once = 0;
+    let data = pattern(LEN);
+    for (_, far) in &mut connections {
+        far.write_all(&data).unwrap();
+    }
+    for (handle, _) in &connections {
+        world.until("the data", |world| world.tcp(*handle).recv_queue() == LEN);
+    }
+    assert!((ROUND..=MOST).contains(&world.most_at_once), "{} bytes in one round", world.most_at_once);
+
+    let (far, port) = far_udp("127.0.0.1");
+    let sockets: Vec<_> = (0..4).map(|nth| world.udp_socket(5000 + 2 * nth)).collect();
+    let mut outside = Vec::new();
+    for socket in &sockets {
+        world.udp(*socket).send_slice(b"here I am", IpEndpoint::new(GATEWAY.into(), port)).unwrap();
+        world.until("the first word", |_| {
+            far.recv_from(&mut [0; 16]).is_ok_and(|(_, from)| {
+                outside.push(from);
+                true
+            })
+        });
+    }
+    world.most_at_once = 0;
+    for to in outside {
+        (0..50).for_each(|_| assert_eq!(far.send_to(&data[..1000], to).unwrap(), 1000));
+    }
+    for socket in sockets {
+        (0..50).for_each(|_| assert_eq!(world.receive(socket).1, data[..1000]));
+    }
+    assert!((ROUND..=MOST).contains(&world.most_at_once), "{} bytes in one round", world.most_at_once);
 }

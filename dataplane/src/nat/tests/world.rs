@@ -58,6 +58,7 @@ pub(super) struct Ring {
     /// All frames that came, and those that were larger than the MTU.
     pub(super) count: usize,
     pub(super) large: usize,
+    pub(super) bytes: usize,
     pub(super) dropped: usize,
     /// Frames of the guest's own that were dropped after all.
     pub(super) late: Vec<(DropReason, u64)>,
@@ -68,6 +69,7 @@ impl Ring {
     fn deliver(&mut self, frame: Vec<u8>, offload: &Offload) {
         assert!(self.kind.offloads.cover(offload), "{offload:?}");
         self.count += 1;
+        self.bytes += frame.len();
         match (offload.checksum, offload.segmentation) {
             (Some(checksum), Some(segmentation)) => {
                 self.large += 1;
@@ -204,6 +206,8 @@ pub(super) struct World {
     pub(super) segment: Option<u16>,
     /// Bytes of each buffer in which the guest's packets lie; else they are in two.
     pub(super) piece: Option<usize>,
+    /// The most bytes that it got in one round of the engine's.
+    pub(super) most_at_once: usize,
     /// The guest does not look at its ring.
     pub(super) paused: bool,
     /// What became of packets that the engine did not take.
@@ -223,6 +227,7 @@ pub(super) fn settings(mtu: u16) -> EngineSettings {
         echo_timeout: weft_switch::nat::echo::TIMEOUT,
         connections: 4096,
         mappings: 256,
+        round_bytes: usize::MAX,
     }
 }
 
@@ -256,6 +261,7 @@ impl World {
                 frames: VecDeque::new(),
                 count: 0,
                 large: 0,
+                bytes: 0,
                 dropped: 0,
                 late: Vec::new(),
                 present: true,
@@ -269,6 +275,7 @@ impl World {
             interface,
             segment: None,
             piece: None,
+            most_at_once: 0,
             paused: false,
             refused: Vec::new(),
             next_port: 40_000,
@@ -299,7 +306,9 @@ impl World {
             assert!(Engine::is_one(event.token()));
             self.engine.ready(now, event);
         }
+        let before = self.ring.bytes;
         self.engine.poll(now, &mut self.ring);
+        self.most_at_once = self.most_at_once.max(self.ring.bytes - before);
     }
 
     /// A frame of the guest's, in a place where it stays until the engine has done with it.
