@@ -30,6 +30,8 @@ impl Wire {
             args.extend(["--vdev".to_owned(), format!("net_vhost{port},iface={},queues={queue_pairs}", socket.display())]);
         }
         args.extend(["--", "-i", "--no-mlockall", "--disable-link-check", "--total-num-mbufs=8192"].map(str::to_owned));
+        // Without this, testpmd says that it forwards and then throws away what it finds in its rings, before it does.
+        args.push("--no-flush-rx".to_owned());
         args.extend(["--forward-mode=io".to_owned(), format!("--rxq={queue_pairs}"), format!("--txq={queue_pairs}")]);
         let mut process = Process::spawn("testpmd", &find_program("stdbuf"), &args, &log);
         let says = |process: &mut Process, what: &str| {
