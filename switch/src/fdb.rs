@@ -24,23 +24,22 @@
 //! Lock order: [`Fdb::book`] is the only lock. Workers only ever try it: whoever finds it taken learns with the next
 //! frame.
 
+mod book;
+mod slot;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
+use self::book::Book;
+use self::slot::{Bucket, Key, RESERVED_SECS, Slot, Station, WAYS};
 use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard};
 use crate::{MacAddr, MacKey, PortId, Timestamp};
 
-/// Slots in a bucket: one cache line of 64 bytes.
-const WAYS: usize = 4;
 /// How often an entry is looked for while others move.
 const LOOKS: usize = 16;
 /// Entries that get a second chance before one of them is evicted all the same.
 const SECOND_CHANCES: usize = 8;
-/// The second in which a reserved address was last heard: it never gets old.
-const RESERVED_SECS: u32 = u32::MAX;
-/// The end of a list of slots.
-const NIL: u32 = u32::MAX;
 
 /// Size and ageing of a forwarding database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,33 +108,12 @@ pub struct Fdb {
     book: Mutex<Book>,
 }
 
-/// A cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket([Slot; WAYS]);
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// A [`Station`].
-    station: AtomicU64,
-    /// When it was last heard. Written before it, and later only forwards.
-    seen_secs: AtomicU32,
-}
-
 /// The slot of an address.
 struct Found<'a> {
     index: usize,
     slot: &'a Slot,
     port: PortId,
 }
-
-/// A key and a port, as one word. Zero, which is no key, in a free slot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Station(u64);
-
-/// What an address is searched for by: a [`Station`] without its port.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key(u64);
 
 impl Fdb {
     /// An empty table.
@@ -502,66 +480,6 @@ impl Fdb {
     }
 }
 
-impl Slot {
-    /// What stands here, for whoever holds the lock and so sees the latest.
-    fn station(&self) -> Station {
-        Station(self.station.load(Ordering::Relaxed))
-    }
-
-    fn is_free(&self) -> bool {
-        self.station() == Station::NONE
-    }
-
-    /// For whoever holds the lock, or may be wrong for a moment.
-    fn is_reserved(&self) -> bool {
-        !self.is_free() && self.seen_secs() == RESERVED_SECS
-    }
-
-    #[inline]
-    fn seen_secs(&self) -> u32 {
-        self.seen_secs.load(Ordering::Relaxed)
-    }
-}
-
-impl Station {
-    const NONE: Self = Self(0);
-    const PORT: u64 = u16::MAX as u64;
-
-    fn new(key: Key, port: PortId) -> Self {
-        Self(key.0 | u64::from(port.0))
-    }
-
-    /// The port, if the address is this one.
-    #[inline(always)]
-    fn port_of(self, key: Key) -> Option<PortId> {
-        let difference = self.0 ^ key.0;
-        (difference <= Self::PORT).then_some(PortId(difference as u16))
-    }
-
-    fn port(self) -> PortId {
-        PortId(self.0 as u16)
-    }
-
-    fn key(self) -> Key {
-        Key(self.0 & !Self::PORT)
-    }
-}
-
-impl Key {
-    /// The bit that tells groups from stations: never set in a station's address, and set in every key, so that none is zero.
-    const GROUP: u64 = 1;
-
-    #[inline(always)]
-    fn new(mac: MacKey) -> Self {
-        debug_assert!(!mac.is_multicast(), "a group is behind no port");
-        Self((mac.as_u64() | Self::GROUP) << 16)
-    }
-
-    fn mac(self) -> MacAddr {
-        MacKey::from_u64(self.0 >> 16 & !Self::GROUP).into()
-    }
-}
-
 fn slots_of(bucket: usize) -> std::ops::Range<usize> {
     bucket * WAYS..(bucket + 1) * WAYS
 }
@@ -575,114 +493,11 @@ fn ageing_secs(ageing: Duration) -> u32 {
     u32::try_from(ageing.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
-/// Which slots each port holds, in the order in which they were learned or last found fresh: a doubly linked list a
-/// port through [`Book::links`], so that every operation takes constant time but [`Book::largest`], which looks
-/// at each port once.
-#[derive(Debug)]
-struct Book {
-    links: Box<[Link]>,
-    lists: Vec<List>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    previous: u32,
-    next: u32,
-    /// The second that the entry had when it was put at the end of its list.
-    appended_secs: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct List {
-    first: u32,
-    last: u32,
-    count: usize,
-}
-
-impl Book {
-    fn new(slots: usize) -> Self {
-        Self { links: vec![Link { previous: NIL, next: NIL, appended_secs: 0 }; slots].into(), lists: Vec::new() }
-    }
-
-    fn count(&self, port: PortId) -> usize {
-        self.lists.get(port.index()).map_or(0, |list| list.count)
-    }
-
-    fn oldest(&self, port: PortId) -> Option<usize> {
-        self.lists.get(port.index()).map(|list| list.first).filter(|&first| first != NIL).map(|first| first as usize)
-    }
-
-    /// The port with the most entries; `preferred` if it is one of them.
-    fn largest(&self, preferred: PortId) -> PortId {
-        let (index, list) = self.lists.iter().enumerate().max_by_key(|(_, list)| list.count).expect("a full table has ports");
-        if self.count(preferred) == list.count { preferred } else { PortId(index as u16) }
-    }
-
-    fn append(&mut self, index: usize, port: PortId, seen_secs: u32) {
-        let place = port.index();
-        if place >= self.lists.len() {
-            self.lists.resize(place + 1, List { first: NIL, last: NIL, count: 0 });
-        }
-        let list = &mut self.lists[place];
-        let last = list.last;
-        self.links[index] = Link { previous: last, next: NIL, appended_secs: seen_secs };
-        match last {
-            NIL => list.first = index as u32,
-            last => self.links[last as usize].next = index as u32,
-        }
-        list.last = index as u32;
-        list.count += 1;
-    }
-
-    fn unlink(&mut self, index: usize, port: PortId) {
-        let Link { previous, next, .. } = self.links[index];
-        let list = &mut self.lists[port.index()];
-        match previous {
-            NIL => list.first = next,
-            previous => self.links[previous as usize].next = next,
-        }
-        match next {
-            NIL => list.last = previous,
-            next => self.links[next as usize].previous = previous,
-        }
-        list.count -= 1;
-    }
-}
-
 #[cfg(test)]
-impl Fdb {
-    /// Fails unless every entry stands once, where it may, and is in its port's list and no other. Only while nobody changes the table.
-    fn audit(&self) {
-        let book = self.lock();
-        let mut listed = Vec::new();
-        for (port, list) in book.lists.iter().enumerate() {
-            let (mut previous, mut next, before) = (NIL, list.first, listed.len());
-            while next != NIL {
-                let link = &book.links[next as usize];
-                assert_eq!(link.previous, previous, "the link back from slot {next}");
-                assert_eq!(self.slot(next as usize).station().port().index(), port, "slot {next} is in another port's list");
-                listed.push(next as usize);
-                (previous, next) = (next, link.next);
-            }
-            assert_eq!((list.last, list.count), (previous, listed.len() - before), "the list of port {port}");
-        }
-        listed.sort_unstable();
-        let occupied: Vec<usize> = (0..self.slots()).filter(|&index| !self.slot(index).is_free()).collect();
-        assert_eq!((&listed, self.len()), (&occupied, occupied.len()), "what is listed and what stands there");
-        assert!(self.len() <= self.capacity());
-        let keys = occupied.iter().map(|&index| (self.slot(index).station().key(), index));
-        let mut places = std::collections::BTreeMap::new();
-        for (key, index) in keys {
-            assert!(self.buckets_of(key).contains(&(index / WAYS)), "slot {index} is in none of its key's buckets");
-            assert_eq!(places.insert(key.0, index), None, "an address stands twice");
-        }
-    }
-}
+mod audit;
 
 #[cfg(all(test, not(loom)))]
-#[path = "fdb_tests.rs"]
 mod tests;
 
 #[cfg(all(test, loom))]
-#[path = "fdb_models.rs"]
 mod models;
