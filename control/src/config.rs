@@ -357,10 +357,7 @@ impl NetworkConfig {
     /// The forwarding database that is declared.
     #[must_use]
     pub fn fdb(&self) -> FdbSettings {
-        FdbSettings {
-            capacity: self.fdb_capacity.value() as usize,
-            ageing: Duration::from_secs(u64::from(self.ageing_seconds.value())),
-        }
+        FdbSettings::new(self.fdb_capacity.value() as usize, Duration::from_secs(u64::from(self.ageing_seconds.value())))
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tracing::debug;
 use weft_dataplane::{Polling, WorkerStatus};
-use weft_switch::PortId;
+use weft_switch::{FdbKind, PortId};
 
 use crate::api::{
     Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
@@ -125,7 +125,8 @@ impl Handler for Switch {
             lines.extend(self.dataplane.fdb(self.networks[&network]).into_iter().filter_map(|(vlan, entry)| {
                 let port = (*names.get(&entry.port)?).clone();
                 let vlan = vlan.map(|vlan| vlan.to_string());
-                Some(FdbLine { network: network.clone(), vlan, mac: entry.mac, port, age_seconds: entry.age.as_secs() })
+                let age_seconds = if let FdbKind::Dynamic { age, .. } = entry.kind { age.as_secs() } else { 0 };
+                Some(FdbLine { network: network.clone(), vlan, mac: entry.mac, port, age_seconds })
             }));
         }
         lines.sort_by(|a, b| (&a.network, a.mac, &a.vlan).cmp(&(&b.network, b.mac, &b.vlan)));

@@ -200,6 +200,7 @@ impl PortConfig {
                 bits,
                 burst: self.burst_in.map_or_else(|| Limit::usual_burst(bits), |burst| burst.value().into()),
             }),
+            stations: None,
         }
     }
 
@@ -251,7 +252,7 @@ impl Config {
 impl ProtectionInfo {
     /// What is said of a port's protections.
     pub(crate) fn new(port: &PortConfig, mac: MacAddr) -> Self {
-        let Protections { macs, ips, dhcp_server, router, isolation, storm, limit_in } = port.protections(mac);
+        let Protections { macs, ips, dhcp_server, router, isolation, storm, limit_in, stations: _ } = port.protections(mac);
         Self {
             untrusted: port.untrusted,
             macs,

@@ -20,10 +20,13 @@ impl Fdb {
             assert_eq!((list.last, list.count), (previous, listed.len() - before), "the list of port {port}");
         }
         listed.sort_unstable();
-        let occupied: Vec<usize> = (0..self.slots()).filter(|&index| !self.slot(index).is_free()).collect();
+        let occupied = |fixed: bool| {
+            (0..self.slots()).filter(move |&index| !self.slot(index).is_free() && self.slot(index).is_fixed() == fixed)
+        };
+        let (occupied, fixed): (Vec<usize>, Vec<usize>) = (occupied(false).collect(), occupied(true).collect());
         assert_eq!((&listed, self.len()), (&occupied, occupied.len()), "what is listed and what stands there");
         assert!(self.len() <= self.capacity());
-        let keys = occupied.iter().map(|&index| (self.slot(index).station().key(), index));
+        let keys = occupied.iter().chain(&fixed).map(|&index| (self.slot(index).station().key(), index));
         let mut places = std::collections::BTreeMap::new();
         for (key, index) in keys {
             assert!(self.buckets_of(key).contains(&(index / WAYS)), "slot {index} is in none of its key's buckets");

@@ -1,5 +1,6 @@
 //! The order in which stations were learned, port by port.
 
+use super::mobility::Mobility;
 use crate::PortId;
 
 /// The end of a list of slots.
@@ -12,14 +13,20 @@ pub(super) const NIL: u32 = u32::MAX;
 pub(super) struct Book {
     pub(super) links: Box<[Link]>,
     pub(super) lists: Vec<List>,
+    /// A copy has taken the table's place: nothing is learned here any more, and what stands here is not counted.
+    pub(super) is_retired: bool,
+    /// There may be static entries.
+    pub(super) has_static: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Link {
     pub(super) previous: u32,
     pub(super) next: u32,
     /// The second that the entry had when it was put at the end of its list.
     pub(super) appended_secs: u32,
+    /// That of the station that stands in the slot.
+    pub(super) mobility: Mobility,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +38,7 @@ pub(super) struct List {
 
 impl Book {
     pub(super) fn new(slots: usize) -> Self {
-        Self { links: vec![Link { previous: NIL, next: NIL, appended_secs: 0 }; slots].into(), lists: Vec::new() }
+        Self { links: vec![Link::default(); slots].into(), lists: Vec::new(), is_retired: false, has_static: false }
     }
 
     pub(super) fn count(&self, port: PortId) -> usize {
@@ -55,7 +62,8 @@ impl Book {
         }
         let list = &mut self.lists[place];
         let last = list.last;
-        self.links[index] = Link { previous: last, next: NIL, appended_secs: seen_secs };
+        let mobility = self.links[index].mobility;
+        self.links[index] = Link { previous: last, next: NIL, appended_secs: seen_secs, mobility };
         match last {
             NIL => list.first = index as u32,
             last => self.links[last as usize].next = index as u32,

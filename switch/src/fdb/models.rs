@@ -20,7 +20,7 @@ const PREEMPTIONS: usize = 2;
 fn fdb(capacity: usize) -> Fdb {
     // The same in every execution.
     let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    Fdb::with_hash(FdbSettings { capacity, ageing: Duration::from_secs(300) }, hash)
+    Fdb::with_hash(FdbSettings::new(capacity, Duration::from_secs(300)), &Arc::default(), hash)
 }
 
 /// The `nth` address whose buckets are these.
@@ -189,6 +189,7 @@ fn of_two_that_learn_news_at_once_one_does_and_the_other_may_have_to_do_it_later
         Learned::Moved(_) => "moved",
         Learned::Later => "later",
         Learned::Reserved => "reserved",
+        Learned::Static | Learned::Held | Learned::PortFull(_) | Learned::TableFull(_) => "refused",
     };
     let seen = together(empty, move |fdb| name(fdb.learn(NOW, first(fdb), A)), move |fdb| name(fdb.learn(NOW, first(fdb), B)));
     assert_eq!(seen, BTreeSet::from([("new", "moved"), ("moved", "new"), ("new", "later"), ("later", "new")]));
@@ -204,7 +205,8 @@ fn a_refreshment_changes_nothing_but_an_age() {
         |fdb| fdb.learn(LATER, first(fdb), A) == Learned::Known,
         |fdb| {
             fdb.learn(LATER, second(fdb), B);
-            let entry = FdbEntry { mac: second(fdb).into(), port: B, age: Duration::ZERO };
+            let kind = FdbKind::Dynamic { age: Duration::ZERO, moves: 0, held: None };
+            let entry = FdbEntry { mac: second(fdb).into(), port: B, kind };
             (fdb.lookup(LATER, second(fdb)), fdb.entries(LATER) == [entry])
         },
     );

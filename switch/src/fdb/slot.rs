@@ -9,6 +9,8 @@ use crate::{MacAddr, MacKey, PortId};
 pub(super) const WAYS: usize = 4;
 /// The second in which a reserved address was last heard: it never gets old.
 pub(super) const RESERVED_SECS: u32 = u32::MAX;
+/// The same of a static entry.
+pub(super) const STATIC_SECS: u32 = u32::MAX - 1;
 
 /// A cache line.
 #[derive(Debug, Default)]
@@ -44,6 +46,21 @@ impl Slot {
     /// For whoever holds the lock, or may be wrong for a moment.
     pub(super) fn is_reserved(&self) -> bool {
         !self.is_free() && self.seen_secs() == RESERVED_SECS
+    }
+
+    /// The same for entries that were not learned: these are in no list and not counted.
+    pub(super) fn is_fixed(&self) -> bool {
+        !self.is_free() && self.seen_secs() >= STATIC_SECS
+    }
+
+    /// Writes an entry. Readers see it when they see its address.
+    pub(super) fn set(&self, station: Station, seen_secs: u32) {
+        self.seen_secs.store(seen_secs, Ordering::Relaxed);
+        self.station.store(station.0, Ordering::Release);
+    }
+
+    pub(super) fn clear(&self) {
+        self.station.store(Station::NONE.0, Ordering::Release);
     }
 
     #[inline]
