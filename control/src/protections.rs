@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use weft_switch::MacAddr;
 use weft_switch::guard::{IpLock, Isolation, Limit, MAX_ALLOWED, Protections, StormLimits, Volume};
 use weft_switch::vlan::Vlan;
+use weft_switch::{MacAddr, StationLimit};
 
 use crate::api::ProtectionInfo;
 use crate::config::{Config, PortConfig};
@@ -200,7 +200,9 @@ impl PortConfig {
                 bits,
                 burst: self.burst_in.map_or_else(|| Limit::usual_burst(bits), |burst| burst.value().into()),
             }),
-            stations: None,
+            stations: self
+                .max_macs
+                .map(|max| StationLimit { stations: max.value(), beyond: self.at_max_macs.unwrap_or_default().into() }),
         }
     }
 

@@ -45,6 +45,7 @@ use std::time::Duration;
 
 use self::book::Book;
 pub use self::census::{AtLimit, Census, Flap, PortStations, StationLimit};
+pub use self::mobility::FLAP_HOLD;
 use self::mobility::Mobility;
 use self::slot::{Bucket, Key, Slot, Station, WAYS};
 pub use self::values::{FdbCounters, FdbEntry, FdbKind, FdbSettings, Learned};

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+/// How long a station that moved too often stays where it is.
+pub const FLAP_HOLD: Duration = Duration::from_secs(Mobility::HOLD_SECS as u64);
+
 /// What is known of a station's moves.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mobility {
