@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{BROADCAST, Port, TestSwitch, exchange, expect_frame, frame, mac, settles};
-use weft_dataplane::{NetworkSettings, PortSettings};
+use weft_dataplane::{Dataplane, NetworkSettings, PortSettings};
 use weft_guest::Guest;
 use weft_switch::guard::Protections;
 use weft_switch::vlan::{PortRole, StaticStations, Trunk, Vlan, VlanId};
@@ -201,7 +201,7 @@ fn a_station_in_two_places_stays_in_one_and_is_reported() {
             guest.send(&hello).unwrap();
             expect_frame(&mut friend, &hello);
         }
-        reported.extend(switch.with(move |dataplane| dataplane.take_flaps()));
+        reported.extend(switch.with(Dataplane::take_flaps));
         if !reported.is_empty() {
             break;
         }

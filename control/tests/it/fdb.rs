@@ -1,9 +1,71 @@
 //! Static entries and limits of the forwarding database, as an operator sees them.
 
+use std::time::Instant;
+
 use rustix::process::Signal;
 use serde_json::json;
+use weft_guest::Guest;
 
-use crate::weft::Weft;
+use crate::weft::{PATIENCE, Weft};
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// A frame with an EtherType for local experiments (IEEE 802-2014, 9.2.4).
+fn frame(to: [u8; 6], from: [u8; 6]) -> Vec<u8> {
+    [&to[..], &from, &[0x88, 0xb5], &[0; 46]].concat()
+}
+
+/// Plugs a guest into a port, and waits until frames can pass.
+fn plug(weft: &Weft, port: &str) -> Guest {
+    let guest = Guest::builder(weft.at(&format!("{port}.sock"))).connect().unwrap();
+    let until = Instant::now() + PATIENCE;
+    while weft.json(&["port", "show", port])["state"] != "up" {
+        assert!(Instant::now() < until, "{port} does not come up");
+    }
+    guest
+}
+
+#[test]
+fn an_address_in_two_places_stays_in_one_and_everybody_can_see_it() {
+    let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n[ports.vm2]\n");
+    let (mut a, mut b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
+    let both = frame(BROADCAST, [2, 0, 0, 0, 0, 9]);
+    for _ in 0..8 {
+        a.send(&both).unwrap();
+        assert_eq!(b.receive(PATIENCE).unwrap().as_ref(), Some(&both));
+        b.send(&both).unwrap();
+        assert_eq!(a.receive(PATIENCE).unwrap().as_ref(), Some(&both));
+    }
+    weft.wait_for_log("02:00:00:00:00:09 moves between ports too often");
+    let line = &weft.json(&["fdb", "list"])[0];
+    assert!(line["held_seconds"].as_u64().unwrap() <= 30, "{line}");
+    assert_eq!((&line["moves"], &line["kind"]), (&5.into(), &"dynamic".into()), "{line}");
+    assert!(weft.run(&["fdb", "list"]).stdout.contains("dynamic, held for "));
+    let network = weft.json(&["network", "show", "default"]);
+    assert_eq!((&network["fdb"]["moved"], &network["fdb"]["flapped"]), (&5.into(), &1.into()));
+    let moved: u64 =
+        ["vm1", "vm2"].map(|port| weft.json(&["port", "show", port])["stations"]["moved"].as_u64().unwrap()).iter().sum();
+    assert_eq!(moved, 5);
+}
+
+#[test]
+fn a_guest_with_too_many_addresses_is_limited_while_it_is_there() {
+    let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n[ports.vm2]\n");
+    let (mut a, mut b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
+    let send = |guest: &mut Guest, last| guest.send(&frame(BROADCAST, [2, 0, 0, 0, 0, last])).unwrap();
+    for last in 1..=3 {
+        send(&mut a, last);
+        assert!(b.receive(PATIENCE).unwrap().is_some());
+    }
+    assert_eq!(weft.json(&["port", "show", "vm1"])["stations"]["count"], 3);
+    let set = weft.json(&["port", "set", "vm1", "--max-macs", "2", "--at-max-macs", "drop"]);
+    assert_eq!((&set["stations"]["count"], &set["connections"], &set["state"]), (&2.into(), &1.into(), &"up".into()));
+    send(&mut a, 9);
+    send(&mut a, 3);
+    assert_eq!(b.receive(PATIENCE).unwrap(), Some(frame(BROADCAST, [2, 0, 0, 0, 0, 3])));
+    let port = weft.json(&["port", "show", "vm1"]);
+    assert_eq!((&port["counters"]["drops"]["mac_limit"], &port["stations"]["refused"]), (&1.into(), &1.into()));
+}
 
 #[test]
 fn a_static_entry_is_added_listed_kept_and_removed() {
