@@ -167,11 +167,11 @@ impl Fdb {
         }
     }
 
-    /// Takes away the stations of `port` that are more than it may have, those not heard of for longest first.
+    /// Takes away the stations of `port` that are more than it may have, about those not heard of for longest first.
     pub fn trim(&self, port: PortId) {
         let mut book = self.lock();
         while self.census.is_over(port) {
-            let Some(index) = book.oldest(port) else { return };
+            let Some(index) = self.stalest(&mut book, port) else { return };
             self.evict(&mut book, index);
         }
     }
@@ -341,17 +341,22 @@ impl Fdb {
     /// The slot that makes way in a full table: about the oldest of the port with the most entries.
     fn least_deserving(&self, book: &mut Book, learner: PortId) -> usize {
         let port = book.largest(learner);
+        self.stalest(book, port).expect("a full table has a largest port, and that has an oldest entry")
+    }
+
+    /// About the oldest of a port's entries.
+    fn stalest(&self, book: &mut Book, port: PortId) -> Option<usize> {
         for _ in 0..SECOND_CHANCES {
-            let Some(index) = book.oldest(port) else { break };
+            let index = book.oldest(port)?;
             let seen_secs = self.slot(index).seen_secs();
             if seen_secs == book.links[index].appended_secs {
-                return index;
+                return Some(index);
             }
             // Heard of since it was put in line: back to the end.
             book.unlink(index, port);
             book.append(index, port, seen_secs);
         }
-        book.oldest(port).expect("a full table has a largest port, and that has an oldest entry")
+        book.oldest(port)
     }
 
     /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the learned one
