@@ -363,7 +363,8 @@ impl Fdb {
     /// that belongs to the largest port goes. Nothing if there is none.
     fn free_slot(&self, book: &mut Book, key: Key) -> Option<usize> {
         let [first, second] = self.buckets_of(key);
-        let candidates = || slots_of(first).chain(slots_of(second));
+        // A reserved address stays, so that whoever has found its slot knows what it is.
+        let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !self.slot(index).is_reserved());
         let is_free = |&index: &usize| self.slot(index).is_free();
         let free_in = |bucket: usize| slots_of(bucket).filter(is_free).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
