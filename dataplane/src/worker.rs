@@ -34,6 +34,9 @@ const GATEWAY_FRAMES: usize = 1024;
 const EVENTS: usize = 256;
 /// How often a worker that is busy looks for events.
 const LOOK_INTERVAL: Duration = Duration::from_micros(10);
+/// How long an adaptive worker looks for more at most after sockets had something: what they wait for is other processes of this host, which may
+/// need the processor.
+const SPIN_BESIDE_SOCKETS: Duration = Duration::from_micros(5);
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
@@ -101,6 +104,7 @@ impl WorkerHandle {
             moved: Vec::new(),
             lane: Lane::new(number, settings.count, faults),
             losses: 0,
+            served_sockets: false,
         };
         let cpu = settings.cpu(number);
         Ok((Self { shared, registry, waker, injections, gateway_frames, thread: Arc::default(), cpu }, worker))
@@ -216,6 +220,8 @@ pub(crate) struct Worker {
     lane: Lane,
     /// What `sys::losses` said when memory was last checked.
     losses: usize,
+    /// Since it slept last, NATs' sockets had something.
+    served_sockets: bool,
 }
 
 impl Worker {
@@ -226,13 +232,19 @@ impl Worker {
             self.look_for_events(now);
             if self.poll_all(self.clock.at(now)) {
                 idle_since = now;
-            } else if self.patience.is_none_or(|patience| now.duration_since(idle_since) < patience) {
+            } else if self.patience().is_none_or(|patience| now.duration_since(idle_since) < patience) {
                 std::hint::spin_loop();
             } else {
+                self.served_sockets = false;
                 self.sleep();
                 idle_since = Instant::now();
             }
         }
+    }
+
+    /// How long it goes on looking now.
+    fn patience(&self) -> Option<Duration> {
+        if self.served_sockets { self.patience.map(|patience| patience.min(SPIN_BESIDE_SOCKETS)) } else { self.patience }
     }
 
     /// One round over the rings: at most one batch from each. True if a frame moved.
@@ -271,7 +283,9 @@ impl Worker {
         for gateway in snapshot.gateways_at(self.number) {
             let shared = &gateway.1.shared;
             if has_events || shared.nat_deadline().is_some_and(|at| at <= now) {
-                busy |= self.lane.serve_nat(snapshot, gateway, &self.events, now);
+                let served = self.lane.serve_nat(snapshot, gateway, &self.events, now);
+                self.served_sockets |= served;
+                busy |= served;
             }
         }
         self.events.clear();

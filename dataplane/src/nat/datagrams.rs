@@ -56,6 +56,8 @@ struct Mapped {
     forwarded: bool,
     queued: bool,
     has_errors: bool,
+    /// Where the last datagram should have gone that was longer than the way to there takes.
+    too_long_for: Option<SocketAddrV4>,
     callers: Callers,
 }
 
@@ -255,6 +257,7 @@ impl Datagrams {
             queued: false,
             has_errors: false,
             callers: Callers::default(),
+            too_long_for: None,
         };
         self.add(common, now, key, mapped).map_err(|_| FULL)
     }
@@ -318,6 +321,7 @@ impl Datagrams {
             queued: false,
             has_errors: false,
             callers: Callers::default(),
+            too_long_for: None,
         };
         self.add(common, now, key, mapped)?;
         Ok(address)
@@ -456,6 +460,10 @@ impl Mapped {
         self.socket.set_dont_fragment(kind.dont_fragment)?;
         let sent = common.calls.send(self.socket.fd(), Some(kind.to), pieces, marks);
         match sent {
+            Err(Errno::MSGSIZE) => {
+                self.too_long_for = Some(kind.to);
+                sent
+            }
             Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::PROTO | Errno::CONNRESET) => {
                 // That was about an earlier one: errors end nothing (RFC 4787, REQ-12).
                 self.has_errors = true;
@@ -553,7 +561,11 @@ impl Mapped {
         let mut quoted = [0; QUOTED];
         self.socket.clear_error();
         for _ in 0..ERRORS {
-            let Some(error) = calls::queued_error(self.socket.fd(), &mut quoted) else { return };
+            let Some(mut error) = calls::queued_error(self.socket.fd(), &mut quoted) else { return };
+            if let Some(to) = self.too_long_for.filter(|to| error.destination == SocketAddrV4::new(*to.ip(), 0)) {
+                // Of what did not even leave, the kernel knows no port.
+                error.destination = to;
+            }
             let (Some(station), Some(icmp)) = (self.station, icmp_error(&error, common.settings.gateway)) else { continue };
             let payload = &mut quoted[..error.quoted];
             let subject = match &self.carrier {
