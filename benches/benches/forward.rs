@@ -1,6 +1,7 @@
 //! The decision about a frame: what learning and looking up cost, for few and for many stations.
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -14,7 +15,7 @@ fn station(number: u64) -> MacKey {
 
 /// `stations` behind each of two ports, all of them known.
 fn fdb(stations: u64, now: Timestamp) -> Fdb {
-    let fdb = Fdb::new(FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) });
+    let fdb = Fdb::new(FdbSettings::new(16_384, Duration::from_secs(300)), &Arc::default());
     for number in 0..stations {
         fdb.learn(now, station(2 * number), PortId(0));
         fdb.learn(now, station(2 * number + 1), PortId(1));

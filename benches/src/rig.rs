@@ -256,7 +256,7 @@ impl Owner {
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
         polled(&mut worker, || {
-            let fdb = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
+            let fdb = FdbSettings::new(16_384, Duration::from_secs(300));
             let network = dataplane.add_network(NetworkSettings {
                 gateway: (load.gateway || load.nat).then(|| gateway(load.nat)),
                 nat: load.nat.then(NatSettings::default),

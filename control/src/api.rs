@@ -13,10 +13,12 @@ use weft_switch::MacAddr;
 
 use crate::addressing::StaticLease;
 use crate::config::{Changes, Config, NetworkConfig, PortConfig};
+use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
-use crate::values::{Name, NetworkMode, PollingMode};
+use crate::values::{Name, NetworkMode, PollingMode, PortMac};
+use crate::vlans::VlanRef;
 use crate::wording::plain;
 
 /// The version of what is said on the control socket. It changes when an old client would misunderstand.
@@ -435,6 +437,24 @@ pub struct PortInfo {
     pub rings: Vec<RingInfo>,
     /// What passed.
     pub counters: Counters,
+    /// The stations behind it.
+    #[serde(default)]
+    pub stations: StationInfo,
+}
+
+/// The stations behind a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StationInfo {
+    /// Those that were learned and are known now, in all VLANs.
+    pub count: u32,
+    /// How many there may be; nothing if there is no limit.
+    pub max: Option<u32>,
+    /// What becomes of frames from others.
+    pub at_max: Option<AtMaxMacs>,
+    /// Stations that came to it from another port.
+    pub moved: u64,
+    /// Frames from stations that it had no room for.
+    pub refused: u64,
 }
 
 /// What the guest behind a port may send.
@@ -568,6 +588,12 @@ pub struct NetworkInfo {
     pub vlans: Vec<VlanLine>,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
+    /// What becomes of a station that there is no room for.
+    #[serde(default)]
+    pub fdb_full: FdbFull,
+    /// Static entries.
+    #[serde(default)]
+    pub fdb_static: usize,
     /// What its forwarding database did.
     pub fdb: FdbCounts,
 }
@@ -609,6 +635,15 @@ pub struct FdbCounts {
     pub evicted: u64,
     /// Addresses that were not heard of for too long.
     pub expired: u64,
+    /// Frames whose source was not learned, because its port or the network had no room for it.
+    #[serde(default)]
+    pub refused: u64,
+    /// Frames with the source of a static entry that came from another port.
+    #[serde(default)]
+    pub claimed: u64,
+    /// Times that an address moved too often, and was made to stay for a while.
+    #[serde(default)]
+    pub flapped: u64,
 }
 
 /// One line of a forwarding database.
@@ -622,10 +657,44 @@ pub struct FdbLine {
     /// The station.
     #[schemars(with = "String")]
     pub mac: MacAddr,
-    /// The port behind which it was last heard.
+    /// The port behind which it was last heard, or is.
     pub port: Name,
-    /// How long ago.
-    pub age_seconds: u64,
+    /// `dynamic`: it was learned. `static`: it was declared.
+    #[serde(default)]
+    pub kind: String,
+    /// How long ago a dynamic one was heard.
+    pub age_seconds: Option<u64>,
+    /// How often it has moved to another port since it was learned.
+    #[serde(default)]
+    pub moves: u32,
+    /// It moved too often: for how much longer it stays where it is.
+    #[serde(default)]
+    pub held_seconds: Option<u64>,
+}
+
+/// A static entry to add.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FdbAdd {
+    /// The network; that of the port if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    /// Who is where; the same keys as in the configuration file.
+    pub entry: StaticEntry,
+}
+
+/// A static entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FdbOf {
+    /// The network; the only one that has such an entry if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Name>,
+    /// The station.
+    pub mac: PortMac,
+    /// The VLAN; the only one in which it has an entry if none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<VlanRef>,
 }
 
 /// What was forgotten.
@@ -753,8 +822,12 @@ methods! {
     "network.set" => SetNetwork, network_set(NetworkSet) -> NetworkInfo;
     /// Removes a network that has no ports.
     "network.remove" => RemoveNetwork, network_remove(Named) -> Named;
-    /// The MAC addresses that were learned, and where.
+    /// The MAC addresses that were learned or declared, and where.
     "fdb.list" => ListFdb, fdb_list(MaybeNetwork) -> Vec<FdbLine>;
+    /// Keeps a MAC address behind one port.
+    "fdb.add" => AddFdb, fdb_add(FdbAdd) -> FdbLine;
+    /// Keeps a MAC address behind that port no longer.
+    "fdb.remove" => RemoveFdb, fdb_remove(FdbOf) -> FdbOf;
     /// Forgets the MAC addresses that were learned.
     "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
     /// The addresses that clients have, and those that are kept for one.

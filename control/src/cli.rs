@@ -1,5 +1,6 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
+mod fdb;
 mod leases;
 mod man;
 mod networks;
@@ -17,11 +18,12 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
+use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
-use crate::api::{self, MaybeNetwork, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
+use crate::api::{self, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
 use crate::client::{Client, ClientError};
 use crate::config::{Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
@@ -231,22 +233,6 @@ struct VlanArgs {
 }
 
 #[derive(Debug, Subcommand)]
-enum FdbCommand {
-    /// List the MAC addresses that were learned.
-    List {
-        /// Only those of this network.
-        #[arg(long)]
-        network: Option<Name>,
-    },
-    /// Forget the MAC addresses that were learned.
-    Flush {
-        /// Only those of this network.
-        #[arg(long)]
-        network: Option<Name>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Print the configuration that runs, as a configuration file.
     Show,
@@ -430,21 +416,6 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
         PortCommand::Show { name } => output.show(&client.call::<api::ShowPort>(&Named { name })?, render::port),
         PortCommand::Remove { name } => output
             .show(&client.call::<api::RemovePort>(&Named { name })?, |_, removed| format!("Port {} is gone.\n", removed.name)),
-    }
-}
-
-fn fdb(command: FdbCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
-    match command {
-        FdbCommand::List { network } => {
-            output.show(&client.call::<api::ListFdb>(&MaybeNetwork { network })?, |style, lines| render::fdb(style, lines))
-        }
-        FdbCommand::Flush { network } => {
-            let flushed = client.call::<api::FlushFdb>(&MaybeNetwork { network })?;
-            output.show(&flushed, |_, flushed| match flushed.entries {
-                1 => "1 MAC address is forgotten.\n".to_owned(),
-                entries => format!("{entries} MAC addresses are forgotten.\n"),
-            })
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use weft_switch::{DomainName, FdbSettings, Subnet};
 
 use crate::addressing::{DhcpChoice, DnsChoice, StaticLease};
 pub use crate::conflict::Conflict;
+use crate::fdb::{AtMaxMacs, FdbFull, MaxMacs, StaticEntry};
 use crate::forward::{ForwardRule, PORTS_MAX};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
@@ -88,6 +89,11 @@ pub struct NetworkConfig {
     pub ageing_seconds: AgeingSeconds,
     /// How many MAC addresses are kept.
     pub fdb_capacity: FdbCapacity,
+    /// What becomes of a station that there is no room for: `evict`, `forward` or `drop`.
+    pub fdb_full: FdbFull,
+    /// Stations that are behind a port, whatever frames say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fdb: Vec<StaticEntry>,
     /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
     pub mtu: Mtu,
     /// Limits and times of the way out.
@@ -179,6 +185,12 @@ pub struct PortConfig {
     /// How many bytes of that may come at once; those of 10 ms if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst_in: Option<Burst>,
+    /// How many stations may be behind the port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_macs: Option<MaxMacs>,
+    /// What becomes of frames from others: `forward` or `drop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_max_macs: Option<AtMaxMacs>,
 }
 
 impl Config {
@@ -233,6 +245,7 @@ impl Config {
         }
         self.check_forwards()?;
         self.check_vlans()?;
+        self.check_fdb(host)?;
         let mut has_dhcp = Vec::new();
         for (name, network) in &self.networks {
             let plan = GatewayPlan::new(name, self, host, network.subnet)?;
@@ -360,6 +373,7 @@ impl NetworkConfig {
         FdbSettings {
             capacity: self.fdb_capacity.value() as usize,
             ageing: Duration::from_secs(u64::from(self.ageing_seconds.value())),
+            when_full: self.fdb_full.at_limit(),
         }
     }
 }
@@ -416,6 +430,8 @@ impl Default for NetworkConfig {
             domain: Self::DOMAIN.parse().expect("the domain in the source is a good one"),
             ageing_seconds: AgeingSeconds::of::<300>(),
             fdb_capacity: FdbCapacity::of::<16_384>(),
+            fdb_full: FdbFull::default(),
+            fdb: Vec::new(),
             mtu: Mtu::of::<1500>(),
             nat: NatConfig::default(),
             default_vlan: DEFAULT_VLAN,
@@ -454,6 +470,8 @@ impl Default for PortConfig {
             storm_unknown: None,
             limit_in: None,
             burst_in: None,
+            max_macs: None,
+            at_max_macs: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use weft_switch::gateway::GatewaySettingsError;
 use weft_switch::vlan::VlanId;
 use weft_switch::{MacAddr, Subnet};
 
+use crate::fdb::StaticEntryError;
 use crate::forward::{ForwardFrom, ForwardHost, PORTS_MAX};
 use crate::refusal::list;
 use crate::values::{Name, ValueError};
@@ -295,6 +296,32 @@ pub enum Conflict {
         /// The network's default VLAN.
         id: VlanId,
     },
+    /// A static entry that can't be.
+    #[error("network {network:?} can't have a static entry of {mac}: {source}")]
+    StaticEntry {
+        /// The network.
+        network: Name,
+        /// The station.
+        mac: MacAddr,
+        /// Why.
+        source: StaticEntryError,
+    },
+    /// More static entries than there is room for.
+    #[error("network {network:?} has {len} static entries, and at most {max} fit: half of its fdb_capacity, and 4096")]
+    TooManyStaticEntries {
+        /// The network.
+        network: Name,
+        /// How many there are.
+        len: usize,
+        /// How many there can be.
+        max: usize,
+    },
+    /// Nothing is limited.
+    #[error("port {port:?} has at_max_macs without a limit: give it max_macs as well")]
+    AtMaxWithoutMax {
+        /// The port.
+        port: Name,
+    },
     /// Every subnet that weft would choose is in use.
     #[error(
         "no subnet is free for network {network:?}: all that weft would choose overlap with routes of this host; give it one"
@@ -317,6 +344,10 @@ impl Conflict {
             Self::LockedOut { port, .. } => ["ports", port.as_str(), "allow_ip"],
             Self::IsolatedTwice { port } => ["ports", port.as_str(), "isolated"],
             Self::BurstWithoutLimit { port } | Self::BurstTooSmall { port, .. } => ["ports", port.as_str(), "burst_in"],
+            Self::AtMaxWithoutMax { port } => ["ports", port.as_str(), "at_max_macs"],
+            Self::StaticEntry { network, .. } | Self::TooManyStaticEntries { network, .. } => {
+                ["networks", network.as_str(), "fdb"]
+            }
             Self::SeveralRoles { port } | Self::NoSuchVlan { port, .. } => ["ports", port.as_str(), "vlan"],
             Self::NativeWithoutTrunk { port } => ["ports", port.as_str(), "native"],
             Self::VlanTwice { port, .. } => ["ports", port.as_str(), "trunk"],

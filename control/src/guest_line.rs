@@ -164,6 +164,7 @@ mod tests {
             features: Vec::new(),
             guest_mtu: None,
             rings: Vec::new(),
+            stations: crate::api::StationInfo::default(),
             counters: Counters::default(),
         }
     }

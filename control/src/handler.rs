@@ -7,10 +7,10 @@ use weft_dataplane::{Polling, WorkerStatus};
 use weft_switch::PortId;
 
 use crate::api::{
-    Counters, FdbCounts, FdbLine, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams, LeaseAdd,
-    LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet, Nothing,
-    PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole, Warning,
-    WorkerInfo,
+    Counters, FdbAdd, FdbCounts, FdbLine, FdbOf, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams,
+    LeaseAdd, LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet,
+    Nothing, PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole,
+    Warning, WorkerInfo,
 };
 use crate::config::Config;
 use crate::refusal::Refusal;
@@ -81,6 +81,7 @@ impl Handler for Switch {
         if wanted.ports.remove(&params.name).is_none() {
             return Err(self.no_port(&params.name).into());
         }
+        wanted.networks.values_mut().for_each(|network| network.fdb.retain(|entry| entry.port != params.name));
         self.apply(&wanted)?;
         Ok(params)
     }
@@ -118,18 +119,15 @@ impl Handler for Switch {
     }
 
     fn fdb_list(&mut self, params: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> {
-        let names = self.port_names();
-        let mut lines = Vec::new();
-        for network in self.chosen(&params)? {
-            // An entry of a port that is gone by now is of no use to anybody.
-            lines.extend(self.dataplane.fdb(self.networks[&network]).into_iter().filter_map(|(vlan, entry)| {
-                let port = (*names.get(&entry.port)?).clone();
-                let vlan = vlan.map(|vlan| vlan.to_string());
-                Some(FdbLine { network: network.clone(), vlan, mac: entry.mac, port, age_seconds: entry.age.as_secs() })
-            }));
-        }
-        lines.sort_by(|a, b| (&a.network, a.mac, &a.vlan).cmp(&(&b.network, b.mac, &b.vlan)));
-        Ok(lines)
+        self.list_fdb(&params)
+    }
+
+    fn fdb_add(&mut self, params: FdbAdd) -> Result<FdbLine, RpcError> {
+        self.add_static_entry(params)
+    }
+
+    fn fdb_remove(&mut self, params: FdbOf) -> Result<FdbOf, RpcError> {
+        self.remove_static_entry(params)
     }
 
     fn fdb_flush(&mut self, params: MaybeNetwork) -> Result<Flushed, RpcError> {
@@ -240,6 +238,7 @@ impl Switch {
             features: status.features.into_iter().map(str::to_owned).collect(),
             guest_mtu: status.guest_mtu,
             rings: rings.collect(),
+            stations: self.station_info(name),
             counters: counters(&status.counters),
         })
     }
@@ -294,7 +293,17 @@ impl Switch {
             ports: self.config.ports_of(name).cloned().collect(),
             vlans: self.config.vlan_lines(name),
             fdb_entries: status.fdb_entries,
-            fdb: FdbCounts { learned: fdb.learned, moved: fdb.moved, evicted: fdb.evicted, expired: fdb.expired },
+            fdb_full: config.fdb_full,
+            fdb_static: config.fdb.len(),
+            fdb: FdbCounts {
+                learned: fdb.learned,
+                moved: fdb.moved,
+                evicted: fdb.evicted,
+                expired: fdb.expired,
+                refused: fdb.refused,
+                claimed: fdb.claimed,
+                flapped: fdb.flapped,
+            },
         })
     }
 

@@ -13,6 +13,8 @@ pub mod config;
 pub mod config_file;
 pub mod conflict;
 pub mod daemon;
+pub mod fdb;
+mod fdb_handler;
 pub mod forward;
 mod forward_handler;
 pub mod gateway_plan;

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use weft_switch::MacAddr;
 use weft_switch::guard::{IpLock, Isolation, Limit, MAX_ALLOWED, Protections, StormLimits, Volume};
 use weft_switch::vlan::Vlan;
+use weft_switch::{MacAddr, StationLimit};
 
 use crate::api::ProtectionInfo;
 use crate::config::{Config, PortConfig};
@@ -200,6 +200,9 @@ impl PortConfig {
                 bits,
                 burst: self.burst_in.map_or_else(|| Limit::usual_burst(bits), |burst| burst.value().into()),
             }),
+            stations: self
+                .max_macs
+                .map(|max| StationLimit { stations: max.value(), beyond: self.at_max_macs.unwrap_or_default().into() }),
         }
     }
 
@@ -251,7 +254,7 @@ impl Config {
 impl ProtectionInfo {
     /// What is said of a port's protections.
     pub(crate) fn new(port: &PortConfig, mac: MacAddr) -> Self {
-        let Protections { macs, ips, dhcp_server, router, isolation, storm, limit_in } = port.protections(mac);
+        let Protections { macs, ips, dhcp_server, router, isolation, storm, limit_in, stations: _ } = port.protections(mac);
         Self {
             untrusted: port.untrusted,
             macs,

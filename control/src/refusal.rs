@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use weft_dataplane::{DataplaneError, ForwardError};
+use weft_switch::MacAddr;
 
 use crate::config::Conflict;
 use crate::forward::{ForwardFrom, ForwardTo};
@@ -78,6 +79,18 @@ pub enum Refusal {
         network: Name,
         /// The ports of the host.
         from: ForwardFrom,
+    },
+    /// An address that has no static entry there.
+    #[error("{mac} has no such static entry: weft fdb list shows those that there are")]
+    NoStaticEntry {
+        /// The address.
+        mac: MacAddr,
+    },
+    /// An address that has a static entry in several places.
+    #[error("{mac} has several static entries: say which by --network and --vlan")]
+    SeveralStaticEntries {
+        /// The address.
+        mac: MacAddr,
     },
     /// A forward that leads somewhere else.
     #[error("network {network:?} forwards {from} to {to}, and not there")]
@@ -161,12 +174,17 @@ impl Refusal {
     #[must_use]
     pub const fn kind(&self) -> &'static str {
         match self {
-            Self::NotThere { .. } | Self::NoLease { .. } | Self::NoForward { .. } | Self::ForwardElsewhere { .. } => "not_there",
+            Self::NotThere { .. }
+            | Self::NoStaticEntry { .. }
+            | Self::NoLease { .. }
+            | Self::NoForward { .. }
+            | Self::ForwardElsewhere { .. } => "not_there",
             Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
             Self::Conflict(_)
             | Self::Workers(_)
+            | Self::SeveralStaticEntries { .. }
             | Self::NoDhcp { .. }
             | Self::NoNat { .. }
             | Self::HostAccessGiven { .. }

@@ -8,9 +8,10 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
-    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, Stats, Status, VlanLine, VlanRole,
-    WorkerInfo,
+    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status, VlanLine,
+    VlanRole, WorkerInfo,
 };
+use crate::fdb::{AtMaxMacs, FdbFull};
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -66,6 +67,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("MAC", port.mac.to_string()),
         ("MTU", port.mtu.to_string()),
         ("Queues", port.queues.to_string()),
+        ("MAC addresses", stations(&port.stations)),
         ("Connections", port.connections.to_string()),
         ("Features", or_none(port.features.join(", "))),
         ("Rings", or_none(rings.collect::<Vec<_>>().join("\n"))),
@@ -110,14 +112,42 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     rows.extend([
         ("MTU", network.mtu.to_string()),
         ("Ageing", format!("{} s", network.ageing_seconds)),
-        ("MAC addresses", format!("{} of {}", network.fdb_entries, network.fdb_capacity)),
+        ("MAC addresses", mac_addresses(network)),
         ("Learned", fdb.learned.to_string()),
         ("Moved", fdb.moved.to_string()),
         ("Evicted", fdb.evicted.to_string()),
         ("Expired", fdb.expired.to_string()),
+        (
+            "Not learned",
+            format!("{} frames from stations without room, {} with a static entry's address", fdb.refused, fdb.claimed),
+        ),
+        ("Held", format!("{}, for moving too often", counted_times(fdb.flapped))),
     ]);
     let text = pairs(style, rows);
     if network.vlans.is_empty() { text } else { format!("{text}\n{}", vlans(style, &network.vlans)) }
+}
+
+fn mac_addresses(network: &NetworkInfo) -> String {
+    let fixed = if network.fdb_static > 0 { format!(", and {} static", network.fdb_static) } else { String::new() };
+    let full = if network.fdb_full == FdbFull::Evict { String::new() } else { format!(", then {}", network.fdb_full.name()) };
+    format!("{} of {}{full}{fixed}", network.fdb_entries, network.fdb_capacity)
+}
+
+fn counted_times(times: u64) -> String {
+    if times == 1 { "once".to_owned() } else { format!("{times} times") }
+}
+
+/// How many stations are behind a port, and may be.
+fn stations(info: &StationInfo) -> String {
+    let StationInfo { count, max, at_max, moved, refused } = info;
+    let others = match at_max {
+        Some(AtMaxMacs::Drop) => ", others are dropped",
+        Some(AtMaxMacs::Forward) => ", others are not learned",
+        None => "",
+    };
+    let max = max.map(|max| format!(" of at most {max}{others} ({refused} frames)")).unwrap_or_default();
+    let moved = if *moved > 0 { format!(", {moved} came from other ports") } else { String::new() };
+    format!("{count}{max}{moved}")
 }
 
 /// What a port's guest may send, a line for each of what is limited.
@@ -219,11 +249,14 @@ pub(crate) fn fdb(style: Style, lines: &[FdbLine]) -> String {
     if lines.is_empty() {
         return "No MAC address has been learned yet.\n".to_owned();
     }
-    let mut table = table(style, &["NETWORK", "VLAN", "MAC", "PORT", "AGE"]);
+    let mut table = table(style, &["NETWORK", "VLAN", "MAC", "PORT", "KIND", "AGE", "MOVES"]);
     for line in lines {
-        let age = Cell::new(format!("{} s", line.age_seconds)).set_alignment(CellAlignment::Right);
+        let age = number(line.age_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s")));
+        let held = line.held_seconds.map(|seconds| format!(", held for {seconds} s")).unwrap_or_default();
+        let kind = Cell::new(format!("{}{held}", line.kind));
         let vlan = number(line.vlan.as_deref().unwrap_or("-"));
-        table.add_row([Cell::new(&line.network), vlan, Cell::new(line.mac), Cell::new(&line.port), age]);
+        let (mac, port) = (Cell::new(line.mac), Cell::new(&line.port));
+        table.add_row([Cell::new(&line.network), vlan, mac, port, kind, age, number(line.moves)]);
     }
     finish(&table)
 }

@@ -241,6 +241,8 @@ mod tests {
         fn network_list(&mut self, _: Nothing) -> Result<Vec<NetworkInfo>, RpcError> { unreachable!() }
         fn network_show(&mut self, _: Named) -> Result<NetworkInfo, RpcError> { unreachable!() }
         fn network_remove(&mut self, _: Named) -> Result<Named, RpcError> { unreachable!() }
+        fn fdb_add(&mut self, _: FdbAdd) -> Result<FdbLine, RpcError> { unreachable!() }
+        fn fdb_remove(&mut self, _: FdbOf) -> Result<FdbOf, RpcError> { unreachable!() }
         fn fdb_list(&mut self, _: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> { unreachable!() }
         fn lease_list(&mut self, _: MaybeNetwork) -> Result<Vec<LeaseLine>, RpcError> { unreachable!() }
         fn lease_add(&mut self, _: LeaseAdd) -> Result<LeaseLine, RpcError> { unreachable!() }

@@ -19,6 +19,7 @@ use crate::addressing::DhcpChoice;
 use crate::api::Warning;
 use crate::audit::AuditTrail;
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
+use crate::fdb_handler::FlapReport;
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::plan::{Step, steps};
@@ -54,6 +55,7 @@ pub struct Switch {
     /// The subnets of networks that have one, declared or chosen.
     pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
+    pub(crate) flaps: FlapReport,
 }
 
 /// How often weft tries to keep what it could not.
@@ -108,6 +110,7 @@ impl Switch {
             warnings: Vec::new(),
             started: Instant::now(),
             networks: BTreeMap::new(),
+            flaps: FlapReport::default(),
             subnets: BTreeMap::new(),
             ports: BTreeMap::new(),
         }
@@ -132,10 +135,12 @@ impl Switch {
                 self.subnets = old_subnets;
                 let refusal = self.take_back(&before, step, source);
                 self.sync_services();
+                self.sync_fdb();
                 return Err(refusal);
             }
         }
         self.sync_services();
+        self.sync_fdb();
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));
@@ -196,6 +201,7 @@ impl Switch {
     pub(crate) fn tick(&mut self) -> Duration {
         self.services.tick(&mut self.dataplane);
         self.follow_names();
+        self.report_flaps();
         let due = self.dataplane.tick();
         due.min(self.services.due(&self.dataplane)).min(self.write_audit()).min(self.keep_again())
     }

@@ -123,7 +123,7 @@ impl VlanNames {
         self.iter().find(|(_, number)| *number == id).map(|(name, _)| name)
     }
 
-    fn resolve(&self, vlan: &VlanRef) -> Result<VlanId, VlanName> {
+    pub(crate) fn resolve(&self, vlan: &VlanRef) -> Result<VlanId, VlanName> {
         match vlan {
             VlanRef::Number(id) => Ok(*id),
             VlanRef::Named(name) => self.0.get(name).map(|number| number.0).ok_or_else(|| name.clone()),

@@ -382,17 +382,19 @@ impl Dataplane {
                 .register(&mut listener.socket, Task::Accept(id).token(), Interest::READABLE)
                 .map_err(|source| DataplaneError::Io { what: "watch", path: settings.socket.clone(), source })?;
         }
-        let network = settings.network;
+        let (network, stations) = (settings.network, settings.protections.stations);
         let port = Port::new(id, settings, endpoint, &self.event);
         if self.fabric.links.len() <= place {
             self.fabric.links.resize(place + 1, None);
         }
         self.fabric.links[place] = Some(port.idle_link());
         self.ports[place] = Some(port);
+        self.fabric.limit_stations(network, id, stations);
         self.fabric.divide(network);
         if let Err(stuck) = self.fabric.publish() {
             self.fabric.links[place] = None;
             self.ports[place] = None;
+            self.fabric.forget_stations(network, id);
             self.fabric.divide(network);
             return Err(stuck.into());
         }
@@ -410,6 +412,7 @@ impl Dataplane {
         let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
         self.fabric.links[id.index()] = None;
+        self.fabric.forget_stations(network, id);
         self.fabric.divide(network);
         let published = self.fabric.publish();
         if let Some(gateway) = self.fabric.gateway(network) {

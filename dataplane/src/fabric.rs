@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use weft_switch::vlan::{VlanId, VlanTables};
+use weft_switch::vlan::{StaticStations, VlanId, VlanTables};
 use weft_switch::{Fdb, FdbSettings, NetworkId, Outgoing};
 
 use crate::from_guest::FromGuest;
@@ -50,11 +50,14 @@ pub(crate) struct Network {
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) vlans: Option<Arc<VlanTables>>,
     pub(crate) gateway: Option<GatewayLink>,
+    /// The static entries.
+    pub(crate) stations: StaticStations,
 }
 
 impl Network {
     pub(crate) fn new(settings: FdbSettings, default_vlan: VlanId, gateway: Option<GatewayLink>) -> Self {
-        Self { settings, default_vlan, fdb: Arc::new(Fdb::new(settings)), vlans: None, gateway }
+        let fdb = Arc::new(Fdb::new(settings, &Arc::default()));
+        Self { settings, default_vlan, fdb, vlans: None, gateway, stations: StaticStations::new() }
     }
 
     /// The network as workers see it, without members.

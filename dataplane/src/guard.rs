@@ -71,7 +71,9 @@ impl Dataplane {
     /// When a worker is stuck; the change is made all the same.
     pub fn protect_port(&mut self, id: PortId, protections: Protections) -> Result<(), DataplaneError> {
         let Some(port) = self.ports.get_mut(id.index()).and_then(Option::as_mut) else { return Ok(()) };
+        let (network, stations) = (port.settings.network, protections.stations);
         port.protect(protections, &mut self.fabric);
+        self.fabric.limit_stations(network, id, stations);
         self.refresh_leases(id);
         Ok(self.fabric.publish()?)
     }

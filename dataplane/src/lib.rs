@@ -31,6 +31,7 @@ mod ring_resume;
 mod ring_split;
 mod services;
 mod snapshot;
+mod stations;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;

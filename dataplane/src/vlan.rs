@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use weft_switch::vlan::{Admitted, PortRole, Release, Vlan, VlanId, VlanTables, Weights};
-use weft_switch::{Fdb, FdbCounters, FdbEntry, NetworkId, PortId, Timestamp};
+use weft_switch::{Fdb, NetworkId, PortId};
 
 use crate::fabric::{Fabric, Network};
 use crate::from_guest::Batch;
@@ -131,7 +131,8 @@ impl Network {
         if roles.iter().any(Option::is_some) {
             let default = PortRole::Access(self.default_vlan);
             let weights = Weights::of(self.default_vlan, roles.iter().map(|role| role.as_deref().unwrap_or(&default)));
-            let tables = VlanTables::new(self.settings, self.default_vlan, &weights, self.vlans.as_deref(), &self.fdb);
+            let tables =
+                VlanTables::new(self.settings, self.default_vlan, (&weights, &self.stations), self.vlans.as_deref(), &self.fdb);
             if let Some(fdb) = tables.fdb(tables.default_vlan()) {
                 self.fdb = Arc::clone(fdb);
             }
@@ -147,43 +148,7 @@ impl Network {
                 fdb.release(gateway.screen.mac);
             }
         }
-    }
-
-    /// Forgets every address behind `port`.
-    pub(crate) fn forget_port(&self, port: PortId) {
-        match &self.vlans {
-            Some(tables) => tables.forget_port(port),
-            None => self.fdb.forget_port(port),
-        }
-    }
-
-    /// Forgets addresses that are too old.
-    pub(crate) fn expire(&self, now: Timestamp) {
-        match &self.vlans {
-            Some(tables) => tables.expire(now),
-            None => self.fdb.expire(now),
-        }
-    }
-
-    /// Forgets everything; returns how many addresses there were.
-    pub(crate) fn flush(&self) -> usize {
-        self.vlans.as_ref().map_or_else(|| self.fdb.flush(), |tables| tables.flush())
-    }
-
-    /// Every address that was learned, with its VLAN if there are any.
-    pub(crate) fn entries(&self, now: Timestamp) -> Vec<(Option<Vlan>, FdbEntry)> {
-        match &self.vlans {
-            Some(tables) => tables.entries(now).into_iter().map(|(vlan, entry)| (Some(vlan), entry)).collect(),
-            None => self.fdb.entries(now).into_iter().map(|entry| (None, entry)).collect(),
-        }
-    }
-
-    /// How many addresses there are, and what became of others.
-    pub(crate) fn learned(&self) -> (usize, FdbCounters) {
-        match &self.vlans {
-            Some(tables) => (tables.len(), tables.counters()),
-            None => (self.fdb.len(), self.fdb.counters()),
-        }
+        self.fix_stations();
     }
 }
 

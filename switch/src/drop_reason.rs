@@ -110,6 +110,10 @@ pub enum DropReason {
     UnknownStorm,
     /// More than the port may send in all.
     OverLimit,
+    /// The source is a station that the port has no room for.
+    MacLimit,
+    /// The source is a station that the forwarding database has no room for.
+    FdbFull,
 }
 
 impl DropReason {

@@ -21,74 +21,41 @@
 //! learning port itself, when it is one of them), about the one not heard of for the longest. So a guest that invents
 //! addresses evicts its own, once it has more than the others.
 //!
-//! Lock order: [`Fdb::book`] is the only lock. Workers only ever try it: whoever finds it taken learns with the next
+//! Beside what is learned stand static entries, which are declared, and the address of the network's gateway, which is reserved: none of them gets old, makes
+//! way or moves, and both are no one's news. A frame that has a static entry's source and comes from another port goes on as any other, and is
+//! not learned from (IEEE 802.1Q-2018, 8.7: a dynamic entry does not come to stand beside a static one).
+//!
+//! A port may be given a [limit](StationLimit), and a table may refuse what is new when it is full instead of making way. A station that moves too often
+//! stays where it is for a while (`mobility.rs`). All of this is about news: a frame from a station that is known costs nothing for it.
+//!
+//! Lock order: [`Fdb::book`], then that of the [`Census`]. Workers only ever try the former: whoever finds it taken learns with the next
 //! frame.
 
+mod book;
+mod census;
+mod fixed;
+mod learn;
+mod mobility;
+mod slot;
+mod values;
+
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use self::book::Book;
+pub use self::census::{AtLimit, Census, Flap, PortStations, StationLimit};
+pub use self::mobility::FLAP_HOLD;
+use self::mobility::Mobility;
+use self::slot::{Bucket, Key, Slot, Station, WAYS};
+pub use self::values::{FdbCounters, FdbEntry, FdbKind, FdbSettings, Learned};
 use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, MutexGuard};
-use crate::{MacAddr, MacKey, PortId, Timestamp};
+use crate::{MacKey, PortId, Timestamp};
 
-/// Slots in a bucket: one cache line of 64 bytes.
-const WAYS: usize = 4;
 /// How often an entry is looked for while others move.
 const LOOKS: usize = 16;
 /// Entries that get a second chance before one of them is evicted all the same.
 const SECOND_CHANCES: usize = 8;
-/// The second in which a reserved address was last heard: it never gets old.
-const RESERVED_SECS: u32 = u32::MAX;
-/// The end of a list of slots.
-const NIL: u32 = u32::MAX;
-
-/// Size and ageing of a forwarding database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FdbSettings {
-    /// The most MAC addresses that are kept, 1 to 2^20.
-    pub capacity: usize,
-    /// An address that was not heard of for this long is forgotten. Counted in whole seconds.
-    pub ageing: Duration,
-}
-
-/// What a forwarding database did since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FdbCounters {
-    /// New addresses.
-    pub learned: u64,
-    /// Addresses that appeared on another port.
-    pub moved: u64,
-    /// Addresses that made way for others because the table was full.
-    pub evicted: u64,
-    /// Addresses that were not heard of for too long.
-    pub expired: u64,
-}
-
-/// One line of a forwarding database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FdbEntry {
-    /// The station.
-    pub mac: MacAddr,
-    /// The port behind which it was last heard.
-    pub port: PortId,
-    /// How long ago, in whole seconds.
-    pub age: Duration,
-}
-
-/// What learning did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learned {
-    /// The address was there, behind this port.
-    Known,
-    /// The address is new.
-    New,
-    /// The address was behind this other port until now.
-    Moved(PortId),
-    /// Somebody else is changing the table; the next frame will teach it.
-    Later,
-    /// The address is reserved for somebody who is not a station of this port.
-    Reserved,
-}
 
 /// The forwarding database of one network. Shared by all workers.
 #[derive(Debug)]
@@ -99,27 +66,20 @@ pub struct Fdb {
     hash: ahash::RandomState,
     capacity: AtomicUsize,
     ageing_secs: AtomicU32,
+    /// As [`FdbSettings::when_full`] says, in a word.
+    when_full: AtomicU32,
     len: AtomicUsize,
     learned: AtomicU64,
     moved: AtomicU64,
     evicted: AtomicU64,
     expired: AtomicU64,
+    refused: AtomicU64,
+    claimed: AtomicU64,
+    flapped: AtomicU64,
     /// How often an entry moved from one bucket to the other.
     relocations: AtomicU64,
     book: Mutex<Book>,
-}
-
-/// A cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket([Slot; WAYS]);
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// A [`Station`].
-    station: AtomicU64,
-    /// When it was last heard. Written before it, and later only forwards.
-    seen_secs: AtomicU32,
+    census: Arc<Census>,
 }
 
 /// The slot of an address.
@@ -129,25 +89,17 @@ struct Found<'a> {
     port: PortId,
 }
 
-/// A key and a port, as one word. Zero, which is no key, in a free slot.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Station(u64);
-
-/// What an address is searched for by: a [`Station`] without its port.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key(u64);
-
 impl Fdb {
-    /// An empty table.
+    /// An empty table of the network whose stations `census` counts.
     ///
     /// # Panics
     /// When the capacity is not within 1 to 2^20.
     #[must_use]
-    pub fn new(settings: FdbSettings) -> Self {
-        Self::with_hash(settings, ahash::RandomState::new())
+    pub fn new(settings: FdbSettings, census: &Arc<Census>) -> Self {
+        Self::with_hash(settings, census, ahash::RandomState::new())
     }
 
-    fn with_hash(settings: FdbSettings, hash: ahash::RandomState) -> Self {
+    fn with_hash(settings: FdbSettings, census: &Arc<Census>, hash: ahash::RandomState) -> Self {
         assert!((1..=1 << 20).contains(&settings.capacity), "capacity of a forwarding database: {}", settings.capacity);
         let slots = slots_for(settings.capacity);
         Self {
@@ -156,13 +108,18 @@ impl Fdb {
             hash,
             capacity: AtomicUsize::new(settings.capacity),
             ageing_secs: AtomicU32::new(ageing_secs(settings.ageing)),
+            when_full: AtomicU32::new(when_full_word(settings.when_full)),
             len: AtomicUsize::new(0),
             learned: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             expired: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            claimed: AtomicU64::new(0),
+            flapped: AtomicU64::new(0),
             relocations: AtomicU64::new(0),
             book: Mutex::new(Book::new(slots)),
+            census: Arc::clone(census),
         }
     }
 
@@ -190,33 +147,6 @@ impl Fdb {
         }
     }
 
-    /// Keeps `mac` for `port`, whoever else claims it, until it is [`release`](Self::release)d. Reserved addresses are few: they don't
-    /// count as entries, and don't make way.
-    pub fn reserve(&self, mac: impl Into<MacKey>, port: PortId) {
-        let mut book = self.lock();
-        let key = Key::new(mac.into());
-        let index = match self.find(key) {
-            Some(Found { index, slot, .. }) => {
-                if !slot.is_reserved() {
-                    self.remove(&mut book, index);
-                }
-                index
-            }
-            None => self.free_slot(&mut book, key),
-        };
-        let slot = self.slot(index);
-        slot.seen_secs.store(RESERVED_SECS, Ordering::Relaxed);
-        slot.station.store(Station::new(key, port).0, Ordering::Release);
-    }
-
-    /// The opposite of [`Self::reserve`].
-    pub fn release(&self, mac: impl Into<MacKey>) {
-        let _book = self.lock();
-        if let Some(Found { slot, .. }) = self.find(Key::new(mac.into())).filter(|found| found.slot.is_reserved()) {
-            slot.station.store(Station::NONE.0, Ordering::Release);
-        }
-    }
-
     /// Forgets addresses that were not heard of for the ageing time. To be called every few seconds.
     pub fn expire(&self, now: Timestamp) {
         let mut book = self.lock();
@@ -237,12 +167,21 @@ impl Fdb {
         }
     }
 
-    /// Forgets everything; returns how many addresses there were.
+    /// Takes away the stations of `port` that are more than it may have, about those not heard of for longest first.
+    pub fn trim(&self, port: PortId) {
+        let mut book = self.lock();
+        while self.census.is_over(port) {
+            let Some(index) = self.stalest(&mut book, port) else { return };
+            self.evict(&mut book, index);
+        }
+    }
+
+    /// Forgets everything that was learned; returns how many addresses there were.
     pub fn flush(&self) -> usize {
         let mut book = self.lock();
         let before = self.len();
         for index in 0..self.slots() {
-            if !self.slot(index).is_free() && !self.slot(index).is_reserved() {
+            if !self.slot(index).is_free() && !self.slot(index).is_fixed() {
                 self.remove(&mut book, index);
             }
         }
@@ -263,18 +202,21 @@ impl Fdb {
     pub fn with_settings(self: &Arc<Self>, settings: FdbSettings) -> Arc<Self> {
         if self.slots() == slots_for(settings.capacity) {
             self.set_ageing(settings.ageing);
+            self.when_full.store(when_full_word(settings.when_full), Ordering::Relaxed);
             self.set_capacity(settings.capacity);
             return Arc::clone(self);
         }
-        let copy = Self::new(settings);
+        let copy = Self::new(settings, &self.census);
         {
-            let _book = self.lock();
-            for slot in self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free()) {
-                let station = slot.station();
-                if slot.is_reserved() {
-                    copy.reserve(station.key().mac(), station.port());
-                } else {
-                    copy.learn(Timestamp::from_millis(u64::from(slot.seen_secs()) * 1000), station.key().mac(), station.port());
+            let (mut book, mut copied) = (self.lock(), copy.lock());
+            // From now on the copy has what is counted.
+            book.is_retired = true;
+            for index in 0..self.slots() {
+                let slot = self.slot(index);
+                if slot.is_fixed() {
+                    copy.fix(&mut copied, slot.station(), slot.seen_secs());
+                } else if !slot.is_free() {
+                    copy.adopt(&mut copied, slot, &book.links[index]);
                 }
             }
         }
@@ -283,6 +225,9 @@ impl Fdb {
         copy.moved.store(counted.moved, Ordering::Relaxed);
         copy.evicted.fetch_add(counted.evicted, Ordering::Relaxed);
         copy.expired.store(counted.expired, Ordering::Relaxed);
+        copy.refused.store(counted.refused, Ordering::Relaxed);
+        copy.claimed.store(counted.claimed, Ordering::Relaxed);
+        copy.flapped.store(counted.flapped, Ordering::Relaxed);
         Arc::new(copy)
     }
 
@@ -294,6 +239,12 @@ impl Fdb {
             let victim = self.least_deserving(&mut book, PortId::GATEWAY);
             self.evict(&mut book, victim);
         }
+    }
+
+    /// Who counts the stations of this table.
+    #[must_use]
+    pub fn census(&self) -> &Arc<Census> {
+        &self.census
     }
 
     /// The most addresses that this table keeps.
@@ -322,20 +273,25 @@ impl Fdb {
             moved: self.moved.load(Ordering::Relaxed),
             evicted: self.evicted.load(Ordering::Relaxed),
             expired: self.expired.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            claimed: self.claimed.load(Ordering::Relaxed),
+            flapped: self.flapped.load(Ordering::Relaxed),
         }
     }
 
-    /// Every address that was learned and is not too old, in no particular order.
+    /// Every static entry, and every address that was learned and is not too old, in no particular order.
     #[must_use]
     pub fn entries(&self, now: Timestamp) -> Vec<FdbEntry> {
-        let _book = self.lock();
-        let occupied = self.buckets.iter().flat_map(|Bucket(ways)| ways).filter(|slot| !slot.is_free() && !slot.is_reserved());
-        let fresh = occupied.filter(|slot| !self.is_stale(now, slot.seen_secs()));
-        let entry = |slot: &Slot| {
+        let book = self.lock();
+        let slots = (0..self.slots()).map(|index| (self.slot(index), &book.links[index].mobility));
+        let shown = slots.filter(|(slot, _)| !slot.is_free() && !slot.is_reserved() && !self.is_stale(now, slot.seen_secs()));
+        let entry = |(slot, mobility): (&Slot, &Mobility)| {
             let (station, age_secs) = (slot.station(), now.as_secs().saturating_sub(slot.seen_secs()));
-            FdbEntry { mac: station.key().mac(), port: station.port(), age: Duration::from_secs(age_secs.into()) }
+            let (age, held) = (Duration::from_secs(age_secs.into()), mobility.held_for(now.as_secs()));
+            let kind = if slot.is_fixed() { FdbKind::Static } else { FdbKind::Dynamic { age, moves: mobility.moves, held } };
+            FdbEntry { mac: station.key().mac(), port: station.port(), kind }
         };
-        fresh.map(entry).collect()
+        shown.map(entry).collect()
     }
 
     /// The slot of `key`. An entry that moves between its buckets at this moment may be missed.
@@ -382,75 +338,49 @@ impl Fdb {
         [hash & self.bucket_mask, hash >> 32 & self.bucket_mask]
     }
 
-    #[cold]
-    fn learn_news(&self, now: Timestamp, key: Key, port: PortId) -> Learned {
-        // Whether or not the lock can be had: nobody gets through with it by chance.
-        if self.find(key).is_some_and(|found| found.slot.is_reserved()) {
-            return Learned::Reserved;
-        }
-        let mut book = match self.book.try_lock() {
-            Ok(book) => book,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Learned::Later,
-        };
-        let station = Station::new(key, port);
-        if let Some(Found { index, port: old, .. }) = self.find(key) {
-            book.unlink(index, old);
-            self.put(&mut book, index, station, now.as_secs());
-            if old == port {
-                return Learned::Known;
-            }
-            self.moved.fetch_add(1, Ordering::Relaxed);
-            return Learned::Moved(old);
-        }
-        if self.len() >= self.capacity() {
-            let victim = self.least_deserving(&mut book, port);
-            self.evict(&mut book, victim);
-        }
-        let index = self.free_slot(&mut book, key);
-        self.put(&mut book, index, station, now.as_secs());
-        self.len.fetch_add(1, Ordering::Relaxed);
-        self.learned.fetch_add(1, Ordering::Relaxed);
-        Learned::New
-    }
-
     /// The slot that makes way in a full table: about the oldest of the port with the most entries.
     fn least_deserving(&self, book: &mut Book, learner: PortId) -> usize {
         let port = book.largest(learner);
+        self.stalest(book, port).expect("a full table has a largest port, and that has an oldest entry")
+    }
+
+    /// About the oldest of a port's entries.
+    fn stalest(&self, book: &mut Book, port: PortId) -> Option<usize> {
         for _ in 0..SECOND_CHANCES {
-            let Some(index) = book.oldest(port) else { break };
+            let index = book.oldest(port)?;
             let seen_secs = self.slot(index).seen_secs();
             if seen_secs == book.links[index].appended_secs {
-                return index;
+                return Some(index);
             }
             // Heard of since it was put in line: back to the end.
             book.unlink(index, port);
             book.append(index, port, seen_secs);
         }
-        book.oldest(port).expect("a full table has a largest port, and that has an oldest entry")
+        book.oldest(port)
     }
 
-    /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the one
-    /// that belongs to the largest port goes.
-    fn free_slot(&self, book: &mut Book, key: Key) -> usize {
+    /// A free slot for `key`. When both its buckets are full, an entry in them moves to its other bucket; when none can, the learned one
+    /// that belongs to the largest port goes. Nothing if there is none.
+    fn free_slot(&self, book: &mut Book, key: Key) -> Option<usize> {
         let [first, second] = self.buckets_of(key);
+        // A reserved address stays, so that whoever has found its slot knows what it is.
         let candidates = || slots_of(first).chain(slots_of(second)).filter(|&index| !self.slot(index).is_reserved());
         let is_free = |&index: &usize| self.slot(index).is_free();
         let free_in = |bucket: usize| slots_of(bucket).filter(is_free).count();
         let roomier = if free_in(second) > free_in(first) { second } else { first };
         if let Some(index) = slots_of(roomier).find(is_free) {
-            return index;
+            return Some(index);
         }
         for index in candidates() {
             if let Some(free) = self.other_bucket(index).find(is_free) {
                 self.relocate(book, index, free);
-                return index;
+                return Some(index);
             }
         }
         let crowding = |&index: &usize| book.count(self.slot(index).station().port());
-        let victim = candidates().max_by_key(crowding).expect("a bucket has slots");
+        let victim = candidates().filter(|&index| !self.slot(index).is_fixed()).max_by_key(crowding)?;
         self.evict(book, victim);
-        victim
+        Some(victim)
     }
 
     /// The slots of the bucket in which the entry at `index` may stand as well.
@@ -462,9 +392,15 @@ impl Fdb {
     /// Moves an entry to a free slot. It stands in both for a moment, and is counted meanwhile: see [`Self::find_for_sure`].
     fn relocate(&self, book: &mut Book, from: usize, to: usize) {
         let slot = self.slot(from);
-        self.put(book, to, slot.station(), slot.seen_secs());
+        let (station, seen_secs) = (slot.station(), slot.seen_secs());
+        self.slot(to).set(station, seen_secs);
+        if !slot.is_fixed() {
+            book.unlink(from, station.port());
+            book.links[to].mobility = book.links[from].mobility;
+            book.append(to, station.port(), seen_secs);
+        }
         self.relocations.fetch_add(1, Ordering::Release);
-        self.clear(book, from);
+        slot.clear();
     }
 
     fn evict(&self, book: &mut Book, index: usize) {
@@ -472,23 +408,37 @@ impl Fdb {
         self.evicted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes out what was learned.
     fn remove(&self, book: &mut Book, index: usize) {
-        self.clear(book, index);
+        let slot = self.slot(index);
+        let port = slot.station().port();
+        book.unlink(index, port);
+        slot.clear();
         self.len.fetch_sub(1, Ordering::Relaxed);
+        if !book.is_retired {
+            self.census.leave(port);
+        }
+    }
+
+    /// Writes a new entry into a free slot.
+    fn enter(&self, book: &mut Book, index: usize, station: Station, seen_secs: u32) {
+        book.links[index].mobility = Mobility::default();
+        self.put(book, index, station, seen_secs);
+        self.len.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Writes an entry into a slot that is in no list, and appends it to its port's.
     fn put(&self, book: &mut Book, index: usize, station: Station, seen_secs: u32) {
-        let slot = self.slot(index);
-        slot.seen_secs.store(seen_secs, Ordering::Relaxed);
-        slot.station.store(station.0, Ordering::Release);
+        self.slot(index).set(station, seen_secs);
         book.append(index, station.port(), seen_secs);
     }
 
-    fn clear(&self, book: &mut Book, index: usize) {
-        let slot = self.slot(index);
-        book.unlink(index, slot.station().port());
-        slot.station.store(Station::NONE.0, Ordering::Release);
+    fn when_full(&self) -> Option<AtLimit> {
+        match self.when_full.load(Ordering::Relaxed) {
+            EVICT => None,
+            DROP => Some(AtLimit::Drop),
+            _ => Some(AtLimit::Forward),
+        }
     }
 
     #[inline]
@@ -502,63 +452,26 @@ impl Fdb {
     }
 }
 
-impl Slot {
-    /// What stands here, for whoever holds the lock and so sees the latest.
-    fn station(&self) -> Station {
-        Station(self.station.load(Ordering::Relaxed))
-    }
-
-    fn is_free(&self) -> bool {
-        self.station() == Station::NONE
-    }
-
-    /// For whoever holds the lock, or may be wrong for a moment.
-    fn is_reserved(&self) -> bool {
-        !self.is_free() && self.seen_secs() == RESERVED_SECS
-    }
-
-    #[inline]
-    fn seen_secs(&self) -> u32 {
-        self.seen_secs.load(Ordering::Relaxed)
+impl Drop for Fdb {
+    /// What stands here is counted no longer, unless a copy has it.
+    fn drop(&mut self) {
+        let book = self.lock();
+        if !book.is_retired {
+            let learned = (0..self.slots()).map(|index| self.slot(index)).filter(|slot| !slot.is_free() && !slot.is_fixed());
+            learned.for_each(|slot| self.census.leave(slot.station().port()));
+        }
     }
 }
 
-impl Station {
-    const NONE: Self = Self(0);
-    const PORT: u64 = u16::MAX as u64;
+const EVICT: u32 = 0;
+const FORWARD: u32 = 1;
+const DROP: u32 = 2;
 
-    fn new(key: Key, port: PortId) -> Self {
-        Self(key.0 | u64::from(port.0))
-    }
-
-    /// The port, if the address is this one.
-    #[inline(always)]
-    fn port_of(self, key: Key) -> Option<PortId> {
-        let difference = self.0 ^ key.0;
-        (difference <= Self::PORT).then_some(PortId(difference as u16))
-    }
-
-    fn port(self) -> PortId {
-        PortId(self.0 as u16)
-    }
-
-    fn key(self) -> Key {
-        Key(self.0 & !Self::PORT)
-    }
-}
-
-impl Key {
-    /// The bit that tells groups from stations: never set in a station's address, and set in every key, so that none is zero.
-    const GROUP: u64 = 1;
-
-    #[inline(always)]
-    fn new(mac: MacKey) -> Self {
-        debug_assert!(!mac.is_multicast(), "a group is behind no port");
-        Self((mac.as_u64() | Self::GROUP) << 16)
-    }
-
-    fn mac(self) -> MacAddr {
-        MacKey::from_u64(self.0 >> 16 & !Self::GROUP).into()
+fn when_full_word(when_full: Option<AtLimit>) -> u32 {
+    match when_full {
+        None => EVICT,
+        Some(AtLimit::Forward) => FORWARD,
+        Some(AtLimit::Drop) => DROP,
     }
 }
 
@@ -575,114 +488,14 @@ fn ageing_secs(ageing: Duration) -> u32 {
     u32::try_from(ageing.as_secs()).unwrap_or(u32::MAX).max(1)
 }
 
-/// Which slots each port holds, in the order in which they were learned or last found fresh: a doubly linked list a
-/// port through [`Book::links`], so that every operation takes constant time but [`Book::largest`], which looks
-/// at each port once.
-#[derive(Debug)]
-struct Book {
-    links: Box<[Link]>,
-    lists: Vec<List>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    previous: u32,
-    next: u32,
-    /// The second that the entry had when it was put at the end of its list.
-    appended_secs: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct List {
-    first: u32,
-    last: u32,
-    count: usize,
-}
-
-impl Book {
-    fn new(slots: usize) -> Self {
-        Self { links: vec![Link { previous: NIL, next: NIL, appended_secs: 0 }; slots].into(), lists: Vec::new() }
-    }
-
-    fn count(&self, port: PortId) -> usize {
-        self.lists.get(port.index()).map_or(0, |list| list.count)
-    }
-
-    fn oldest(&self, port: PortId) -> Option<usize> {
-        self.lists.get(port.index()).map(|list| list.first).filter(|&first| first != NIL).map(|first| first as usize)
-    }
-
-    /// The port with the most entries; `preferred` if it is one of them.
-    fn largest(&self, preferred: PortId) -> PortId {
-        let (index, list) = self.lists.iter().enumerate().max_by_key(|(_, list)| list.count).expect("a full table has ports");
-        if self.count(preferred) == list.count { preferred } else { PortId(index as u16) }
-    }
-
-    fn append(&mut self, index: usize, port: PortId, seen_secs: u32) {
-        let place = port.index();
-        if place >= self.lists.len() {
-            self.lists.resize(place + 1, List { first: NIL, last: NIL, count: 0 });
-        }
-        let list = &mut self.lists[place];
-        let last = list.last;
-        self.links[index] = Link { previous: last, next: NIL, appended_secs: seen_secs };
-        match last {
-            NIL => list.first = index as u32,
-            last => self.links[last as usize].next = index as u32,
-        }
-        list.last = index as u32;
-        list.count += 1;
-    }
-
-    fn unlink(&mut self, index: usize, port: PortId) {
-        let Link { previous, next, .. } = self.links[index];
-        let list = &mut self.lists[port.index()];
-        match previous {
-            NIL => list.first = next,
-            previous => self.links[previous as usize].next = next,
-        }
-        match next {
-            NIL => list.last = previous,
-            next => self.links[next as usize].previous = previous,
-        }
-        list.count -= 1;
-    }
-}
-
 #[cfg(test)]
-impl Fdb {
-    /// Fails unless every entry stands once, where it may, and is in its port's list and no other. Only while nobody changes the table.
-    fn audit(&self) {
-        let book = self.lock();
-        let mut listed = Vec::new();
-        for (port, list) in book.lists.iter().enumerate() {
-            let (mut previous, mut next, before) = (NIL, list.first, listed.len());
-            while next != NIL {
-                let link = &book.links[next as usize];
-                assert_eq!(link.previous, previous, "the link back from slot {next}");
-                assert_eq!(self.slot(next as usize).station().port().index(), port, "slot {next} is in another port's list");
-                listed.push(next as usize);
-                (previous, next) = (next, link.next);
-            }
-            assert_eq!((list.last, list.count), (previous, listed.len() - before), "the list of port {port}");
-        }
-        listed.sort_unstable();
-        let occupied: Vec<usize> = (0..self.slots()).filter(|&index| !self.slot(index).is_free()).collect();
-        assert_eq!((&listed, self.len()), (&occupied, occupied.len()), "what is listed and what stands there");
-        assert!(self.len() <= self.capacity());
-        let keys = occupied.iter().map(|&index| (self.slot(index).station().key(), index));
-        let mut places = std::collections::BTreeMap::new();
-        for (key, index) in keys {
-            assert!(self.buckets_of(key).contains(&(index / WAYS)), "slot {index} is in none of its key's buckets");
-            assert_eq!(places.insert(key.0, index), None, "an address stands twice");
-        }
-    }
-}
+mod audit;
 
 #[cfg(all(test, not(loom)))]
-#[path = "fdb_tests.rs"]
+mod limit_tests;
+
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 #[cfg(all(test, loom))]
-#[path = "fdb_models.rs"]
 mod models;

@@ -22,8 +22,11 @@ pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &F
     if header.source.is_multicast() || header.source.is_zero() {
         return Verdict::Drop(DropReason::BadSource);
     }
-    if fdb.learn(now, header.source, ingress) == Learned::Reserved {
-        return Verdict::Drop(DropReason::GatewayClaimed);
+    let learned = fdb.learn(now, header.source, ingress);
+    if learned != Learned::Known
+        && let Some(reason) = learned.drop_reason()
+    {
+        return Verdict::Drop(reason);
     }
     if header.destination.is_multicast() {
         if header.destination.is_link_local() {
@@ -40,6 +43,7 @@ pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &F
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -52,7 +56,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(5_000);
 
     fn fdb() -> Fdb {
-        Fdb::new(FdbSettings { capacity: 64, ageing: Duration::from_secs(300) })
+        Fdb::new(FdbSettings::new(64, Duration::from_secs(300)), &Arc::default())
     }
 
     fn frame(source: MacAddr, destination: MacAddr) -> EthernetHeader {

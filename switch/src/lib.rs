@@ -30,7 +30,9 @@ mod wire;
 
 pub use drop_reason::DropReason;
 pub use ethernet::{EthernetHeader, MAX_FRAME_LEN, TAG_LEN};
-pub use fdb::{Fdb, FdbCounters, FdbEntry, FdbSettings, Learned};
+pub use fdb::{
+    AtLimit, Census, FLAP_HOLD, Fdb, FdbCounters, FdbEntry, FdbKind, FdbSettings, Flap, Learned, PortStations, StationLimit,
+};
 pub use flow::FlowHash;
 pub use forward::{Verdict, forward};
 pub use host_name::{DomainName, HostName, NameError};

@@ -34,7 +34,7 @@ fn gateway() -> GatewaySettings {
 }
 
 fn network(gateway: Option<GatewaySettings>) -> NetworkSettings {
-    let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+    let fdb = FdbSettings::new(1024, Duration::from_secs(300));
     NetworkSettings { gateway, ..NetworkSettings::from(fdb) }
 }
 

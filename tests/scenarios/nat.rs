@@ -32,7 +32,7 @@ fn start(workers: usize) -> TestSwitch {
         dns: false,
         host_access: true,
     };
-    let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+    let fdb = FdbSettings::new(1024, Duration::from_secs(300));
     let settings = NetworkSettings { gateway: Some(gateway), nat: Some(NatSettings::default()), ..NetworkSettings::from(fdb) };
     let id = switch.network();
     switch.with(move |dataplane| dataplane.set_network(id, settings)).unwrap();

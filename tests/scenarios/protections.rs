@@ -310,7 +310,7 @@ fn start_with_gateway() -> TestSwitch {
         dns: true,
         host_access: false,
     };
-    let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+    let fdb = FdbSettings::new(1024, Duration::from_secs(300));
     let id = switch.network();
     let settings = NetworkSettings { gateway: Some(gateway), ..NetworkSettings::from(fdb) };
     switch.with(move |dataplane| dataplane.set_network(id, settings)).unwrap();

@@ -500,7 +500,7 @@ fn with_gateway(switch: &TestSwitch, default_vlan: u16) {
         host_access: false,
     };
     let network = switch.network();
-    let fdb = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+    let fdb = FdbSettings::new(1024, Duration::from_secs(300));
     let settings = NetworkSettings { gateway: Some(gateway), default_vlan: id(default_vlan), ..NetworkSettings::from(fdb) };
     switch.with(move |dataplane| dataplane.set_network(network, settings)).unwrap();
 }

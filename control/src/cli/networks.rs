@@ -12,6 +12,7 @@ use crate::addressing::{DhcpChoice, DnsChoice};
 use crate::api::{self, Named, NetworkAdd, NetworkSet, Nothing};
 use crate::client::Client;
 use crate::config::NetworkConfig;
+use crate::fdb::FdbFull;
 use crate::render;
 use crate::values::{AgeingSeconds, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode};
 use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef};
@@ -75,6 +76,9 @@ pub(super) struct NetworkArgs {
     /// How many MAC addresses are kept, 16 to 262144.
     #[arg(long, value_name = "N", default_value_t = NetworkConfig::default().fdb_capacity)]
     fdb_capacity: FdbCapacity,
+    /// What becomes of a station that there is no room for: `evict` an older one, `forward` its frames without learning it, or `drop` them.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = FdbFull::Evict)]
+    fdb_full: FdbFull,
     /// The MTU that guests are told, 68 to 65535 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
     mtu: Mtu,
@@ -120,6 +124,9 @@ pub(super) struct NetworkChanges {
     /// How many MAC addresses are kept, 16 to 262144.
     #[arg(long, value_name = "N")]
     fdb_capacity: Option<FdbCapacity>,
+    /// What becomes of a station that there is no room for: `evict` an older one, `forward` its frames without learning it, or `drop` them.
+    #[arg(long, value_name = "WHAT", value_enum)]
+    fdb_full: Option<FdbFull>,
     /// The MTU that guests are told, 68 to 65535 bytes; holds for ports that are added afterwards.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<Mtu>,
@@ -147,6 +154,7 @@ impl NetworkChanges {
             domain,
             ageing,
             fdb_capacity,
+            fdb_full,
             mtu,
             host_access,
             default_vlan,
@@ -162,6 +170,7 @@ impl NetworkChanges {
             "domain": domain,
             "ageing_seconds": ageing,
             "fdb_capacity": fdb_capacity,
+            "fdb_full": fdb_full,
             "mtu": mtu,
             "host_access": host_access,
             "default_vlan": default_vlan,
@@ -184,6 +193,7 @@ impl NetworkArgs {
             domain,
             ageing,
             fdb_capacity,
+            fdb_full,
             mtu,
             host_access,
             default_vlan,
@@ -199,6 +209,7 @@ impl NetworkArgs {
             domain,
             ageing_seconds: ageing,
             fdb_capacity,
+            fdb_full,
             mtu,
             host_access,
             default_vlan,

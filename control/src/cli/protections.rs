@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::config::{Changes, PortConfig};
+use crate::fdb::{AtMaxMacs, MaxMacs};
 use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
 use crate::values::PortMac;
 
@@ -53,6 +54,12 @@ pub(super) struct ProtectionArgs {
     /// How many bytes of that may come at once, 65557 to 1073741824; "none" for those of 10 ms.
     #[arg(long, value_name = "BYTES", value_parser = or_none::<Burst>)]
     burst_in: Option<Maybe<Burst>>,
+    /// How many MAC addresses may be behind the port, 0 to 262144, static ones not counted; "none" for no limit.
+    #[arg(long, value_name = "N", value_parser = or_none::<MaxMacs>)]
+    max_macs: Option<Maybe<MaxMacs>>,
+    /// What becomes of frames from others: `forward` them without learning where they came from, or `drop` them; "none" as if nothing is said: forward.
+    #[arg(long, value_name = "WHAT", value_parser = at_max)]
+    at_max_macs: Option<Maybe<AtMaxMacs>>,
 }
 
 /// Several, which are one value.
@@ -69,6 +76,10 @@ fn list<T: std::str::FromStr>(text: &str) -> Result<List<T>, T::Err> {
 
 fn or_none<T: std::str::FromStr>(text: &str) -> Result<Maybe<T>, T::Err> {
     if text == "none" { Ok(Maybe(None)) } else { text.parse().map(|value| Maybe(Some(value))) }
+}
+
+fn at_max(text: &str) -> Result<Maybe<AtMaxMacs>, String> {
+    if text == "none" { Ok(Maybe(None)) } else { AtMaxMacs::from_str(text, false).map(|what| Maybe(Some(what))) }
 }
 
 impl ProtectionArgs {
@@ -88,6 +99,8 @@ impl ProtectionArgs {
             ("storm_unknown", self.storm_unknown.map(|rate| json!(rate))),
             ("limit_in", self.limit_in.map(|Maybe(rate)| json!(rate))),
             ("burst_in", self.burst_in.map(|Maybe(burst)| json!(burst))),
+            ("max_macs", self.max_macs.map(|Maybe(max)| json!(max))),
+            ("at_max_macs", self.at_max_macs.map(|Maybe(what)| json!(what))),
         ];
         said.into_iter().filter_map(|(key, value): (_, Option<Value>)| Some((key.to_owned(), value?))).collect()
     }

@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod control_socket;
 mod dns;
+mod fdb;
 mod kept;
 mod leases;
 mod life;

@@ -28,7 +28,7 @@ pub use meters::{Allowance, Limit, Meters, StormLimits};
 
 use std::net::IpAddr;
 
-use crate::MacAddr;
+use crate::{MacAddr, StationLimit};
 
 /// The most addresses in a list of [`Protections`].
 pub const MAX_ALLOWED: usize = 16;
@@ -50,6 +50,8 @@ pub struct Protections {
     pub storm: StormLimits,
     /// How much it may send in all.
     pub limit_in: Option<Limit>,
+    /// How many stations may be behind it.
+    pub stations: Option<StationLimit>,
 }
 
 /// The IP addresses of a port whose addresses are locked. Besides, it may use the link-local IPv6 address that follows from a frame's source MAC address
@@ -97,6 +99,7 @@ impl Protections {
         isolation: Isolation::None,
         storm: StormLimits { broadcast: None, multicast: None, unknown: None },
         limit_in: None,
+        stations: None,
     };
 
     /// True if nothing is to be checked.

@@ -21,7 +21,7 @@ mod tables;
 mod tag;
 
 pub use id::{ParseVlanError, VlanId, VlanSet};
-pub use tables::{VlanTables, Weights};
+pub use tables::{StaticStations, VlanTables, Weights};
 pub use tag::{OuterTag, Priority, TAGGED_HEADER_LEN, Tag, TagKind, Vlan, pop, push};
 
 use crate::DropReason;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use super::{PortRole, Vlan, VlanId, VlanSet};
-use crate::{Fdb, FdbCounters, FdbEntry, FdbSettings, PortId, Timestamp};
+use crate::{Census, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, PortId, Timestamp};
 
 /// Addresses for which there is room in every VLAN, unless the network has less for all.
 pub(super) const SMALLEST: usize = 32;
@@ -31,6 +31,7 @@ pub struct VlanTables {
     /// By [`Vlan::index`]: the place of its table, or [`NO_TABLE`].
     places: Box<[u16; Vlan::COUNT]>,
     tables: Vec<Table>,
+    census: Arc<Census>,
 }
 
 #[derive(Debug)]
@@ -39,6 +40,9 @@ struct Table {
     settings: FdbSettings,
     fdb: OnceLock<Arc<Fdb>>,
 }
+
+/// The static entries of a network, by VLAN.
+pub type StaticStations = BTreeMap<Vlan, Vec<(MacAddr, PortId)>>;
 
 impl Weights {
     /// The weights of all VLANs that these ports, or the default one, make use of.
@@ -84,9 +88,15 @@ impl Weights {
 
 impl VlanTables {
     /// Divides `settings.capacity`. What `old` has learned is kept for VLANs that are still there; without it, what `undivided` has learned, when the network
-    /// had no VLANs, belongs to the default one.
+    /// had no VLANs, belongs to the default one. There is room for `stations`, too, twice.
     #[must_use]
-    pub fn new(settings: FdbSettings, default: VlanId, weights: &Weights, old: Option<&Self>, undivided: &Arc<Fdb>) -> Self {
+    pub fn new(
+        settings: FdbSettings,
+        default: VlanId,
+        (weights, stations): (&Weights, &StaticStations),
+        old: Option<&Self>,
+        undivided: &Arc<Fdb>,
+    ) -> Self {
         let default = Vlan::customer(default);
         let before = |vlan: Vlan| match old {
             Some(old) => old.table(vlan).and_then(|table| table.fdb.get()),
@@ -95,13 +105,37 @@ impl VlanTables {
         let mut places = Box::new([NO_TABLE; Vlan::COUNT]);
         let mut tables = Vec::new();
         for (vlan, capacity) in weights.shares(settings.capacity) {
+            let capacity = capacity.max(2 * stations.get(&vlan).map_or(0, Vec::len));
             let settings = FdbSettings { capacity, ..settings };
             // No truncation: there are fewer than `NO_TABLE`.
             places[vlan.index()] = tables.len() as u16;
             let fdb = before(vlan).map_or_else(OnceLock::new, |fdb| OnceLock::from(fdb.with_settings(settings)));
             tables.push(Table { vlan, settings, fdb });
         }
-        Self { default, places, tables }
+        Self { default, places, tables, census: Arc::clone(undivided.census()) }
+    }
+
+    /// As [`Fdb::set_static`], for all VLANs. Returns those for which there is no room, or no such VLAN.
+    pub fn set_static(&self, stations: &StaticStations) -> Vec<(Vlan, MacAddr)> {
+        for (_, fdb) in self.in_use().filter(|(vlan, _)| !stations.contains_key(vlan)) {
+            fdb.set_static::<MacAddr>([]);
+        }
+        let mut left_out = Vec::new();
+        for (&vlan, stations) in stations {
+            match self.fdb(vlan) {
+                Some(fdb) => {
+                    let without_room = fdb.set_static(stations.iter().copied());
+                    left_out.extend(without_room.into_iter().map(|mac| (vlan, mac.into())));
+                }
+                None => left_out.extend(stations.iter().map(|(mac, _)| (vlan, *mac))),
+            }
+        }
+        left_out
+    }
+
+    /// As [`Fdb::trim`], one VLAN after the other.
+    pub fn trim(&self, port: PortId) {
+        self.in_use().for_each(|(_, fdb)| fdb.trim(port));
     }
 
     /// The VLAN of ports without a role, and of the gateway.
@@ -114,7 +148,7 @@ impl VlanTables {
     #[inline(always)]
     #[must_use]
     pub fn fdb(&self, vlan: Vlan) -> Option<&Arc<Fdb>> {
-        self.table(vlan).map(Table::fdb)
+        self.table(vlan).map(|table| table.fdb(&self.census))
     }
 
     /// Forgets every address behind `port`.
@@ -154,12 +188,7 @@ impl VlanTables {
     /// What all tables did.
     #[must_use]
     pub fn counters(&self) -> FdbCounters {
-        self.in_use().map(|(_, fdb)| fdb.counters()).fold(FdbCounters::default(), |sum, counters| FdbCounters {
-            learned: sum.learned + counters.learned,
-            moved: sum.moved + counters.moved,
-            evicted: sum.evicted + counters.evicted,
-            expired: sum.expired + counters.expired,
-        })
+        self.in_use().map(|(_, fdb)| fdb.counters()).fold(FdbCounters::default(), std::ops::Add::add)
     }
 
     #[inline(always)]
@@ -175,7 +204,7 @@ impl VlanTables {
 
 impl Table {
     #[inline(always)]
-    fn fdb(&self) -> &Arc<Fdb> {
-        self.fdb.get_or_init(|| Arc::new(Fdb::new(self.settings)))
+    fn fdb(&self, census: &Arc<Census>) -> &Arc<Fdb> {
+        self.fdb.get_or_init(|| Arc::new(Fdb::new(self.settings, census)))
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::{EthernetHeader, Fdb, FdbSettings, MacAddr, PortId, Timestamp, Verdict, forward};
 
 const NOW: Timestamp = Timestamp::from_millis(5_000);
-const SETTINGS: FdbSettings = FdbSettings { capacity: 1024, ageing: Duration::from_secs(300) };
+const SETTINGS: FdbSettings = FdbSettings::new(1024, Duration::from_secs(300));
 const NONE: Option<OuterTag> = None;
 
 /// The VLAN of a frame, or why it was not admitted.
@@ -158,8 +158,8 @@ struct Network {
 impl Network {
     fn new(roles: Vec<PortRole>) -> Self {
         let weights = Weights::of(VlanId::DEFAULT, &roles);
-        let undivided = Arc::new(Fdb::new(SETTINGS));
-        Self { tables: VlanTables::new(SETTINGS, VlanId::DEFAULT, &weights, None, &undivided), roles }
+        let undivided = Arc::new(Fdb::new(SETTINGS, &Arc::default()));
+        Self { tables: VlanTables::new(SETTINGS, VlanId::DEFAULT, (&weights, &StaticStations::new()), None, &undivided), roles }
     }
 
     /// Where a frame goes, and how.
@@ -258,11 +258,17 @@ fn a_flood_of_addresses_in_one_vlan_takes_nothing_from_another() {
 
 #[test]
 fn what_was_learned_stays_when_vlans_come_and_go() {
-    let undivided = Arc::new(Fdb::new(SETTINGS));
+    let undivided = Arc::new(Fdb::new(SETTINGS, &Arc::default()));
     undivided.learn(NOW, A, PortId(0));
     undivided.reserve(GATEWAY, PortId::GATEWAY);
     let tables = |roles: &[PortRole], old: Option<&VlanTables>| {
-        VlanTables::new(SETTINGS, VlanId::DEFAULT, &Weights::of(VlanId::DEFAULT, roles), old, &undivided)
+        VlanTables::new(
+            SETTINGS,
+            VlanId::DEFAULT,
+            (&Weights::of(VlanId::DEFAULT, roles), &StaticStations::new()),
+            old,
+            &undivided,
+        )
     };
     let one = tables(&[PortRole::Access(id(10))], None);
     let default = one.fdb(one.default_vlan()).unwrap();
@@ -344,4 +350,29 @@ proptest! {
         prop_assert!(total <= capacity + count * tables::SMALLEST);
         prop_assert!(weights.shares(capacity).all(|(_, share)| (1..=capacity).contains(&share)));
     }
+}
+
+#[test]
+fn static_entries_are_of_their_vlan_and_have_room_in_the_smallest() {
+    let roles = [100, 200].map(|number| PortRole::Access(id(number)));
+    let undivided = Arc::new(Fdb::new(SETTINGS, &Arc::default()));
+    let station = |number: u16| (MacAddr::from_u64(0x0200_0000_0000 | u64::from(number)), PortId(number % 2));
+    let [first, second, nobody] = [100, 200, 300].map(|number| Vlan::customer(id(number)));
+    let settings = FdbSettings::new(16, Duration::from_secs(300));
+    let many = StaticStations::from([(first, (0..500).map(station).collect()), (nobody, vec![station(1)])]);
+    let weights = Weights::of(VlanId::DEFAULT, &roles);
+    let tables = VlanTables::new(settings, VlanId::DEFAULT, (&weights, &many), None, &undivided);
+    assert_eq!(tables.set_static(&many), [(nobody, station(1).0)]);
+    let now = Timestamp::default();
+    for number in 0..500 {
+        let (mac, port) = station(number);
+        assert_eq!(tables.fdb(first).unwrap().lookup(now, mac), Some(port));
+        assert_eq!(tables.fdb(second).unwrap().lookup(now, mac), None);
+    }
+    // What is declared for nobody any more goes from every table.
+    let fewer = StaticStations::from([(second, vec![station(7)])]);
+    let tables = VlanTables::new(settings, VlanId::DEFAULT, (&weights, &fewer), Some(&tables), &undivided);
+    assert_eq!(tables.set_static(&fewer), []);
+    let entries: Vec<_> = tables.entries(now).into_iter().map(|(vlan, entry)| (vlan, entry.mac, entry.port)).collect();
+    assert_eq!(entries, [(second, station(7).0, PortId(1))]);
 }

@@ -229,7 +229,7 @@ impl Drop for TestSwitch {
     }
 }
 
-const FDB: FdbSettings = FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) };
+const FDB: FdbSettings = FdbSettings::new(16_384, Duration::from_secs(300));
 
 /// The n-th station.
 pub(crate) fn mac(nth: u16) -> [u8; 6] {

@@ -52,7 +52,7 @@ fn a_port_has_a_bounded_turn_however_many_front_ends_knock() {
     let socket = directory.path().join("vm1.sock");
     let poll = Poll::new().unwrap();
     let mut dataplane = Dataplane::start(poll.registry(), &WorkerSettings::default()).unwrap();
-    let network = dataplane.add_network(FdbSettings { capacity: 16_384, ageing: Duration::from_secs(300) }).unwrap();
+    let network = dataplane.add_network(FdbSettings::new(16_384, Duration::from_secs(300))).unwrap();
     let settings = PortSettings {
         name: "vm1".to_owned(),
         network,

@@ -20,7 +20,7 @@ const PREEMPTIONS: usize = 2;
 fn fdb(capacity: usize) -> Fdb {
     // The same in every execution.
     let hash = ahash::RandomState::with_seeds(1, 2, 3, 4);
-    Fdb::with_hash(FdbSettings { capacity, ageing: Duration::from_secs(300) }, hash)
+    Fdb::with_hash(FdbSettings::new(capacity, Duration::from_secs(300)), &Arc::default(), hash)
 }
 
 /// The `nth` address whose buckets are these.
@@ -162,6 +162,46 @@ fn an_entry_that_makes_room_in_its_second_bucket_is_never_missed() {
 }
 
 #[test]
+fn a_static_entry_that_makes_room_is_never_missed_and_never_learned_by_another() {
+    let seen = reader_beside(
+        || {
+            let fdb = crowded_table(false);
+            assert_eq!(fdb.set_static([(mover(&fdb, false), A)]), []);
+            fdb
+        },
+        |fdb| {
+            assert_eq!(fdb.learn(NOW, newcomer(fdb), B), Learned::New);
+            assert_eq!(fdb.find(Key::new(mover(fdb, false))).map(|found| found.index / WAYS), Some(0));
+        },
+        |fdb| {
+            // Who finds it on the move, and the table busy, learns nothing either.
+            let learned = fdb.learn(NOW, mover(fdb, false), B);
+            assert!(matches!(learned, Learned::Static | Learned::Later), "{learned:?}");
+            fdb.lookup(NOW, mover(fdb, false))
+        },
+    );
+    assert_eq!(seen, BTreeSet::from([Some(A)]));
+}
+
+#[test]
+fn of_two_that_come_to_a_port_with_room_for_one_only_one_is_learned() {
+    let seen = together(
+        || {
+            let fdb = fdb(4);
+            fdb.census().set_limit(A, Some(StationLimit { stations: 1, beyond: AtLimit::Drop }));
+            fdb
+        },
+        |fdb| fdb.learn(NOW, first(fdb), A) == Learned::New,
+        |fdb| {
+            let learned = fdb.learn(NOW, second(fdb), A) == Learned::New;
+            assert!(fdb.census().port(A).count <= 1);
+            learned
+        },
+    );
+    assert_eq!(seen, BTreeSet::from([(true, false), (false, true)]));
+}
+
+#[test]
 fn an_address_is_never_missed_while_others_come_and_go() {
     let seen = reader_beside(
         || {
@@ -189,6 +229,7 @@ fn of_two_that_learn_news_at_once_one_does_and_the_other_may_have_to_do_it_later
         Learned::Moved(_) => "moved",
         Learned::Later => "later",
         Learned::Reserved => "reserved",
+        Learned::Static | Learned::Held | Learned::PortFull(_) | Learned::TableFull(_) => "refused",
     };
     let seen = together(empty, move |fdb| name(fdb.learn(NOW, first(fdb), A)), move |fdb| name(fdb.learn(NOW, first(fdb), B)));
     assert_eq!(seen, BTreeSet::from([("new", "moved"), ("moved", "new"), ("new", "later"), ("later", "new")]));
@@ -204,7 +245,8 @@ fn a_refreshment_changes_nothing_but_an_age() {
         |fdb| fdb.learn(LATER, first(fdb), A) == Learned::Known,
         |fdb| {
             fdb.learn(LATER, second(fdb), B);
-            let entry = FdbEntry { mac: second(fdb).into(), port: B, age: Duration::ZERO };
+            let kind = FdbKind::Dynamic { age: Duration::ZERO, moves: 0, held: None };
+            let entry = FdbEntry { mac: second(fdb).into(), port: B, kind };
             (fdb.lookup(LATER, second(fdb)), fdb.entries(LATER) == [entry])
         },
     );
