@@ -336,6 +336,9 @@ pub struct LeaseLine {
     pub hostname: Option<String>,
     /// Until it ends, in seconds.
     pub seconds_left: Option<u64>,
+    /// For whom the address is kept, if that is another than who has it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for: Option<String>,
 }
 
 /// The switch as a whole.

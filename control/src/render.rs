@@ -231,7 +231,11 @@ pub(crate) fn leases(style: Style, lines: &[LeaseLine]) -> String {
     let mut table = table(style, &["NETWORK", "ADDRESS", "STATE", "CLIENT", "PORT", "HOSTNAME", "ENDS IN"]);
     for line in lines {
         let text = |text: &Option<String>| Cell::new(text.as_deref().unwrap_or("-"));
-        let state = if line.fixed && line.state == "leased" { "leased, fixed" } else { &line.state };
+        let state = match &line.kept_for {
+            Some(other) => format!("{}, kept for {other}", line.state),
+            None if line.fixed && line.state == "leased" => "leased, fixed".to_owned(),
+            None => line.state.clone(),
+        };
         table.add_row([
             Cell::new(&line.network),
             Cell::new(line.address),

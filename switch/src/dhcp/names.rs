@@ -10,6 +10,8 @@ use std::sync::Arc;
 use super::settings::Reservation;
 use crate::HostName;
 
+/// Names that stand for the gateway and for whoever asks.
+pub(super) const TAKEN: [&str; 2] = ["gateway", "localhost"];
 /// Names that no guest gets: the gateway's own, and those that are looked up unasked for (proxies, tunnels), so that who has them
 /// could redirect others' traffic.
 const FORBIDDEN: [&str; 4] = ["gateway", "localhost", "wpad", "isatap"];
