@@ -25,8 +25,7 @@ use weft_tests::wait::{wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Descriptors are for connections here, not for mappings.
-const CONFIG: &str =
-    "[networks.default]\nhost_access = true\n[networks.default.nat]\nmappings = 256\n[ports.vm1]\n[ports.vm2]\n[ports.vm3]\n[ports.vm4]\n";
+const CONFIG: &str = "[networks.default]\nhost_access = true\n[networks.default.nat]\nmappings = 256\n[ports.vm1]\n[ports.vm2]\n[ports.vm3]\n[ports.vm4]\n";
 /// How many connections are open at once, and of how many guests: one alone gets about half of what weft may open, which is too little for that where
 /// a process may have 20,000 descriptors.
 const HELD: usize = 10_000;
