@@ -46,10 +46,9 @@ impl PortGuard {
     pub(crate) fn screen(&self, batch: &mut Batch, now: Timestamp) -> Option<Allowance> {
         let mut state = self.lock();
         let State { meters, leases } = &mut *state;
-        if meters.is_needed() {
-            batch.screen(&self.sources, leases, |header, len| meters.admit(now, header, len));
-        } else {
-            batch.screen(&self.sources, leases, |_, _| Ok(()));
+        let screened = batch.screen(&self.sources, leases);
+        if meters.is_needed() && (screened.has_multicast || !meters.admit_all(now, screened.bytes)) {
+            batch.meter(|header, len| meters.admit(now, header, len));
         }
         let bytes = || batch.frames().iter().map(|frame| frame.len).sum();
         if meters.limits_unknown() { meters.draw_unknown(now, batch.frames().len(), bytes()) } else { None }
