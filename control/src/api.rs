@@ -425,6 +425,9 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Where it stands: `listening`, `connecting`, `connected`, `up` or `stopped`.
     pub state: String,
+    /// The port is paused, because its guest connects it with this one.
+    #[serde(default)]
+    pub loop_with: Option<Name>,
     /// Why the last connection ended.
     pub last_stop: Option<String>,
     /// How long ago that was.
