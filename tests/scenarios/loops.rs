@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{BROADCAST, Background, Port, SOON, TestSwitch, eventually, frame, mac};
+use common::{BROADCAST, Background, Port, SOON, TestSwitch, eventually, frame, mac, receive_traffic};
 use weft_dataplane::PortSettings;
 use weft_guest::Guest;
 use weft_switch::vlan::{PortRole, VlanId};
@@ -22,16 +22,6 @@ fn pass_on([a, b]: &mut [Guest; 2]) {
 
 fn bridge(guests: [Guest; 2]) -> Background<[Guest; 2]> {
     Background::start(guests, |guests, _| pass_on(guests))
-}
-
-/// The next frame that is no probe.
-fn receive(guest: &mut Guest, limit: Duration) -> Option<Vec<u8>> {
-    loop {
-        let frame = guest.receive(limit).unwrap()?;
-        if !loops::is_probe(frame.first_chunk().unwrap()) {
-            return Some(frame);
-        }
-    }
 }
 
 /// As the daemon does every second.
@@ -69,15 +59,15 @@ fn a_loop_is_cut_and_healed(settings: impl Fn(&TestSwitch) -> PortSettings) {
     let (lame, sound) = if is_paused(&switch, &one) { (&one, &two) } else { (&two, &one) };
     assert_eq!(switch.status(lame).loop_with, Some(sound.id));
     // What was under way comes to an end.
-    while receive(&mut d, Duration::from_millis(50)).is_some() {}
-    while receive(&mut c, Duration::from_millis(50)).is_some() {}
+    while receive_traffic(&mut d, Duration::from_millis(50)).is_some() {}
+    while receive_traffic(&mut c, Duration::from_millis(50)).is_some() {}
     // Everybody is heard again, once, and where they are.
     let (hello, answer) = (frame(BROADCAST, mac(3), 100), frame(mac(3), mac(4), 100));
     c.send(&hello).unwrap();
-    assert_eq!(receive(&mut d, SOON).unwrap(), hello);
+    assert_eq!(receive_traffic(&mut d, SOON).unwrap(), hello);
     d.send(&answer).unwrap();
-    assert_eq!(receive(&mut c, SOON).unwrap(), answer);
-    assert_eq!(receive(&mut d, Duration::from_millis(200)), None, "no second copy");
+    assert_eq!(receive_traffic(&mut c, SOON).unwrap(), answer);
+    assert_eq!(receive_traffic(&mut d, Duration::from_millis(200)), None, "no second copy");
     assert!(switch.drops(lame, DropReason::LoopPaused) > 0);
     // As long as it lasts.
     let guests = bridge.stop();
@@ -89,7 +79,7 @@ fn a_loop_is_cut_and_healed(settings: impl Fn(&TestSwitch) -> PortSettings) {
     }
     c.send(&hello).unwrap();
     for guest in [&mut a, &mut b, &mut d] {
-        assert_eq!(receive(guest, SOON).unwrap(), hello);
+        assert_eq!(receive_traffic(guest, SOON).unwrap(), hello);
     }
 }
 
