@@ -19,14 +19,28 @@ const INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(crate) struct AuditTrail {
     next: Timestamp,
-    /// Who had a port last: it may be gone when its connections are reported as closed.
-    ports: BTreeMap<PortId, Name>,
+    /// Who had a port since when, oldest first: it may be somebody else's when its connections are reported as closed.
+    ports: BTreeMap<PortId, Vec<(Timestamp, Name)>>,
 }
+
+/// How long it is known who had a port before.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 impl AuditTrail {
     /// A port is there.
-    pub(crate) fn attach(&mut self, port: PortId, name: &Name) {
-        self.ports.insert(port, name.clone());
+    pub(crate) fn attach(&mut self, now: Timestamp, port: PortId, name: &Name) {
+        let names = self.ports.entry(port).or_default();
+        while names.get(1).is_some_and(|(since, _)| now.since(*since) > KNOWN_FOR) {
+            names.remove(0);
+        }
+        names.push((now, name.clone()));
+    }
+
+    /// Who had the port of this event when the mapping was opened.
+    fn name(&self, event: &Audit) -> Option<&Name> {
+        let lasted = event.closed.map_or(Duration::ZERO, |closed| closed.lasted);
+        let had_it_then = |(since, _): &&(Timestamp, Name)| since.after(lasted) <= event.at;
+        self.ports.get(&event.port)?.iter().rfind(had_it_then).map(|(_, name)| name)
     }
 }
 
@@ -44,7 +58,7 @@ impl Switch {
                 let (events, lost) = self.dataplane.take_audit(id);
                 for event in events {
                     let at = wall.saturating_sub(now.since(event.at));
-                    report(name, self.audit.ports.get(&event.port), &event, at);
+                    report(name, self.audit.name(&event), &event, at);
                 }
                 if lost > 0 {
                     warn!(target: AUDIT, network = %name, lost, "events were lost: too many at a time");

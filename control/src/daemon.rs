@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use mio::net::UnixStream;
 use mio::{Events, Interest, Poll, Token};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::{error, info, warn};
@@ -116,7 +115,6 @@ impl Daemon {
         overrides: WorkerOverrides,
         host_access: bool,
     ) -> Result<Self, DaemonError> {
-        raise_descriptor_limit();
         let host = Host::this(run_dir).with_access(host_access);
         let config_file = config_file.map(absolute).transpose()?;
         state_dir::check(state_dir)?;
@@ -282,14 +280,6 @@ impl Daemon {
     fn summary(&self) -> String {
         let config = &self.switch.config;
         format!("{} on {}", counted(config.ports.len(), "port"), counted(config.networks.len(), "network"))
-    }
-}
-
-/// Each connection of a guest's takes a descriptor: as many as this process may have.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        warn!("the limit of open files stays as it is: {error}");
     }
 }
 

@@ -417,7 +417,7 @@ impl Switch {
             mtu,
         })?;
         self.services.attach(&mut self.dataplane, self.networks[&port.network], id, name);
-        self.audit.attach(id, name);
+        self.audit.attach(self.dataplane.now(), id, name);
         Ok(Plugged { id, socket, mac, mtu })
     }
 }

@@ -112,7 +112,7 @@ impl DhcpService {
                         if self.may_log(dataplane.now()) {
                             warn!("network {}: the disk does not keep up with DHCP; clients will ask again", self.name);
                         }
-                        self.server.fail(ticket);
+                        self.server.fail_one(ticket);
                     }
                 }
                 Action::Leased { address, station } => {

@@ -97,8 +97,14 @@ impl DnsService {
     }
 
     /// A port is gone.
-    pub(super) fn forget_port(&mut self, port: PortId) {
-        self.forwarder.forget_port(port);
+    pub(super) fn forget_port(&mut self, port: PortId, sockets: &mut UpstreamSockets) {
+        let mut actions = Vec::new();
+        self.forwarder.forget_port(port, &mut actions);
+        for action in actions {
+            if let Action::Close { attempt } = action {
+                sockets.close(self.network, attempt);
+            }
+        }
         if let Some(tcp) = &mut self.tcp {
             tcp.forget_port(port);
         }
@@ -184,7 +190,9 @@ impl DnsService {
         let mut progress = Progress::default();
         work(tcp, &mut progress);
         world.dataplane.send_from_gateway(self.network, progress.frames);
-        progress.closed.into_iter().for_each(|connection| self.forwarder.disconnect(connection));
+        let mut actions = Vec::new();
+        progress.closed.into_iter().for_each(|connection| self.forwarder.disconnect(connection, &mut actions));
+        self.actions.extend(actions);
         self.queries.extend(progress.queries);
     }
 }

@@ -199,7 +199,7 @@ impl Services {
             dhcp.server.detach(port);
         }
         if let Some(dns) = &mut network.dns {
-            dns.forget_port(port);
+            dns.forget_port(port, &mut self.sockets);
         }
     }
 

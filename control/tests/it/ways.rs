@@ -213,6 +213,7 @@ fn every_mapping_is_written_down() {
     host.recv_from(&mut [0; 100]).unwrap();
     assert!(weft.refused(&["network", "set", "default", "--host-access=false"]).contains("started with --host-access"));
     weft.json(&["port", "remove", "vm1"]);
+    weft.json(&["port", "add", "successor"]);
     let events = wait_for("two events", || {
         let text = std::fs::read_to_string(path).unwrap();
         let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -186,7 +186,7 @@ impl Datagrams {
         };
         let Some(mapped) = self.flows.value_mut(id) else { return Disposition::Taken };
         if let Carrier::Echo(mapping) = &mut mapped.carrier {
-            mapping.outbound(now, *remote.ip(), message.len());
+            mapping.outbound(now, message.len());
         }
         // The kernel puts the identifier and the checksum in.
         let to = common.outward(remote);
@@ -237,13 +237,15 @@ impl Datagrams {
             return Err(FULL);
         }
         let protocol = (key.0 == Protocol::Icmp).then_some(ipproto::ICMP);
-        let socket = DatagramSocket::bound(protocol, ports::candidates(key.1, &common.hasher)).map_err(|error| match error {
-            Errno::ACCESS | Errno::PERM if key.0 == Protocol::Icmp => {
-                self.tell_of_ping();
-                Disposition::Refuse(DropReason::Unreachable, Refusal::Prohibited)
-            }
-            _ => FULL,
-        })?;
+        let socket = DatagramSocket::bound(&common.shares, protocol, ports::candidates(key.1, &common.hasher)).map_err(
+            |error| match error {
+                Errno::ACCESS | Errno::PERM if key.0 == Protocol::Icmp => {
+                    self.tell_of_ping();
+                    Disposition::Refuse(DropReason::Unreachable, Refusal::Prohibited)
+                }
+                _ => FULL,
+            },
+        )?;
         let carrier = match key.0 {
             Protocol::Icmp => Carrier::Echo(echo::Mapping::new(now, common.settings.echo_timeout)),
             Protocol::Udp | Protocol::Tcp => Carrier::Udp(udp::Mapping::new(now, &common.settings.udp)),
@@ -308,7 +310,7 @@ impl Datagrams {
             // What the guest had from there so far comes from the forwarded port from now on.
             self.close(common, now, id, CloseReason::Abandoned);
         }
-        let socket = DatagramSocket::bound_to(bind)?;
+        let socket = DatagramSocket::bound_to(&common.shares, bind)?;
         let address = socket::local_address(socket.fd())?;
         let filtering = udp::Filtering::EndpointIndependent;
         let settings = udp::UdpSettings { filtering, ..common.settings.udp };

@@ -14,7 +14,7 @@ use weft_switch::Timestamp;
 
 use super::datagrams::Datagrams;
 use super::seam::ToGuests;
-use super::socket::{self, Accepted, DatagramSocket, Listener};
+use super::socket::{self, Accepted, DatagramSocket, Listener, Shares};
 use super::stream::Ends;
 use super::streams::Streams;
 use super::{Common, Kind};
@@ -96,7 +96,9 @@ impl Forward {
     /// # Errors
     /// When it can't.
     pub fn probe(&self) -> Result<(), ForwardError> {
-        let bound = if self.udp { DatagramSocket::bound_to(self.bind).map(drop) } else { Listener::bound(self.bind).map(drop) };
+        let shares = Shares::default();
+        let bound =
+            if self.udp { DatagramSocket::bound_to(&shares, self.bind).map(drop) } else { Listener::bound(self.bind).map(drop) };
         bound.map_err(|error| ForwardError::new(self, error))
     }
 }
@@ -176,7 +178,7 @@ impl Forwards {
                 rule.starved = Some(now.after(STARVED_RETRY));
                 return;
             }
-            match listener.accept() {
+            match listener.accept(&common.shares) {
                 Ok((client, from)) => {
                     let (target, until) = (rule.forward.target, now.after(PATIENCE));
                     self.calling.push_back(Calling { client, from, target, rule: id, until });

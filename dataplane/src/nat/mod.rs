@@ -41,14 +41,15 @@ use weft_switch::nat::error::{IcmpError, Subject};
 use weft_switch::nat::frame::{self, Link};
 use weft_switch::nat::tcp::{CloseReason, TcpSettings};
 use weft_switch::nat::udp::UdpSettings;
-use weft_switch::nat::{Audit, AuditLog, FlowId, FlowTable, PortRate, Protocol};
-use weft_switch::{DropReason, MacAddr, Offload, PortId, Station, Subnet, Timestamp};
+use weft_switch::nat::{Audit, AuditLog, FlowId, FlowTable, Protocol};
+use weft_switch::{DropReason, MacAddr, Offload, PortId, PortRate, Station, Subnet, Timestamp};
 
 use self::calls::Calls;
 use self::datagrams::Datagrams;
 pub use self::forwards::{Forward, ForwardError};
 pub(crate) use self::rings::GuestRings;
 pub(crate) use self::seam::{Disposition, GuestPacket, ToGuests};
+use self::socket::Shares;
 use self::stream::Ends;
 use self::streams::Streams;
 use crate::memory::Segment;
@@ -156,7 +157,7 @@ pub(crate) struct EngineSettings {
 impl EngineSettings {
     /// Connections and mappings for which there are descriptors, so that fair shares are shares of what there is.
     fn affordable(&self) -> (u32, u32) {
-        let shares = u32::try_from(socket::shares()).unwrap_or(u32::MAX);
+        let shares = u32::try_from(Shares::most()).unwrap_or(u32::MAX);
         let mappings = self.mappings.min(shares / 4);
         (self.connections.min(shares - mappings), mappings)
     }
@@ -203,6 +204,7 @@ struct Common {
     registry: Arc<Registry>,
     calls: Calls,
     audit: AuditLog,
+    shares: Shares,
     /// Errors and resets for guests.
     errors: PortRate,
     /// Frames that are to be sent at the next opportunity.
@@ -238,7 +240,7 @@ enum Kind {
     Stream = 0,
     Datagrams = 1,
     Listener = 2,
-    /// None: a guest's ring.
+    /// None: a guest's ring. Its number is the port's.
     Room = 3,
 }
 
@@ -275,6 +277,7 @@ impl Engine {
             registry: Arc::new(registry),
             calls: Calls::new(),
             audit: AuditLog::default(),
+            shares: Shares::default(),
             errors: PortRate::new(ERROR_INTERVAL, ERRORS),
             outbox: Vec::new(),
             drops: Vec::new(),
@@ -360,8 +363,9 @@ impl Engine {
         match (token >> KIND_SHIFT) & 0xf {
             0 => self.streams.ready(&mut self.common, now, (FlowId(id), generation), Readiness::from(event)),
             1 => self.datagrams.ready(&mut self.common, (FlowId(id), generation), Readiness::from(event)),
-            3 => self.streams.room(now),
-            _ => self.common.ready.push_back(Ready::Listener(id)),
+            2 => self.common.ready.push_back(Ready::Listener(id)),
+            // No truncation: it is a port's number.
+            _ => self.streams.room(now, PortId(id as u16)),
         }
     }
 
@@ -403,6 +407,7 @@ impl Engine {
         self.datagrams.forget(&mut self.common, now, port);
         if let Some(port) = port {
             self.common.errors.forget_port(port);
+            self.common.audit.forget_port(port);
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mio::unix::SourceFd;
@@ -20,35 +20,51 @@ const FLAGS: SocketFlags = SocketFlags::NONBLOCK.union(SocketFlags::CLOEXEC);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// A descriptor out of those that guests and clients may cause to be open, in all networks. The others are for sessions, the control socket and files.
-#[derive(Debug)]
-pub(super) struct Share(());
-
-/// How many of them are open.
+/// How many descriptors are open that guests and clients have caused, in all networks: the others are for sessions, the control socket and files.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
-/// One in so many is kept back.
+/// One in so many is kept back for these.
 const KEPT_BACK: usize = 4;
+/// A network may have so many times what is free: the first four fifths of all, the next as much of the rest, and there is always one left.
+const TIMES_FREE: usize = 4;
 
-impl Share {
-    pub(super) fn take() -> Result<Self, Errno> {
-        if OPEN.fetch_add(1, Ordering::Relaxed) >= shares() {
-            OPEN.fetch_sub(1, Ordering::Relaxed);
-            return Err(Errno::MFILE);
-        }
-        Ok(Self(()))
+/// What the network of an engine has of them.
+#[derive(Debug, Default)]
+pub(super) struct Shares(Arc<AtomicUsize>);
+
+/// One of them.
+#[derive(Debug)]
+pub(super) struct Share(Arc<AtomicUsize>);
+
+impl Shares {
+    pub(super) fn take(&self) -> Result<Share, Errno> {
+        let (open, own) = (OPEN.fetch_add(1, Ordering::Relaxed), self.0.fetch_add(1, Ordering::Relaxed));
+        let share = Share(Arc::clone(&self.0));
+        // What is taken too much goes back with the share.
+        if may_have(own, limit().saturating_sub(open)) { Ok(share) } else { Err(Errno::MFILE) }
+    }
+
+    /// How many a network may have if there is no other.
+    pub(super) fn most() -> usize {
+        limit() / (TIMES_FREE + 1) * TIMES_FREE
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// How many sockets NATs may have: as the limit of open files was when this was first asked.
-pub(super) fn shares() -> usize {
-    static SHARES: OnceLock<usize> = OnceLock::new();
-    *SHARES.get_or_init(|| {
+/// True if a network that has `own` may have one of the `free` ones.
+fn may_have(own: usize, free: usize) -> bool {
+    own < free.saturating_mul(TIMES_FREE)
+}
+
+/// How many descriptors may be open for NAT: as the limit of open files was when this was first asked.
+fn limit() -> usize {
+    static LIMIT: OnceLock<usize> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
         let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
         limit - limit / KEPT_BACK
     })
@@ -73,8 +89,13 @@ pub(super) enum Connect {
 impl TcpSocket {
     /// A new socket, bound to one of `ports` or to none if that is refused. Bound for the first of an inside endpoint's connections
     /// (`shared: false`), the port is its own, so that nobody else has it; the others share it with that first one.
-    pub(super) fn bound(ports: impl Iterator<Item = u16>, shared: bool, can_peek_at: bool) -> Result<(Self, Option<u16>), Errno> {
-        let share = Share::take()?;
+    pub(super) fn bound(
+        shares: &Shares,
+        ports: impl Iterator<Item = u16>,
+        shared: bool,
+        can_peek_at: bool,
+    ) -> Result<(Self, Option<u16>), Errno> {
+        let share = shares.take()?;
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?;
         if shared {
             share_port(&fd)?;
@@ -189,18 +210,18 @@ pub(super) struct DatagramSocket {
 
 impl DatagramSocket {
     /// A socket with one of `ports`, or with one that the kernel chooses.
-    pub(super) fn bound(protocol: Option<Protocol>, ports: impl Iterator<Item = u16>) -> Result<Self, Errno> {
+    pub(super) fn bound(shares: &Shares, protocol: Option<Protocol>, ports: impl Iterator<Item = u16>) -> Result<Self, Errno> {
         let addresses = ports.chain([0]).map(|port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port));
-        Self::new(protocol, addresses)
+        Self::new(shares, protocol, addresses)
     }
 
     /// A socket with this address and no other.
-    pub(super) fn bound_to(address: SocketAddrV4) -> Result<Self, Errno> {
-        Self::new(None, [address].into_iter())
+    pub(super) fn bound_to(shares: &Shares, address: SocketAddrV4) -> Result<Self, Errno> {
+        Self::new(shares, None, [address].into_iter())
     }
 
-    fn new(protocol: Option<Protocol>, addresses: impl Iterator<Item = SocketAddrV4>) -> Result<Self, Errno> {
-        let share = Share::take()?;
+    fn new(shares: &Shares, protocol: Option<Protocol>, addresses: impl Iterator<Item = SocketAddrV4>) -> Result<Self, Errno> {
+        let share = shares.take()?;
         let fd = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, protocol)?;
         calls::set_error_queue(fd.as_fd())?;
         if protocol.is_none() {
@@ -271,8 +292,8 @@ impl Listener {
     }
 
     /// The next connection that waits, and who wants it.
-    pub(super) fn accept(&self) -> Result<(Accepted, SocketAddrV4), Errno> {
-        let share = Share::take()?;
+    pub(super) fn accept(&self, shares: &Shares) -> Result<(Accepted, SocketAddrV4), Errno> {
+        let share = shares.take()?;
         let (fd, from) = rustix::net::acceptfrom_with(&self.fd, FLAGS)?;
         let from = from.and_then(|from| SocketAddrV4::try_from(from).ok()).ok_or(Errno::AFNOSUPPORT)?;
         Ok(((fd, share), from))
@@ -329,10 +350,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_network_that_takes_all_it_can_leaves_something_for_each_of_the_others() {
+        let mut free = 15_000;
+        let mut all_it_can = || {
+            let own = (0..).take_while(|own| may_have(*own, free - own)).count();
+            free -= own;
+            own
+        };
+        assert_eq!([(); 5].map(|()| all_it_can()), [12_000, 2_400, 480, 96, 20]);
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_had_again() {
+        let shares = Shares::default();
+        let taken: Vec<_> = (0..100).map(|_| shares.take().unwrap()).collect();
+        assert_eq!(shares.0.load(Ordering::Relaxed), 100);
+        drop(taken);
+        assert_eq!(shares.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
     fn connections_may_share_a_port_and_whoever_wants_one_of_its_own_does_not_get_it() {
-        let Ok((_first, Some(port))) = TcpSocket::bound(32_768.., false, false) else { panic!("no port is free") };
-        let others: Vec<_> = (0..100).map(|_| TcpSocket::bound([port].into_iter(), true, false).unwrap()).collect();
+        let shares = Shares::default();
+        let Ok((_first, Some(port))) = TcpSocket::bound(&shares, 32_768.., false, false) else { panic!("no port is free") };
+        let others: Vec<_> = (0..100).map(|_| TcpSocket::bound(&shares, [port].into_iter(), true, false).unwrap()).collect();
         assert!(others.iter().all(|(_, bound)| *bound == Some(port)));
-        assert!(TcpSocket::bound([port].into_iter(), false, false).is_ok_and(|(_, bound)| bound.is_none()));
+        assert!(TcpSocket::bound(&shares, [port].into_iter(), false, false).is_ok_and(|(_, bound)| bound.is_none()));
     }
 }

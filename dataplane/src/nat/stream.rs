@@ -58,6 +58,30 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// A connection of which nothing has happened yet.
+    pub(super) fn new(now: Timestamp, station: Station, ends: Ends, syn: Seq, connection: Connection, socket: TcpSocket) -> Self {
+        Self {
+            connection,
+            socket: Some(socket),
+            station,
+            ends,
+            syn,
+            outside: None,
+            shares_port: false,
+            since: now,
+            forwarded: false,
+            connecting: false,
+            urgent: false,
+            watching: false,
+            touched: false,
+            queued: false,
+            blocked: false,
+            absent: false,
+            progressed: false,
+            gathered: None,
+        }
+    }
+
     /// Writes what was gathered, and tells the connection how much of it the socket took.
     pub(super) fn write(&mut self, common: &mut Common, now: Timestamp, pieces: &[Segment]) {
         let Some(socket) = &self.socket else { return };

@@ -39,6 +39,17 @@ struct OutsidePort {
     users: usize,
 }
 
+/// Connections that have something for a guest that had no room.
+#[derive(Debug, Default)]
+struct Blocked {
+    /// Whose turn it is, the next one first.
+    ids: VecDeque<FlowId>,
+    /// When the next one is tried again.
+    retry_at: Option<Timestamp>,
+    /// Since when the guest has not taken anything, as far as it was asked.
+    full_since: Option<Timestamp>,
+}
+
 /// All connections of an engine.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -47,11 +58,9 @@ pub(super) struct Streams {
     touched: Vec<FlowId>,
     gathered: Vec<Gathered>,
     gathered_len: usize,
-    blocked: VecDeque<FlowId>,
-    /// When these are tried again.
-    retry_at: Option<Timestamp>,
-    /// Since when no guest has taken anything, as far as any was asked.
-    full_since: Option<Timestamp>,
+    blocked: HashMap<PortId, Blocked, ahash::RandomState>,
+    /// Ports whose guests may have room again.
+    retried: Vec<PortId>,
     /// Ends that are remembered, oldest first.
     lingering: VecDeque<(FlowId, Ends)>,
     lingering_max: usize,
@@ -66,9 +75,8 @@ impl Streams {
             touched: Vec::new(),
             gathered: Vec::new(),
             gathered_len: 0,
-            blocked: VecDeque::new(),
-            retry_at: None,
-            full_since: None,
+            blocked: HashMap::default(),
+            retried: Vec::new(),
             lingering: VecDeque::new(),
             lingering_max: capacity as usize / LINGERING_PART,
             can_peek_at: socket::can_peek_at(),
@@ -136,8 +144,8 @@ impl Streams {
     /// The end of a batch: what was gathered is written, and all who had segments are served.
     pub(super) fn flush(&mut self, common: &mut Common, now: Timestamp, guests: &mut impl ToGuests) {
         for at in 0..std::mem::take(&mut self.gathered_len) {
-            let Gathered { id, pieces, .. } = &self.gathered[at];
-            let Some(stream) = self.flows.value_mut(*id) else { continue };
+            let Gathered { id, pieces, len } = &self.gathered[at];
+            let Some(stream) = self.flows.value_mut(*id).filter(|_| *len > 0) else { continue };
             stream.gathered = None;
             stream.write(common, now, pieces);
         }
@@ -173,30 +181,8 @@ impl Streams {
             Err(error) => connection.failed(socket_error(error)),
         }
         let connecting = begun == Ok(Connect::UnderWay);
-        self.add(
-            common,
-            now,
-            Stream {
-                connection,
-                socket: Some(socket),
-                station,
-                ends,
-                syn: syn.seq,
-                outside,
-                shares_port,
-                since: now,
-                forwarded: false,
-                connecting,
-                urgent: false,
-                watching: false,
-                touched: false,
-                queued: false,
-                blocked: false,
-                absent: false,
-                progressed: false,
-                gathered: None,
-            },
-        )
+        let stream = Stream::new(now, station, ends, syn.seq, connection, socket);
+        self.add(common, now, Stream { outside, shares_port, connecting, ..stream })
     }
 
     /// The far end wants a connection: `socket` is its, `ends` as the guest is to see them.
@@ -218,30 +204,8 @@ impl Streams {
         let outside = socket::local_port(socket.fd()).ok();
         let number = initial_number(common, now, ends);
         let connection = Connection::call(now, number, send_space(socket.fd())?, &common.settings.tcp);
-        let _ = self.add(
-            common,
-            now,
-            Stream {
-                connection,
-                socket: Some(socket),
-                station,
-                ends,
-                syn: number,
-                outside,
-                shares_port: false,
-                since: now,
-                forwarded: true,
-                connecting: false,
-                urgent: false,
-                watching: false,
-                touched: false,
-                queued: false,
-                blocked: false,
-                absent: false,
-                progressed: false,
-                gathered: None,
-            },
-        );
+        let stream = Stream::new(now, station, ends, number, connection, socket);
+        let _ = self.add(common, now, Stream { outside, forwarded: true, ..stream });
         Ok(())
     }
 
@@ -274,21 +238,21 @@ impl Streams {
     /// A socket on its way to the far end, from the outside port that the inside endpoint has, or gets now.
     #[allow(clippy::type_complexity, reason = "taken apart at once")]
     fn connect(&mut self, common: &Common, ends: Ends) -> Result<(TcpSocket, Option<u16>, bool, Result<Connect, Errno>), Errno> {
-        let to = common.outward(ends.remote);
+        let (to, shares) = (common.outward(ends.remote), &common.shares);
         let known = self.outside.get(&ends.inside).map(|outside| outside.port);
         // A socket that is bound to a port of this host, and connects to that, would be connected with itself.
         let is_other = |port: &u16| *port != to.port();
         let (socket, bound) = match known {
-            Some(port) => TcpSocket::bound([port].into_iter().filter(is_other), true, self.can_peek_at)?,
+            Some(port) => TcpSocket::bound(shares, [port].into_iter().filter(is_other), true, self.can_peek_at)?,
             None => {
                 let ports = ports::candidates(ends.inside, &common.hasher).filter(is_other);
-                TcpSocket::bound(ports, false, self.can_peek_at)?
+                TcpSocket::bound(shares, ports, false, self.can_peek_at)?
             }
         };
         let begun = socket.connect(to);
         if let (Err(Errno::ADDRNOTAVAIL | Errno::ADDRINUSE), Some(_)) = (begun, bound) {
             // The far end has not forgotten the last connection from that port: better another port than none.
-            let (socket, _) = TcpSocket::bound(std::iter::empty(), false, self.can_peek_at)?;
+            let (socket, _) = TcpSocket::bound(shares, std::iter::empty(), false, self.can_peek_at)?;
             let begun = socket.connect(to);
             let outside = socket::local_port(socket.fd()).ok();
             return Ok((socket, outside, false, begun));
@@ -340,22 +304,26 @@ impl Streams {
             stream.queued = true;
             common.ready.push_back(Ready::Stream(id));
         }
-        if std::mem::take(&mut stream.progressed) {
-            self.full_since = None;
+        let port = stream.station.port;
+        if std::mem::take(&mut stream.progressed)
+            && let Some(blocked) = self.blocked.get_mut(&port)
+        {
+            blocked.full_since = None;
         }
         if stream.connection.is_blocked() && !std::mem::replace(&mut stream.blocked, true) {
-            let token = common.token(Kind::Room, 0, 0);
-            let told = if stream.absent { None } else { guests.wait_for_room(stream.station.port, &common.registry, token) };
+            let blocked = self.blocked.entry(port).or_default();
+            let token = common.token(Kind::Room, port.0.into(), 0);
+            let told = if stream.absent { None } else { guests.wait_for_room(port, &common.registry, token) };
             // A guest that is at work makes room within microseconds; one that is not need not keep anybody awake.
             let retry_at = match told {
                 _ if stream.absent => now.after(ABSENT_RETRY),
                 Some(true) => now,
                 Some(false) => now.after(ROOM_RETRY_LATE),
-                None if now.since(*self.full_since.get_or_insert(now)) >= ROOM_SOON => now.after(ROOM_RETRY),
+                None if now.since(*blocked.full_since.get_or_insert(now)) >= ROOM_SOON => now.after(ROOM_RETRY),
                 None => now,
             };
-            self.blocked.push_back(id);
-            self.retry_at = Some(self.retry_at.map_or(retry_at, |at| at.min(retry_at)));
+            blocked.ids.push_back(id);
+            blocked.retry_at = Some(blocked.retry_at.map_or(retry_at, |at| at.min(retry_at)));
         }
         let (deadline, is_over) = (stream.connection.deadline(), stream.connection.is_over());
         if had_socket && stream.socket.is_none() {
@@ -403,6 +371,9 @@ impl Streams {
     fn give_up(&mut self, common: &mut Common, now: Timestamp, id: FlowId) {
         let Some(stream) = self.flows.value_mut(id) else { return };
         stream.connection.abort(CloseReason::Abandoned, false);
+        if let Some(at) = stream.gathered {
+            self.gathered[at].len = 0;
+        }
         if let Some(socket) = stream.socket.take() {
             socket.reset();
             self.closed(common, now, id);
@@ -427,24 +398,39 @@ impl Streams {
             }
             self.lingering.pop_front();
         }
-        if self.retry_at.is_none_or(|at| at > now) {
-            return busy;
-        }
-        self.retry_at = None;
-        for _ in 0..self.blocked.len() {
-            let Some(id) = self.blocked.pop_front() else { break };
-            let Some(stream) = self.flows.value_mut(id).filter(|stream| stream.blocked) else { continue };
-            stream.blocked = false;
-            stream.connection.room();
-            self.work(common, now, id, guests);
-        }
+        self.retry(common, now, guests);
         busy
     }
 
+    /// Guests that may have room again. Where the first connection finds none, the others of the port don't look: they may be many.
+    fn retry(&mut self, common: &mut Common, now: Timestamp, guests: &mut impl ToGuests) {
+        let mut retried = std::mem::take(&mut self.retried);
+        let due = |(port, blocked): (&PortId, &Blocked)| blocked.retry_at.filter(|at| *at <= now).map(|_| *port);
+        retried.extend(self.blocked.iter().filter_map(due));
+        for port in retried.drain(..) {
+            let Some(blocked) = self.blocked.get_mut(&port) else { continue };
+            blocked.retry_at = None;
+            for _ in 0..blocked.ids.len() {
+                let Some(id) = self.blocked.get_mut(&port).and_then(|blocked| blocked.ids.pop_front()) else { break };
+                let Some(stream) = self.flows.value_mut(id).filter(|stream| stream.blocked) else { continue };
+                stream.blocked = false;
+                stream.connection.room();
+                self.work(common, now, id, guests);
+                if self.flows.value(id).is_some_and(|stream| stream.blocked) {
+                    break;
+                }
+            }
+            if self.blocked.get(&port).is_some_and(|blocked| blocked.ids.is_empty()) {
+                self.blocked.remove(&port);
+            }
+        }
+        self.retried = retried;
+    }
+
     /// A guest that had no room has some.
-    pub(super) fn room(&mut self, now: Timestamp) {
-        if !self.blocked.is_empty() {
-            self.retry_at = Some(now);
+    pub(super) fn room(&mut self, now: Timestamp, port: PortId) {
+        if let Some(blocked) = self.blocked.get_mut(&port) {
+            blocked.retry_at = Some(now);
         }
     }
 
@@ -463,7 +449,7 @@ impl Streams {
     }
 
     pub(super) fn deadline(&self) -> Option<Timestamp> {
-        [self.flows.deadline(), self.retry_at].into_iter().flatten().min()
+        self.blocked.values().map(|blocked| blocked.retry_at).chain([self.flows.deadline()]).flatten().min()
     }
 
     pub(super) fn is_empty(&self) -> bool {

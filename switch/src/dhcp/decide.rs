@@ -11,10 +11,10 @@ use super::{
     Action, DhcpEvent, DhcpServer, PENDING_MAX, PENDING_PER_PORT, PROBES_MAX, Pending, Probe, ReservationOwner, lease::ClientId,
 };
 use crate::gateway::Heard;
-use crate::{DropReason, HostName, MacAddr, Outgoing, Station, Timestamp, UdpDatagram};
+use crate::{DropReason, HostName, MacAddr, Outgoing, PortId, Station, Timestamp, UdpDatagram};
 
 /// How many addresses are tried for one client before it has to ask again.
-const ATTEMPTS_MAX: u32 = 4;
+const ATTEMPTS_MAX: usize = 4;
 /// How long it takes until it is said again that the pool is full, if it wasn't in between.
 const SAY_FULL_INTERVAL: Duration = Duration::from_secs(600);
 /// The shortest lease that a client may ask for, in seconds.
@@ -70,7 +70,7 @@ impl DhcpServer {
 
     fn discover(&mut self, now: Timestamp, asker: Asker, actions: &mut Vec<Action>) -> Result<(), DropReason> {
         let address = self.choose(&asker, asker.request.requested).map_err(|why| self.no_address(now, why, actions))?;
-        self.prepare_offer(now, asker, address, 1, actions);
+        self.prepare_offer(now, asker, address, Vec::new(), actions);
         Ok(())
     }
 
@@ -120,7 +120,14 @@ impl DhcpServer {
     }
 
     /// Offers an address at once, or after a probe (section 4.3.1) unless the client has it already.
-    fn prepare_offer(&mut self, now: Timestamp, asker: Asker, address: Ipv4Addr, attempt: u32, actions: &mut Vec<Action>) {
+    fn prepare_offer(
+        &mut self,
+        now: Timestamp,
+        asker: Asker,
+        address: Ipv4Addr,
+        claimants: Vec<PortId>,
+        actions: &mut Vec<Action>,
+    ) {
         if let Some(probe) = self.probes.get_mut(&address).filter(|probe| probe.asker.client == asker.client) {
             // It asks again while the probe is out: the newest question gets the answer.
             probe.asker = asker;
@@ -135,7 +142,7 @@ impl DhcpServer {
             self.replace(address, &asker, State::Offered { until }, None, actions);
         }
         if let Some(wait) = wait {
-            self.probes.insert(address, Probe { asker, until: now.after(wait), attempt });
+            self.probes.insert(address, Probe { asker, until: now.after(wait), claimants });
             actions.push(Action::Probe(address));
         } else {
             self.offer(&asker, address, actions);
@@ -311,24 +318,25 @@ impl DhcpServer {
     pub fn heard(&mut self, now: Timestamp, heard: Heard, actions: &mut Vec<Action>) {
         let Heard { address, station } = heard;
         // The client may still have the address from some earlier time, and answer for it.
-        let foreign = |probe: &Probe| probe.asker.station.mac != station.mac;
+        let is_believed = |probe: &Probe| probe.asker.station.mac != station.mac && !probe.claimants.contains(&station.port);
         let Some(port) = self.ports.get(&station.port).cloned() else { return };
         // Who has claimed its share already isn't believed any more, else it could make all addresses unusable.
-        if !self.probes.get(&address).is_some_and(foreign) || self.table.has_room(&port) == Err(NoAddress::ShareExceeded) {
+        if !self.probes.get(&address).is_some_and(is_believed) || self.table.has_room(&port) == Err(NoAddress::ShareExceeded) {
             return;
         }
-        let Some(probe) = self.probes.remove(&address) else { return };
+        let Some(Probe { asker, mut claimants, .. }) = self.probes.remove(&address) else { return };
         self.counters.in_use += 1;
         let until = now.after(self.settings.quarantine);
         let client = Client { port, id: ClientId::Mac(station.mac) };
         self.table.set(address, Entry { client, mac: station.mac, hostname: None, state: State::Quarantined { until } });
         self.persist_entry(address, actions);
         actions.push(Action::Log(DhcpEvent::InUse { address, station }));
-        if probe.attempt >= ATTEMPTS_MAX {
+        claimants.push(station.port);
+        if claimants.len() >= ATTEMPTS_MAX {
             return;
         }
-        match self.choose(&probe.asker, None) {
-            Ok(other) => self.prepare_offer(now, probe.asker, other, probe.attempt + 1, actions),
+        match self.choose(&asker, None) {
+            Ok(other) => self.prepare_offer(now, asker, other, claimants, actions),
             // Nobody asks right now, so there is no frame to drop.
             Err(why) => drop(self.no_address(now, why, actions)),
         }

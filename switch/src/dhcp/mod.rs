@@ -157,8 +157,9 @@ pub struct DhcpServer {
 struct Probe {
     asker: Asker,
     until: Timestamp,
-    /// How many addresses were tried for this client, this one included.
-    attempt: u32,
+    /// Who has said of other addresses that were looked for on this client's behalf that it has them: nobody is believed twice, else one guest could
+    /// keep all newcomers away.
+    claimants: Vec<PortId>,
 }
 
 /// An acknowledgement that waits to be confirmed.
@@ -242,12 +243,22 @@ impl DhcpServer {
     pub fn attach(&mut self, port: PortId, name: &str, actions: &mut Vec<Action>) {
         let name: Arc<str> = name.into();
         self.names.add_port(&name);
+        self.take_back_name(&name, actions);
         let leased = |(address, entry): (Ipv4Addr, &Entry)| {
             let leased = entry.client.port == name && matches!(entry.state, State::Leased { .. });
             leased.then_some(Action::Leased { address, station: Station { port, mac: entry.mac } })
         };
         actions.extend(self.table.entries().filter_map(leased));
         self.ports.insert(port, name);
+    }
+
+    /// A name is a port's own from the moment on when the port is there: a guest behind another one that took it before keeps its address only.
+    fn take_back_name(&mut self, port: &Arc<str>, actions: &mut Vec<Action>) {
+        let Some((name, address)) = self.names.taken_from(port) else { return };
+        let Some(entry) = self.table.entry(address).filter(|entry| entry.client.port != *port).cloned() else { return };
+        self.names.remove(&name, address);
+        self.table.set(address, Entry { hostname: None, ..entry });
+        self.persist_entry(address, actions);
     }
 
     /// A port is gone. Its leases stay until they end.
@@ -287,6 +298,11 @@ impl DhcpServer {
     /// addresses stay theirs.
     pub fn fail(&mut self, ticket: Ticket) {
         self.pending.retain(|pending| pending.ticket > ticket);
+    }
+
+    /// The change of this ticket, and of no other, will not be written down; the rest is as with [`Self::fail`].
+    pub fn fail_one(&mut self, ticket: Ticket) {
+        self.pending.retain(|pending| pending.ticket != ticket);
     }
 
     /// Ends the lease or the quarantine of an address because an operator says so.

@@ -37,6 +37,13 @@ impl Names {
         }
     }
 
+    /// The name of this port, and the address to whose host it was given before, if it was.
+    pub(super) fn taken_from(&self, port: &Arc<str>) -> Option<(HostName, Ipv4Addr)> {
+        let name = HostName::from_port(port).filter(|name| self.ports.get(name) == Some(port))?;
+        let address = *self.leased.get(&name)?;
+        Some((name, address))
+    }
+
     pub(super) fn remove_port(&mut self, port: &Arc<str>) {
         self.ports.retain(|_, other| other != port);
     }

@@ -193,6 +193,7 @@ struct Attempt {
     way: Way,
     /// The id of the message.
     message_id: u16,
+    since: Timestamp,
     until: Timestamp,
 }
 
@@ -307,6 +308,9 @@ impl DnsForwarder {
         let Attempt { way, message_id, .. } = pending.attempt;
         let answer = FromUpstream::parse(message, message_id, &pending.asked.question, way.edns);
         let is_last = !self.upstreams.has_other(&pending.tried);
+        if !matches!(answer, FromUpstream::Foreign) {
+            self.upstreams.answered(now, way.server);
+        }
         let (key, step) = (key.clone(), &mut Step { now, random, actions });
         match (answer, way.transport) {
             (FromUpstream::Foreign, UpstreamTransport::Udp) => self.counters.foreign_answers += 1,
@@ -317,14 +321,12 @@ impl DnsForwarder {
             }
             (FromUpstream::NoEdns, _) => self.ask_again(&key, Way { edns: false, ..way }, step),
             (FromUpstream::Response(response), _) if response.is_answer() || is_last => {
-                self.upstreams.note(way.server, None);
                 self.finish(&key, step, |waiter, len_max| waiter.answer(&response, 0, len_max));
                 self.cache.insert(now, key, response);
             }
             // Another one may know better.
             (FromUpstream::Response(_), _) => self.retry(&key, step),
             (FromUpstream::Opaque, _) => {
-                self.upstreams.note(way.server, None);
                 self.finish(&key, step, |waiter, len_max| waiter.send(waiter.asked.relay(message, len_max)));
             }
         }
@@ -338,13 +340,13 @@ impl DnsForwarder {
     }
 
     /// A guest's connection is gone: nobody waits for answers on it any more.
-    pub fn disconnect(&mut self, connection: u64) {
-        self.forget_waiters(|client| client.transport == ClientTransport::Tcp(connection));
+    pub fn disconnect(&mut self, connection: u64, actions: &mut Vec<Action>) {
+        self.forget_waiters(|client| client.transport == ClientTransport::Tcp(connection), actions);
     }
 
     /// A port is gone.
-    pub fn forget_port(&mut self, port: PortId) {
-        self.forget_waiters(|client| client.station.port == port);
+    pub fn forget_port(&mut self, port: PortId, actions: &mut Vec<Action>) {
+        self.forget_waiters(|client| client.station.port == port, actions);
     }
 
     /// When [`Self::tick`] wants to be called, if anything is there to wait for.
@@ -362,11 +364,6 @@ impl DnsForwarder {
                 None => drop(self.deadlines.pop_first()),
             }
         }
-    }
-
-    /// Forgets all answers.
-    pub fn flush(&mut self) {
-        self.cache.clear();
     }
 
     /// How many answers are kept.
@@ -427,14 +424,14 @@ impl DnsForwarder {
         self.deadlines.insert((until, id));
         let Way { server, transport, edns } = way;
         step.actions.push(Action::Ask { attempt: id, server, transport, message: asked.upstream_query(message_id, edns) });
-        Attempt { id, way, message_id, until }
+        Attempt { id, way, message_id, since: step.now, until }
     }
 
     /// The server did not answer: it comes after the others for a while, and another one is asked.
     fn fail(&mut self, key: &Key, step: &mut Step<'_>) {
         if let Some(pending) = self.pending.get(key) {
             self.counters.upstream_failures += 1;
-            self.upstreams.note(pending.attempt.way.server, Some(step.now));
+            self.upstreams.failed(step.now, pending.attempt.way.server, pending.attempt.since);
             self.retry(key, step);
         }
     }
@@ -463,7 +460,7 @@ impl DnsForwarder {
     /// The next attempt takes the place of the one that is under way.
     fn go_on(&mut self, key: &Key, way: Way, step: &mut Step<'_>) {
         let Some(mut pending) = self.pending.remove(key) else { return };
-        self.close(&pending, step);
+        self.close(pending.attempt, step.actions);
         pending.tried.push(way.server);
         pending.attempt = self.ask(key, &pending.asked, way, pending.answer_until, step);
         self.pending.insert(key.clone(), pending);
@@ -472,18 +469,17 @@ impl DnsForwarder {
     /// Answers everybody who waits for this question.
     fn finish(&mut self, key: &Key, step: &mut Step<'_>, answer: impl Fn(&Waiter, usize) -> Action) {
         let Some(pending) = self.pending.remove(key) else { return };
-        self.close(&pending, step);
+        self.close(pending.attempt, step.actions);
         for waiter in &pending.waiters {
             self.release(waiter.client.station.port);
             step.actions.push(answer(waiter, self.len_max(waiter)));
         }
     }
 
-    fn close(&mut self, pending: &Pending, step: &mut Step<'_>) {
-        let Attempt { id, until, .. } = pending.attempt;
+    fn close(&mut self, Attempt { id, until, .. }: Attempt, actions: &mut Vec<Action>) {
         self.attempts.remove(&id);
         self.deadlines.remove(&(until, id));
-        step.actions.push(Action::Close { attempt: id });
+        actions.push(Action::Close { attempt: id });
     }
 
     /// A query of this port waits no longer.
@@ -496,19 +492,19 @@ impl DnsForwarder {
         }
     }
 
-    /// What they have asked is asked on, for the cache.
-    fn forget_waiters(&mut self, gone: impl Fn(&DnsClient) -> bool) {
-        let mut ports = Vec::new();
-        for pending in self.pending.values_mut() {
-            pending.waiters.retain(|waiter| {
-                let gone = gone(&waiter.client);
-                if gone {
-                    ports.push(waiter.client.station.port);
-                }
-                !gone
-            });
-        }
+    /// What nobody else waits for isn't asked any longer: who comes and goes keeps no more sockets open than it may have queries.
+    fn forget_waiters(&mut self, gone: impl Fn(&DnsClient) -> bool, actions: &mut Vec<Action>) {
+        let (mut ports, mut unwanted) = (Vec::new(), Vec::new());
+        self.pending.retain(|_, pending| {
+            let left = pending.waiters.extract_if(.., |waiter| gone(&waiter.client));
+            ports.extend(left.map(|waiter| waiter.client.station.port));
+            if pending.waiters.is_empty() {
+                unwanted.push(pending.attempt);
+            }
+            !pending.waiters.is_empty()
+        });
         ports.into_iter().for_each(|port| self.release(port));
+        unwanted.into_iter().for_each(|attempt| self.close(attempt, actions));
     }
 
     /// The longest answer that a client can take, in bytes.

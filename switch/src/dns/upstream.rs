@@ -13,19 +13,20 @@ pub(super) struct Upstreams {
     servers: Vec<Server>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Server {
     address: SocketAddr,
     failed: Option<Timestamp>,
+    answered: Option<Timestamp>,
 }
 
 impl Upstreams {
     /// Replaces the servers; what is known of those that stay is kept. True if anything has changed.
     pub(super) fn replace(&mut self, addresses: &[SocketAddr]) -> bool {
         let changed = !self.servers.iter().map(|server| &server.address).eq(addresses);
-        let failed =
-            |address: &SocketAddr| self.servers.iter().find(|server| server.address == *address).and_then(|server| server.failed);
-        self.servers = addresses.iter().map(|address| Server { address: *address, failed: failed(address) }).collect();
+        let known = |address| self.servers.iter().find(|server| server.address == address).copied();
+        let unknown = |address| Server { address, failed: None, answered: None };
+        self.servers = addresses.iter().map(|address| known(*address).unwrap_or_else(|| unknown(*address))).collect();
         changed
     }
 
@@ -42,11 +43,22 @@ impl Upstreams {
         self.servers.iter().any(|server| !tried.contains(&server.address))
     }
 
-    /// A server has answered, or has not.
-    pub(super) fn note(&mut self, address: SocketAddr, failed: Option<Timestamp>) {
-        if let Some(server) = self.servers.iter_mut().find(|server| server.address == address) {
-            server.failed = failed;
+    /// A server has answered.
+    pub(super) fn answered(&mut self, now: Timestamp, address: SocketAddr) {
+        if let Some(server) = self.find(address) {
+            (server.answered, server.failed) = (Some(now), None);
         }
+    }
+
+    /// A server has not answered what it was asked at `since`. If it has answered something else meanwhile, that one name is slow, and not the server.
+    pub(super) fn failed(&mut self, now: Timestamp, address: SocketAddr, since: Timestamp) {
+        if let Some(server) = self.find(address).filter(|server| server.answered.is_none_or(|answered| answered < since)) {
+            server.failed = Some(now);
+        }
+    }
+
+    fn find(&mut self, address: SocketAddr) -> Option<&mut Server> {
+        self.servers.iter_mut().find(|server| server.address == address)
     }
 }
 
@@ -62,11 +74,14 @@ mod tests {
         assert_eq!(upstreams.pick(now, &[]), None);
         assert!(upstreams.replace(&[a, b, c]) && !upstreams.replace(&[a, b, c]));
         assert_eq!([&[][..], &[a], &[a, b], &[a, b, c]].map(|tried| upstreams.pick(now, tried)), [a, b, c, a].map(Some));
-        upstreams.note(a, Some(now));
+        upstreams.failed(now, a, now);
         assert_eq!([&[][..], &[b], &[b, c]].map(|tried| upstreams.pick(now, tried)), [b, c, a].map(Some));
         assert!(upstreams.replace(&[a, c]));
         assert_eq!(upstreams.pick(now, &[]), Some(c), "it is remembered");
         assert_eq!(upstreams.pick(now.after(SHUNNED_FOR), &[]), Some(a));
+        upstreams.answered(now, c);
+        upstreams.failed(now.after(Duration::from_secs(1)), c, now);
+        assert_eq!(upstreams.pick(now, &[]), Some(c), "only one answer did not come");
         assert!(upstreams.has_other(&[a]) && !upstreams.has_other(&[a, c]));
     }
 }

@@ -1,13 +1,12 @@
 //! Telling a sender why its packet goes no further: ICMP errors (RFC 792; RFC 1812, section 4.3), and RST for TCP.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use etherparse::TcpHeader as EtherparseTcp;
 
+use crate::Ipv4Packet;
 use crate::wire::{ICMP, Ipv4Draft, TCP, TcpHeader, is_icmp_error};
-use crate::{Ipv4Packet, PortId, Timestamp};
 
 /// The most bytes of the packet that caused an error that go back with it: the error must not exceed 576 bytes (RFC 1812, section
 /// 4.3.2.3).
@@ -15,7 +14,7 @@ const QUOTED: usize = 576 - 20 - 8;
 /// IP precedence 6, for errors that a router sends (RFC 1812, section 4.3.2.5).
 const TOS: u8 = 6 << 5;
 /// A port gets one error in this time, over a while (RFC 1812, section 4.3.2.8) …
-const INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const INTERVAL: Duration = Duration::from_millis(20);
 /// … and this many in a row.
 pub(super) const BURST: u32 = 50;
 
@@ -101,43 +100,4 @@ fn reset(packet: &Ipv4Packet<'_>) -> Option<Ipv4Draft> {
     let source = SocketAddrV4::new(packet.header().destination, segment.destination_port);
     let destination = SocketAddrV4::new(packet.header().source, segment.source_port);
     Some(Ipv4Draft::tcp(source, destination, header))
-}
-
-/// How many refusals a port still gets.
-#[derive(Debug, Default)]
-pub(super) struct RefusalLimit {
-    /// By port, until when its allowance is used up.
-    used_until: HashMap<PortId, Timestamp, ahash::RandomState>,
-}
-
-impl RefusalLimit {
-    /// True if `port` may get one more.
-    pub(super) fn allow(&mut self, now: Timestamp, port: PortId) -> bool {
-        let used_until = self.used_until.entry(port).or_default();
-        if used_until.since(now) > INTERVAL * (BURST - 1) {
-            return false;
-        }
-        *used_until = now.max(*used_until).after(INTERVAL);
-        true
-    }
-
-    pub(super) fn forget_port(&mut self, port: PortId) {
-        self.used_until.remove(&port);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_port_gets_a_burst_of_errors_and_then_a_steady_rate_rfc_1812_4_3_2_8() {
-        let mut limit = RefusalLimit::default();
-        let start = Timestamp::from_millis(10_000);
-        let allowed = |limit: &mut RefusalLimit, now, port| (0..1000).filter(|_| limit.allow(now, PortId(port))).count();
-        assert_eq!(allowed(&mut limit, start, 1), BURST as usize);
-        assert_eq!(allowed(&mut limit, start, 2), BURST as usize);
-        assert_eq!(allowed(&mut limit, start.after(INTERVAL * 3), 1), 3);
-        assert_eq!(allowed(&mut limit, start.after(Duration::from_secs(3600)), 1), BURST as usize);
-    }
 }

@@ -29,21 +29,23 @@ pub use icmp::Refusal;
 pub use screen::{Interest, SCREENED_LEN, Screen};
 
 use self::fragments::{Abandoned, Fragments};
-use self::icmp::RefusalLimit;
 use self::owners::Owners;
 use crate::subnet::is_host_address;
 use crate::wire::{
     ArpOperation, ArpPacket, ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHERNET_LEN, ICMP, IcmpMessage, Ipv4Draft, LinkHeader, TCP,
     TcpHeader, UDP, UdpHeader,
 };
-use crate::{DropReason, Egress, Ipv4Packet, MacAddr, Outgoing, PortId, Station, Subnet, Timestamp, UdpDatagram};
+use crate::{DropReason, Egress, Ipv4Packet, MacAddr, Outgoing, PortId, PortRate, Station, Subnet, Timestamp, UdpDatagram};
 
 /// How often the gateway defends its address (RFC 5227, section 1.1, `DEFEND_INTERVAL`).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the owner of one address is asked for (RFC 1122, section 2.3.2.1).
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// The most addresses whose owners are asked for at a time.
-const ASKED_MAX: usize = 256;
+const ASKED_MAX: usize = 1024;
+/// How many of these questions a port may cause: in a row, and how far apart they are over a while.
+const ASKED_IN_A_ROW: u32 = 32;
+const ASKED_INTERVAL: Duration = Duration::from_millis(50);
 /// How often [`Gateway::tick`] has something to do, at most.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -172,9 +174,10 @@ pub struct Gateway {
     settings: GatewaySettings,
     owners: Owners,
     fragments: Fragments,
-    refusals: RefusalLimit,
+    refusals: PortRate,
     /// For which addresses an owner was asked, and when.
     asked: BTreeMap<Ipv4Addr, Timestamp>,
+    asking: PortRate,
     defended: Option<Timestamp>,
     identification: u16,
     late_drops: BTreeMap<(PortId, DropReason), u64>,
@@ -212,8 +215,9 @@ impl Gateway {
             settings,
             owners: Owners::default(),
             fragments: Fragments::default(),
-            refusals: RefusalLimit::default(),
+            refusals: PortRate::new(icmp::INTERVAL, icmp::BURST),
             asked: BTreeMap::new(),
+            asking: PortRate::new(ASKED_INTERVAL, ASKED_IN_A_ROW),
             defended: None,
             identification: 0,
             late_drops: BTreeMap::new(),
@@ -281,8 +285,19 @@ impl Gateway {
 
     /// Where `address` can be reached. If nobody knows, its owner is asked for, once a second at most, and a later call may know.
     pub fn resolve(&mut self, now: Timestamp, address: Ipv4Addr, out: &mut Vec<Outgoing>) -> Option<Station> {
+        self.resolve_for(now, None, address, out)
+    }
+
+    /// The same for a guest behind `port`: whoever asks for many addresses leaves room for the others' questions.
+    fn resolve_for(
+        &mut self,
+        now: Timestamp,
+        port: Option<PortId>,
+        address: Ipv4Addr,
+        out: &mut Vec<Outgoing>,
+    ) -> Option<Station> {
         let found = self.owners.find(now, address);
-        if found.is_none() && self.settings.subnet.is_host(address) && self.may_ask(now, address) {
+        if found.is_none() && self.settings.subnet.is_host(address) && self.may_ask(now, port, address) {
             out.push(self.arp_request(self.settings.address, address));
         }
         found
@@ -324,6 +339,7 @@ impl Gateway {
         self.owners.forget_port(port);
         self.fragments.forget_port(port);
         self.refusals.forget_port(port);
+        self.asking.forget_port(port);
         self.late_drops.retain(|(from, _), _| *from != port);
     }
 
@@ -553,7 +569,8 @@ impl Gateway {
     /// For another guest of the subnet, which the sender reaches through the gateway for reasons of its own.
     fn pass_on<'f>(&mut self, now: Timestamp, packet: Packet<'f>, out: &mut Vec<Outgoing>) -> Result<Outcome<'f>, DropReason> {
         // As long as the answer to an ARP request may still come, the sender isn't told that there is nobody.
-        let to = self.resolve(now, packet.ip.header().destination, out).ok_or(DropReason::Unreachable)?;
+        let (port, destination) = (packet.station.port, packet.ip.header().destination);
+        let to = self.resolve_for(now, Some(port), destination, out).ok_or(DropReason::Unreachable)?;
         let link = LinkHeader { destination: to.mac, source: self.settings.mac, ether_type: ETHER_TYPE_IPV4 };
         let mut headers = [0; ETHERNET_LEN + 20];
         headers[..ETHERNET_LEN].copy_from_slice(&link.to_bytes());
@@ -566,12 +583,12 @@ impl Gateway {
         address.is_broadcast() || address == self.settings.address || address == self.settings.subnet.broadcast()
     }
 
-    fn may_ask(&mut self, now: Timestamp, address: Ipv4Addr) -> bool {
+    fn may_ask(&mut self, now: Timestamp, port: Option<PortId>, address: Ipv4Addr) -> bool {
         if self.asked.len() >= ASKED_MAX {
             self.asked.retain(|_, when| now.since(*when) < ASK_INTERVAL);
         }
         let recently = self.asked.get(&address).is_some_and(|when| now.since(*when) < ASK_INTERVAL);
-        if recently || self.asked.len() >= ASKED_MAX {
+        if recently || self.asked.len() >= ASKED_MAX || port.is_some_and(|port| !self.asking.allow(now, port)) {
             return false;
         }
         self.asked.insert(address, now);

@@ -573,6 +573,27 @@ fn a_neighbour_is_reached_through_the_gateway_and_asked_for_if_unknown() {
 }
 
 #[test]
+fn a_guest_that_asks_for_every_address_leaves_room_for_the_others_questions() {
+    let mut bench = Bench::with(GatewaySettings { subnet: "10.77.0.0/16".parse().unwrap(), ..settings() });
+    let from = |port, source: Ipv4Addr, destination: u16| {
+        let destination = Ipv4Addr::from_bits(Ipv4Addr::new(10, 77, 1, 0).to_bits() + u32::from(destination));
+        (PortId(port), ipv4_to(GATEWAY_MAC, &header(source, destination, ICMP), &echo(b"are you there?")))
+    };
+    for nth in 0..5_000 {
+        let (port, frame) = from(3, GUEST, nth);
+        bench.at(NOW, port, &frame);
+    }
+    let asked = bench.out.len();
+    assert!((1..100).contains(&asked), "{asked}");
+    let (port, frame) = from(9, Ipv4Addr::new(10, 77, 0, 99), 6_000);
+    bench.at(NOW, port, &frame);
+    assert_eq!(bench.out.len(), asked + 1);
+    let (port, frame) = from(3, GUEST, 7_000);
+    bench.at(NOW.after(Duration::from_secs(1)), port, &frame);
+    assert_eq!(bench.out.len(), asked + 2, "later it may ask again");
+}
+
+#[test]
 fn nothing_goes_to_addresses_that_are_no_host_s() {
     for destination in
         [[127, 0, 0, 1], [169, 254, 169, 254], [0, 1, 2, 3], [224, 0, 0, 1], [10, 77, 0, 255], [10, 77, 0, 0], [240, 0, 0, 1]]

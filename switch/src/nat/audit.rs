@@ -3,14 +3,13 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use super::rate::Rate;
 use super::tcp::CloseReason;
-use crate::{PortId, Timestamp};
+use crate::{PortId, PortRate, Timestamp};
 
 /// The most events that wait to be fetched.
-const WAITING_MAX: usize = 4096;
-/// Events in a row, and how far apart they are over a while: a thousand a second.
-const BURST: u32 = 4096;
+const WAITING_MAX: usize = 16_384;
+/// Events of one port in a row, and how far apart they are over a while: a thousand a second.
+const BURST: u32 = 1024;
 const INTERVAL: Duration = Duration::from_millis(1);
 
 /// What a mapping carries.
@@ -59,28 +58,33 @@ pub struct Closed {
     pub lasted: Duration,
 }
 
-/// Events that wait to be fetched. Bounded in number and rate; what does not get in is counted.
+/// Events that wait to be fetched. Bounded in number, and for each port in rate; what does not get in is counted.
 #[derive(Debug)]
 pub struct AuditLog {
     waiting: Vec<Audit>,
-    rate: Rate,
+    rate: PortRate,
     lost: u64,
 }
 
 impl Default for AuditLog {
     fn default() -> Self {
-        Self { waiting: Vec::new(), rate: Rate::new(INTERVAL, BURST), lost: 0 }
+        Self { waiting: Vec::new(), rate: PortRate::new(INTERVAL, BURST), lost: 0 }
     }
 }
 
 impl AuditLog {
     /// Adds an event.
     pub fn add(&mut self, event: Audit) {
-        if self.waiting.len() < WAITING_MAX && self.rate.allow(event.at) {
+        if self.waiting.len() < WAITING_MAX && self.rate.allow(event.at, event.port) {
             self.waiting.push(event);
         } else {
             self.lost += 1;
         }
+    }
+
+    /// Forgets a port that is gone; what is there to be reported about it stays.
+    pub fn forget_port(&mut self, port: PortId) {
+        self.rate.forget_port(port);
     }
 
     /// Takes all events, and the number of those that were lost since this was last asked.
@@ -96,11 +100,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_of_events_is_counted_and_not_kept() {
+    fn a_flood_of_events_is_counted_and_not_kept_and_leaves_the_other_ports_theirs() {
         let endpoint = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1);
-        let event = |at| Audit {
+        let event = |port, at| Audit {
             at: Timestamp::from_millis(at),
-            port: PortId(1),
+            port: PortId(port),
             protocol: Protocol::Tcp,
             inside: endpoint,
             outside: None,
@@ -109,10 +113,11 @@ mod tests {
             closed: None,
         };
         let mut log = AuditLog::default();
-        (0..10_000).for_each(|_| log.add(event(1)));
+        (0..10_000).for_each(|_| log.add(event(1, 1)));
+        log.add(event(2, 1));
         let (events, lost) = log.take();
-        assert_eq!((events.len(), lost), (4096, 5904));
-        (0..100).for_each(|_| log.add(event(11)));
+        assert_eq!((events.len(), lost, events[1024].port), (1025, 8976, PortId(2)));
+        (0..100).for_each(|_| log.add(event(1, 11)));
         let (events, lost) = log.take();
         assert_eq!((events.len(), lost), (10, 90));
     }

@@ -1,6 +1,5 @@
 //! The mapping of one ICMP echo identifier inside (RFC 5508, section 3.1), and the messages that pass it.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::wire::internet_checksum;
@@ -19,8 +18,6 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Request {
     /// What the guest tells its queries apart by.
     pub identifier: u16,
-    /// Which of them it is.
-    pub sequence: u16,
 }
 
 impl Request {
@@ -37,8 +34,7 @@ impl Request {
         if header[..2] != [ECHO_REQUEST, 0] {
             return Err(DropReason::UnsupportedProtocol);
         }
-        let identifier = u16::from_be_bytes([header[4], header[5]]);
-        Ok(Self { identifier, sequence: u16::from_be_bytes([header[6], header[7]]) })
+        Ok(Self { identifier: u16::from_be_bytes([header[4], header[5]]) })
     }
 }
 
@@ -62,7 +58,6 @@ pub fn reply(message: &[u8], identifier: u16) -> Option<Vec<u8>> {
 pub struct Mapping {
     used: Timestamp,
     timeout: Duration,
-    peer: Ipv4Addr,
     bytes: (u64, u64),
 }
 
@@ -70,12 +65,12 @@ impl Mapping {
     /// The mapping of a guest that is about to ask.
     #[must_use]
     pub fn new(now: Timestamp, timeout: Duration) -> Self {
-        Self { used: now, timeout, peer: Ipv4Addr::UNSPECIFIED, bytes: (0, 0) }
+        Self { used: now, timeout, bytes: (0, 0) }
     }
 
     /// The guest asks. That keeps the mapping alive; answers and errors don't (RFC 5508, REQ-6).
-    pub fn outbound(&mut self, now: Timestamp, to: Ipv4Addr, len: usize) {
-        (self.used, self.peer) = (now, to);
+    pub fn outbound(&mut self, now: Timestamp, len: usize) {
+        self.used = now;
         self.bytes.0 += len as u64;
     }
 
@@ -111,7 +106,7 @@ mod tests {
     #[test]
     fn requests_are_told_by_their_identifier_rfc_5508_req_1() {
         let request = message(ECHO_REQUEST, &[0xab, 0xcd, 0, 7, 1, 2, 3]);
-        assert_eq!(Request::parse(&request), Ok(Request { identifier: 0xabcd, sequence: 7 }));
+        assert_eq!(Request::parse(&request), Ok(Request { identifier: 0xabcd }));
     }
 
     #[test]
@@ -139,7 +134,7 @@ mod tests {
     fn a_mapping_lives_a_minute_after_the_last_question_rfc_5508_req_2_and_6() {
         let start = Timestamp::from_millis(5);
         let mut mapping = Mapping::new(start, TIMEOUT);
-        mapping.outbound(start, Ipv4Addr::LOCALHOST, 10);
+        mapping.outbound(start, 10);
         mapping.inbound(10);
         assert_eq!(mapping.deadline().since(start), Duration::from_secs(60));
         assert_eq!(mapping.bytes(), (10, 10));

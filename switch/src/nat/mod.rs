@@ -33,10 +33,8 @@ pub mod error;
 mod flows;
 pub mod frame;
 pub mod ports;
-mod rate;
 pub mod tcp;
 pub mod udp;
 
 pub use audit::{Audit, AuditLog, Protocol};
 pub use flows::{FlowId, FlowTable, TableFull};
-pub use rate::{PortRate, Rate};

@@ -122,3 +122,27 @@ fn what_comes_for_guests_all_at_once_takes_several_rounds() {
     }
     assert!((ROUND..=MOST).contains(&world.most_at_once), "{} bytes in one round", world.most_at_once);
 }
+
+#[test]
+fn connections_of_a_guest_without_room_wait_for_the_first_of_them() {
+    const COUNT: usize = 200;
+    let mut world = World::with(GuestKind { ring: 64, ..GuestKind::default() }, settings(1500));
+    let mut connections: Vec<_> = (0..COUNT).map(|_| world.connected()).collect();
+    world.paused = true;
+    let data = pattern(2_000);
+    for (_, far) in &mut connections {
+        far.write_all(&data).unwrap();
+    }
+    world.until("a full ring", |world| world.ring.full > 0);
+    // Each finds out once.
+    (0..10).for_each(|_| world.round());
+    let before = world.ring.full;
+    const ROUNDS: usize = 100;
+    (0..ROUNDS).for_each(|_| world.round());
+    let asked = world.ring.full - before;
+    assert!((1..=2 * ROUNDS).contains(&asked), "asked {asked} times in {ROUNDS} rounds");
+    world.paused = false;
+    for (handle, _) in &connections {
+        world.until("the data", |world| world.tcp(*handle).recv_queue() == data.len());
+    }
+}

@@ -60,6 +60,8 @@ pub(super) struct Ring {
     pub(super) large: usize,
     pub(super) bytes: usize,
     pub(super) dropped: usize,
+    /// How often there was no room.
+    pub(super) full: usize,
     /// Frames of the guest's own that were dropped after all.
     pub(super) late: Vec<(DropReason, u64)>,
     pub(super) present: bool,
@@ -101,6 +103,7 @@ impl ToGuests for Ring {
             return Err(NoRoom::Never);
         }
         if self.frames.len() >= self.kind.ring {
+            self.full += 1;
             return Err(NoRoom::Full);
         }
         let mut bytes = vec![0; len];
@@ -263,6 +266,7 @@ impl World {
                 large: 0,
                 bytes: 0,
                 dropped: 0,
+                full: 0,
                 late: Vec::new(),
                 present: true,
             },

@@ -247,3 +247,23 @@ fn names_belong_to_one_host_each_and_some_to_no_guest() {
     assert_eq!(asks(&mut bench, 5, 6, b"gateway"), None, "the port's name is taken too, by the one before");
     assert_eq!(bench.server.address_of(&name("web")), Some(address(10)));
 }
+
+#[test]
+fn a_port_gets_its_name_back_from_a_guest_that_took_it_before_the_port_was_there() {
+    let mut bench = Bench::new();
+    let db = "db".parse::<HostName>().unwrap();
+    bench.ask_on(3, &Message::new(1, REQUEST).with(12, b"db").from(FIRST)).unwrap();
+    assert_eq!(bench.server.address_of(&db), Some(FIRST), "nobody has it yet");
+    bench.act(|server, _, actions| server.attach(PortId(20), "db", actions));
+    assert_eq!((bench.server.address_of(&db), bench.server.name_of(FIRST)), (None, None));
+    assert_eq!(bench.book.records().map(|record| record.hostname.clone()).collect::<Vec<_>>(), [None], "it is written down");
+    assert!(bench.owners.contains_key(&FIRST), "the address stays");
+    bench.ask_on(20, &Message::new(2, REQUEST).with(12, b"db").from(SECOND)).unwrap();
+    assert_eq!(bench.server.address_of(&db), Some(SECOND));
+    bench.ask_on(3, &Message::new(1, REQUEST).with(12, b"db").from(FIRST)).unwrap();
+    assert_eq!(bench.server.address_of(&db), Some(SECOND), "nor does it get it back when it renews");
+    // A port that comes back keeps what its guest had.
+    bench.server.detach(PortId(20));
+    bench.act(|server, _, actions| server.attach(PortId(20), "db", actions));
+    assert_eq!(bench.server.address_of(&db), Some(SECOND));
+}

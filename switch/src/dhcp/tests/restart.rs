@@ -44,6 +44,19 @@ fn a_lease_that_can_not_be_written_down_is_not_given() {
 }
 
 #[test]
+fn a_change_for_which_there_is_no_room_costs_nobody_else_an_answer() {
+    let mut bench = Bench::new();
+    bench.unconfirmed = Some(Vec::new());
+    for number in 1..=3 {
+        bench.ask_on(number.into(), &Message::new(number, REQUEST).from(address(10 + number))).unwrap();
+    }
+    let tickets = bench.unconfirmed.take().unwrap();
+    bench.server.fail_one(tickets[1]);
+    bench.act(|server, now, actions| server.confirm(now, tickets[2], actions));
+    assert_eq!(bench.replies.iter().map(|reply| reply.yiaddr.octets()[3]).collect::<Vec<_>>(), [11, 13]);
+}
+
+#[test]
 fn a_request_that_is_repeated_is_answered_once_and_a_release_overtakes_it() {
     let mut bench = Bench::new();
     bench.unconfirmed = Some(Vec::new());

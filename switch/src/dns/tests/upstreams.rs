@@ -240,11 +240,41 @@ fn nobody_is_answered_on_a_connection_or_a_port_that_is_gone() {
     bench.ask_as(connected, &example());
     bench.ask_as(client(2), &example());
     bench.ask_as(client(3), &example());
-    bench.forwarder.disconnect(9);
-    bench.forwarder.forget_port(PortId(2));
+    bench.act(|forwarder, _, _, actions| {
+        forwarder.disconnect(9, actions);
+        forwarder.forget_port(PortId(2), actions);
+    });
     let question = bench.asked();
     let bytes = question.answer(&[a("example.com.", 60, 1)]).to_vec().unwrap();
     bench.act(|forwarder, now, random, actions| forwarder.upstream_answer(now, question.attempt, &bytes, random, actions));
     assert_eq!(bench.answers.iter().map(|(to, _)| to.station.port.0).collect::<Vec<_>>(), [3]);
     assert!(bench.forwarder.waiting.is_empty());
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_not_asked_any_longer() {
+    let mut bench = Bench::new();
+    for number in 0..20_000 {
+        let connected = DnsClient { transport: ClientTransport::Tcp(number), ..client(1) };
+        let ask = query(&format!("{number}.example."), RecordType::A);
+        bench.send(connected, &ask.to_vec().unwrap()).unwrap();
+        bench.act(|forwarder, _, _, actions| forwarder.disconnect(number, actions));
+        assert!(bench.open.is_empty(), "a socket was left open");
+    }
+    bench.ask(&example());
+    bench.act(|forwarder, _, _, actions| forwarder.forget_port(PortId(1), actions));
+    assert!(bench.open.is_empty() && bench.forwarder.pending.is_empty() && bench.forwarder.next_tick().is_none());
+}
+
+#[test]
+fn one_name_that_is_slow_does_not_turn_all_others_to_the_next_upstream() {
+    let mut bench = Bench::new();
+    bench.ask(&query("slow.example.", RecordType::A));
+    assert_eq!(bench.asked().server, upstream(1));
+    bench.pass(Duration::from_millis(500));
+    bench.resolve(&query("a.example.", RecordType::A), |question| question.answer(&[a("a.example.", 60, 1)]));
+    bench.pass(Duration::from_millis(500));
+    assert_eq!(bench.asked().server, upstream(2), "for the slow one another is asked");
+    bench.ask(&query("b.example.", RecordType::A));
+    assert_eq!(bench.asked().server, upstream(1));
 }

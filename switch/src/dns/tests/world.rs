@@ -76,7 +76,7 @@ impl World {
                 }
             }
             Step::Disconnect { client: number } => {
-                self.bench.forwarder.disconnect(u64::from(*number));
+                self.bench.act(|forwarder, _, _, actions| forwarder.disconnect(u64::from(*number), actions));
                 let gone = ClientTransport::Tcp(u64::from(*number));
                 self.unanswered.retain(|_, (client, _, _)| client.transport != gone);
             }
