@@ -49,6 +49,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "Frames",
           value_parser = clap::value_parser!(u16).range(1..=4094))]
     vlan: Vec<u16>,
+    /// All guests but the first are behind trunks, and the switch puts this tag on what it sends there: they introduce themselves with it
+    #[arg(long, value_name = "VLAN", help_heading = "Frames", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    trunk: Option<u16>,
     /// Number every frame, fill it with a pattern, and compare every byte of what arrives
     #[arg(long, help_heading = "Frames")]
     check: bool,
@@ -133,6 +136,7 @@ impl Arguments {
             stations: self.stations,
             flows: self.flows.unwrap_or(1),
             vlans: self.vlan.clone(),
+            trunk: self.trunk,
             check: self.check,
             rings: Rings {
                 size: self.ring_size,

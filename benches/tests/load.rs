@@ -91,6 +91,18 @@ fn every_frame_arrives_intact_whatever_it_looks_like() {
 }
 
 #[test]
+fn behind_a_trunk_the_receiver_is_known_and_gets_frames_with_a_tag() {
+    let weft = Weft::start();
+    weft.json(&["port", "add", "access", "--vlan", "7"]);
+    weft.json(&["port", "add", "trunk", "--trunk", "7"]);
+    let sockets = [weft.socket("access"), weft.socket("trunk")];
+    let report = report(&sockets, "--check --frames 5000 --closed 100 --sizes 64 --trunk 7");
+    assert_eq!(report["check"], json!({ "intact": 5000, "damaged": 0, "duplicated": 0, "reordered": 0, "retagged": 5000 }));
+    let network = weft.json(&["network", "show", "default"]);
+    assert_eq!(network["fdb"]["learned"], 2, "the receiver, too: {network}");
+}
+
+#[test]
 fn both_directions_are_reported_apart() {
     let weft = Weft::start();
     let report = report(&ports(&weft), "--check --frames 3000 --closed 64 --both --sizes 512");

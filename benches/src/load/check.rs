@@ -282,6 +282,7 @@ mod tests {
             stations: 3,
             flows: 5,
             vlans: vlans.to_vec(),
+            trunk: None,
             check: true,
             rings: Rings {
                 size: 256,

@@ -41,6 +41,8 @@ pub struct Options {
     pub flows: u32,
     /// The VLANs of the frames, in turn; none for frames without tags.
     pub vlans: Vec<u16>,
+    /// All guests but the first are behind trunks: they introduce themselves in this VLAN, by a tag.
+    pub trunk: Option<u16>,
     /// Every byte of every frame is compared.
     pub check: bool,
     /// How the rings are to be.

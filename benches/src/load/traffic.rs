@@ -69,14 +69,15 @@ pub struct Traffic {
     stations: u16,
     flows: u32,
     vlans: Vec<u16>,
+    trunk: Option<u16>,
 }
 
 impl Traffic {
     /// What the options ask for.
     #[must_use]
     pub fn of(options: &Options) -> Self {
-        let Options { payload, frame_len, stations, flows, .. } = *options;
-        Self { payload, frame_len, stations, flows, vlans: options.vlans.clone() }
+        let Options { payload, frame_len, stations, flows, trunk, .. } = *options;
+        Self { payload, frame_len, stations, flows, vlans: options.vlans.clone(), trunk }
     }
 
     /// Conversations from one guest to one other. Each has its own number from 0 on; it determines station, flow and VLAN.
@@ -163,9 +164,10 @@ impl Traffic {
             .collect();
         pairs.sort_unstable();
         pairs.dedup();
-        let frame = |(number, vlan)| {
+        let trunk = self.trunk.filter(|_| from != 0);
+        let frame = |(number, vlan): (u16, Option<u16>)| {
             let mut headers = Headers::new();
-            push_ethernet(&mut headers, station(to, 0), station(from, number), vlan);
+            push_ethernet(&mut headers, station(to, 0), station(from, number), vlan.or(trunk));
             headers.push_u16(ETHERTYPE_EXPERIMENTAL);
             let mut frame = [headers.bytes(), INTRODUCTION].concat();
             frame.resize(MIN_FRAME_LEN, 0);

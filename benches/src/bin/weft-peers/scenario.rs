@@ -13,6 +13,8 @@ pub(crate) struct Scenario {
     pub(crate) ports: usize,
     /// What `weft-load` is told besides sockets, sizes and seconds.
     pub(crate) load: &'static [&'static str],
+    /// What each weft's configuration says of its ports; of those beyond these, nothing.
+    pub(crate) weft_ports: &'static [&'static str],
     /// What is told every weft besides its configuration, after `weft run`.
     pub(crate) weft: &'static [&'static str],
     /// More words for `ovs-vsctl` when its ports are there; they are p0, p1 and so on.
@@ -40,6 +42,7 @@ const PLAIN: Scenario = Scenario {
     title: "Two ports, one flow",
     ports: 2,
     load: &[],
+    weft_ports: &[],
     weft: &[],
     ovs: &[],
     wire: true,
@@ -52,6 +55,15 @@ pub(crate) const TABLE: &[Scenario] = &[
     PLAIN,
     Scenario { name: "flows", title: "1,000 flows, 1,000 addresses behind each port", load: &["--stations", "1000"], ..PLAIN },
     Scenario { name: "ports", title: "16 ports, each to all others", ports: 16, wire: false, ..PLAIN },
+    Scenario {
+        name: "vlan",
+        title: "From an access port to a trunk: a tag is put on",
+        load: &["--trunk", "7"],
+        weft_ports: &["vlan = 7", "trunk = \"7\""],
+        ovs: &["set", "port", "p0", "tag=7", "--", "set", "port", "p1", "vlan_mode=trunk", "trunks=7"],
+        wire: false,
+        ..PLAIN
+    },
     Scenario {
         name: "latency",
         title: "One way, one frame at a time",
@@ -97,6 +109,7 @@ mod tests {
     fn every_scenario_can_be_run() {
         for scenario in TABLE {
             assert!(scenario.ports >= 2, "{}: frames need somewhere to go", scenario.name);
+            assert!(scenario.weft_ports.len() <= scenario.ports, "{}", scenario.name);
             assert!(scenario.sizes.iter().all(|size| (64..=2040).contains(size)), "{}", scenario.name);
             let times = scenario.load.contains(&"--latency");
             assert_eq!(times, scenario.figure == Figure::Latency, "{}: only --latency gives times", scenario.name);

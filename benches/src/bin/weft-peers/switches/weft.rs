@@ -61,7 +61,8 @@ impl Kind for Weft {
     fn start(&self, scenario: &Scenario, dir: &Path, bench: &Bench) -> Result<Started, SwitchError> {
         let config = dir.join("weft.toml");
         let ports: Vec<_> = (0..scenario.ports).map(|port| format!("p{port}")).collect();
-        let text: String = ports.iter().map(|port| format!("[ports.{port}]\n")).collect();
+        let settings = scenario.weft_ports.iter().copied().chain(std::iter::repeat(""));
+        let text: String = ports.iter().zip(settings).map(|(port, said)| format!("[ports.{port}]\n{said}\n")).collect();
         std::fs::write(&config, text).map_err(|source| SwitchError::File { path: config.clone(), source })?;
 
         let run_dir = dir.join("run");
