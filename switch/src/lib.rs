@@ -12,6 +12,7 @@ pub mod dns;
 mod drop_reason;
 mod ethernet;
 mod fdb;
+pub mod filter;
 mod flow;
 mod forward;
 pub mod gateway;
