@@ -257,7 +257,7 @@ mod tests {
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
         let isolation = weft_switch::guard::Isolation::None;
-        let link = PortLink { id, network, role: None, guard: None, isolation, counters, rings: running };
+        let link = PortLink { id, network, role: None, guard: None, isolation, taps: None, counters, rings: running };
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

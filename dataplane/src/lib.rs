@@ -35,6 +35,7 @@ mod stations;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
+mod tap;
 mod to_guest;
 mod vhost_port;
 mod vhost_user;
@@ -49,4 +50,7 @@ pub use dataplane::{
 pub use gateway::ServiceMessage;
 pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
+pub use tap::{
+    Capture, CaptureCounters, CaptureStopper, CapturedFrame, MirrorSettings, MirrorStatus, WatchSettings,
+};
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -20,6 +20,7 @@ use crate::from_guest::FromGuest;
 use crate::guard::PortGuard;
 use crate::lane::Fault;
 use crate::ring::RingFault;
+use crate::tap::PortTaps;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::vhost_user::connection::{Connection, ConnectionError};
 use crate::vhost_user::session::{Host, Identity, Session, SessionError};
@@ -58,6 +59,7 @@ struct Wiring {
     role: Option<Arc<PortRole>>,
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
+    taps: Option<Arc<PortTaps>>,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -66,8 +68,9 @@ impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
         let (role, guard, counters) = (self.role.clone(), self.guard.clone(), Arc::clone(&self.counters));
+        let taps = self.taps.clone();
         let Self { port: id, network, isolation, .. } = *self;
-        Arc::new(PortLink { id, network, role, guard, isolation, counters, rings })
+        Arc::new(PortLink { id, network, role, guard, isolation, taps, counters, rings })
     }
 }
 
@@ -161,7 +164,7 @@ impl Port {
         let role = settings.vlan.clone().map(Arc::new);
         let guard = PortGuard::new(&settings.protections).map(Arc::new);
         let (network, isolation) = (settings.network, settings.protections.isolation);
-        let wiring = Wiring { port: id, network, role, guard, isolation, counters: Arc::default(), disposal };
+        let wiring = Wiring { port: id, network, role, guard, isolation, taps: None, counters: Arc::default(), disposal };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
@@ -174,6 +177,17 @@ impl Port {
         self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
         self.wiring.isolation = protections.isolation;
         self.settings.protections = protections;
+        if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
+            *link = self.wiring.link(link.rings.clone());
+        }
+    }
+
+    /// Changes who watches it; the caller publishes.
+    pub(crate) fn watch(&mut self, taps: Option<Arc<PortTaps>>, fabric: &mut Fabric) {
+        if taps.is_none() && self.wiring.taps.is_none() {
+            return;
+        }
+        self.wiring.taps = taps;
         if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
             *link = self.wiring.link(link.rings.clone());
         }
