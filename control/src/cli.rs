@@ -1,5 +1,6 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
+mod capture;
 mod fdb;
 mod leases;
 mod man;
@@ -18,6 +19,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
+use self::capture::{CaptureArgs, capture};
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
 use self::networks::{NetworkCommand, network};
@@ -85,6 +87,10 @@ enum Command {
     /// The way out: who is connected with what outside.
     #[command(subcommand)]
     Nat(NatCommand),
+    /// Write frames of ports to a pcapng file, or to standard output: weft capture vm1 -w - | wireshark -k -i -
+    ///
+    /// It ends with Ctrl-C, or with the first limit that is reached. How many frames were lost because they were written too slowly is in the file.
+    Capture(CaptureArgs),
     /// Show how the switch is.
     Status,
     /// Show what passed through the ports, and how busy the workers were.
@@ -269,6 +275,10 @@ enum CliError {
     Log(#[from] LogError),
     #[error("cannot write the manual pages to {dir:?}: {source}")]
     Man { dir: PathBuf, source: io::Error },
+    #[error("a capture is no text for a terminal: give -w a file, or pipe it to wireshark -k -i -")]
+    CaptureToTerminal,
+    #[error("cannot write to {file:?}: {source}")]
+    CaptureFile { file: PathBuf, source: io::Error },
     #[error("cannot print: {0}")]
     Output(#[from] io::Error),
 }
@@ -293,7 +303,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Value(_) => 2,
+            Self::Log(_) | Self::Value(_) | Self::CaptureToTerminal => 2,
             _ => 1,
         }
     }
@@ -314,6 +324,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),
+        Command::Capture(args) => capture(args, connect()?),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {
             output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))

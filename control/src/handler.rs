@@ -12,6 +12,7 @@ use crate::api::{
     Nothing, PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole,
     Warning, WorkerInfo,
 };
+use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::Config;
 use crate::refusal::Refusal;
 use crate::render::duration;
@@ -195,6 +196,14 @@ impl Handler for Switch {
         let mut shown = self.config.clone();
         self.subnets.keys().for_each(|name| self.pin_subnet(&mut shown, name));
         Ok(shown)
+    }
+
+    fn capture_start(&mut self, params: CaptureAsked) -> Result<CaptureStarted, RpcError> {
+        self.start_capture(params)
+    }
+
+    fn take_streaming(&mut self) -> Option<Streaming> {
+        self.streaming.take()
     }
 
     fn take_warnings(&mut self) -> Vec<Warning> {

@@ -7,6 +7,7 @@
 pub mod addressing;
 pub mod api;
 mod audit;
+pub mod capture;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -212,6 +212,7 @@ impl From<Refusal> for RpcError {
 mod tests {
     use super::*;
     use crate::api::*;
+    use crate::capture::{CaptureAsked, CaptureStarted};
     use crate::config::Config;
 
     /// Knows nothing but its own version, and how to forget.
@@ -253,6 +254,7 @@ mod tests {
         fn forward_remove(&mut self, _: ForwardOf) -> Result<ForwardOf, RpcError> { unreachable!() }
         fn nat_list(&mut self, _: MappingsAsked) -> Result<MappingPage, RpcError> { unreachable!() }
         fn nat_show(&mut self, _: Named) -> Result<NatInfo, RpcError> { unreachable!() }
+        fn capture_start(&mut self, _: CaptureAsked) -> Result<CaptureStarted, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }
         fn take_warnings(&mut self) -> Vec<Warning> { Vec::new() }

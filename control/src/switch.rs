@@ -4,6 +4,7 @@
 //! wanted; when one of them fails, it takes the steps back to where it began, by the same function.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 use crate::addressing::DhcpChoice;
 use crate::api::Warning;
 use crate::audit::AuditTrail;
+use crate::capture::{Captures, Streaming};
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::fdb_handler::FlapReport;
 use crate::gateway_plan::GatewayPlan;
@@ -31,7 +33,6 @@ use crate::values::{Name, NetworkMode};
 use crate::ways_in::WaysIn;
 
 /// A running switch.
-#[derive(Debug)]
 pub struct Switch {
     pub(crate) dataplane: Dataplane,
     pub(crate) services: Services,
@@ -56,6 +57,16 @@ pub struct Switch {
     pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
     pub(crate) flaps: FlapReport,
+    /// What becomes of the connection by which the request came that is being carried out.
+    pub(crate) streaming: Option<Streaming>,
+    /// Behind the dataplane, whose end is theirs.
+    pub(crate) captures: Captures,
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Switch").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// How often weft tries to keep what it could not.
@@ -111,6 +122,8 @@ impl Switch {
             started: Instant::now(),
             networks: BTreeMap::new(),
             flaps: FlapReport::default(),
+            streaming: None,
+            captures: Captures::default(),
             subnets: BTreeMap::new(),
             ports: BTreeMap::new(),
         }

@@ -206,7 +206,8 @@ impl Lane {
     }
 
     /// Makes room for what is kept for each port.
-    fn fit(&mut self, snapshot: &Snapshot) {
+    #[inline]
+    pub(crate) fn fit(&mut self, snapshot: &Snapshot) {
         if self.masks.len() < snapshot.port_places() {
             self.masks.resize(snapshot.port_places(), 0);
             self.unshown.resize(snapshot.port_places(), 0);

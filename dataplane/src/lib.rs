@@ -50,7 +50,5 @@ pub use dataplane::{
 pub use gateway::ServiceMessage;
 pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
-pub use tap::{
-    Capture, CaptureCounters, CaptureStopper, CapturedFrame, MirrorSettings, MirrorStatus, WatchSettings,
-};
+pub use tap::{Capture, CaptureCounters, CaptureStopper, CapturedFrame, MirrorSettings, MirrorStatus, WatchSettings};
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -23,6 +23,7 @@ impl Lane {
     /// Shows what has come from a port's guest to whoever watches. False if it goes no further.
     #[inline(never)]
     pub(crate) fn watch_inward(&mut self, snapshot: &Snapshot, port: &PortLink, taps: &PortTaps, batch: &Batch) -> bool {
+        self.fit(snapshot);
         let frames = FrameMask::MAX.checked_shr((BATCH - batch.frames().len()) as u32).unwrap_or(0);
         for tap in &taps.inward {
             self.watch::<{ tags::NONE }>(snapshot, tap, batch, frames, 0);
@@ -74,7 +75,8 @@ impl Lane {
                 queue.count_seen(*interface, 1);
             }
             let Some(frame) = written.frame() else { continue };
-            let is_meant = (tap.wants.filter.is_all() && tap.vlan.is_none()) || written.frame().is_some_and(|frame| tap.wants(frame));
+            let is_meant =
+                (tap.wants.filter.is_all() && tap.vlan.is_none()) || written.frame().is_some_and(|frame| tap.wants(frame));
             if !is_meant {
                 continue;
             }
@@ -98,6 +100,7 @@ impl Lane {
         if self.copies.0.is_empty() {
             return;
         }
+        self.fit(snapshot);
         let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
         let mut copies = std::mem::take(&mut self.copies.0);
         for (id, frame, offload) in copies.drain(..) {

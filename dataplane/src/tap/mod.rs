@@ -34,10 +34,10 @@ use crate::to_guest::VlanTag;
 use crate::vhost_port::FrameMask;
 
 pub(crate) use lane::{Copies, Written};
-pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
 pub(crate) use owner::Watches;
-pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
+pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
 pub(crate) use queue::CaptureQueue;
+pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
 
 /// Who watches a port.
 #[derive(Debug, Default)]
@@ -112,13 +112,7 @@ pub(crate) struct WireFrame<'a> {
 
 impl<'a> WireFrame<'a> {
     /// With a tag in front, if there is one. `len` counts it not.
-    fn new(
-        header: &[u8; EthernetHeader::LEN],
-        tag: Option<VlanTag>,
-        payload: Cursor<'a>,
-        len: usize,
-        offload: &Offload,
-    ) -> Self {
+    fn new(header: &[u8; EthernetHeader::LEN], tag: Option<VlanTag>, payload: Cursor<'a>, len: usize, offload: &Offload) -> Self {
         let mut bytes = [0; EthernetHeader::LEN + TAG_LEN];
         match tag {
             None => {

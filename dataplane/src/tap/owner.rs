@@ -128,7 +128,7 @@ impl Dataplane {
         if mirrors.len() > MAX_MIRRORS {
             return Err(DataplaneError::TooMany { what: "mirrors", limit: MAX_MIRRORS });
         }
-        if self.watches.mirrors.iter().map(|(settings, _)| settings).eq(&mirrors) {
+        if mirrors.is_empty() && self.watches.mirrors.is_empty() && self.watches.captures.is_empty() {
             return Ok(());
         }
         let mut before = std::mem::take(&mut self.watches.mirrors);
@@ -178,7 +178,8 @@ impl Dataplane {
             }
         }
         self.watches.mirrors.retain(|(settings, _)| settings.to != port);
-        for (_, Watcher { settings, .. }) in &mut self.watches.mirrors {
+        for (mirror, Watcher { settings, .. }) in &mut self.watches.mirrors {
+            mirror.watch.ports.retain(|watched| *watched != port);
             settings.ports.retain(|watched| *watched != port);
         }
     }
