@@ -16,6 +16,7 @@ use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::{Changes, Config, NetworkConfig, PortConfig};
 use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
+use crate::mirror_handler::{MirrorAdd, MirrorLine};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode, PortMac};
@@ -852,6 +853,12 @@ methods! {
     "nat.list" => ListMappings, nat_list(MappingsAsked) -> MappingPage;
     /// The way out of a network: what is in use, and its limits and times.
     "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
+    /// Copies frames of ports to another port, or into a file.
+    "mirror.add" => AddMirror, mirror_add(MirrorAdd) -> MirrorLine;
+    /// The mirrors, and what they have done.
+    "mirror.list" => ListMirrors, mirror_list(Nothing) -> Vec<MirrorLine>;
+    /// Copies no longer.
+    "mirror.remove" => RemoveMirror, mirror_remove(Named) -> Named;
     /// Captures frames; what comes on this connection after the answer is a pcapng file.
     "capture.start" => StartCapture, capture_start(CaptureAsked) -> CaptureStarted;
     /// The counters of all ports and workers.

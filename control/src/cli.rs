@@ -4,6 +4,7 @@ mod capture;
 mod fdb;
 mod leases;
 mod man;
+mod mirror;
 mod networks;
 mod protections;
 mod ways;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use self::capture::{CaptureArgs, capture};
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
+use self::mirror::{MirrorCommand, mirror};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
@@ -87,6 +89,9 @@ enum Command {
     /// The way out: who is connected with what outside.
     #[command(subcommand)]
     Nat(NatCommand),
+    /// Mirrors: copies of frames for another port, or for a file.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     /// Write frames of ports to a pcapng file, or to standard output: weft capture vm1 -w - | wireshark -k -i -
     ///
     /// It ends with Ctrl-C, or with the first limit that is reached. How many frames were lost because they were written too slowly is in the file.
@@ -324,6 +329,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),
+        Command::Mirror(command) => mirror(command, &mut connect()?, output),
         Command::Capture(args) => capture(args, connect()?),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {

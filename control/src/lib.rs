@@ -24,6 +24,8 @@ mod handler;
 pub mod host;
 mod lease_handler;
 mod logging;
+pub mod mirror;
+pub mod mirror_handler;
 pub mod nat_config;
 pub mod plan;
 pub mod processors;

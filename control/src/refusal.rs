@@ -44,6 +44,14 @@ pub enum Refusal {
     /// There are no such ports.
     #[error("there is no port to capture from: weft port list shows those that there are")]
     NothingToCapture,
+    /// A mirror that does nothing.
+    #[error("mirror {name:?} can't be: {problem}")]
+    Mirror {
+        /// Its name.
+        name: Name,
+        /// Why.
+        problem: String,
+    },
     /// Nobody has that VLAN.
     #[error("VLAN {vlan} is not among the network's vlans")]
     NoSuchVlan {
@@ -204,7 +212,7 @@ impl Refusal {
             | Self::NoNat { .. }
             | Self::HostAccessGiven { .. }
             | Self::PortLease { .. } => "conflict",
-            Self::Step(_) | Self::Leases(_) | Self::Capture(_) => "failed",
+            Self::Step(_) | Self::Leases(_) | Self::Capture(_) | Self::Mirror { .. } => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }
     }

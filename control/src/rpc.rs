@@ -214,6 +214,7 @@ mod tests {
     use crate::api::*;
     use crate::capture::{CaptureAsked, CaptureStarted};
     use crate::config::Config;
+    use crate::mirror_handler::{MirrorAdd, MirrorLine};
 
     /// Knows nothing but its own version, and how to forget.
     struct Stub {
@@ -254,6 +255,9 @@ mod tests {
         fn forward_remove(&mut self, _: ForwardOf) -> Result<ForwardOf, RpcError> { unreachable!() }
         fn nat_list(&mut self, _: MappingsAsked) -> Result<MappingPage, RpcError> { unreachable!() }
         fn nat_show(&mut self, _: Named) -> Result<NatInfo, RpcError> { unreachable!() }
+        fn mirror_add(&mut self, _: MirrorAdd) -> Result<MirrorLine, RpcError> { unreachable!() }
+        fn mirror_list(&mut self, _: Nothing) -> Result<Vec<MirrorLine>, RpcError> { unreachable!() }
+        fn mirror_remove(&mut self, _: Named) -> Result<Named, RpcError> { unreachable!() }
         fn capture_start(&mut self, _: CaptureAsked) -> Result<CaptureStarted, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }

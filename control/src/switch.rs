@@ -24,6 +24,7 @@ use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::fdb_handler::FlapReport;
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
+use crate::mirror_handler::FileMirrors;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal, StepError};
 use crate::routes;
@@ -61,6 +62,7 @@ pub struct Switch {
     pub(crate) streaming: Option<Streaming>,
     /// Behind the dataplane, whose end is theirs.
     pub(crate) captures: Captures,
+    pub(crate) file_mirrors: FileMirrors,
 }
 
 impl fmt::Debug for Switch {
@@ -124,6 +126,7 @@ impl Switch {
             flaps: FlapReport::default(),
             streaming: None,
             captures: Captures::default(),
+            file_mirrors: FileMirrors::default(),
             subnets: BTreeMap::new(),
             ports: BTreeMap::new(),
         }
@@ -142,18 +145,21 @@ impl Switch {
         let old_subnets = self.subnets.clone();
         self.subnets = self.choose_subnets(wanted)?;
         let plan = steps(&before, wanted);
-        let count = plan.len();
+        let count = plan.len() + usize::from(before.mirrors != wanted.mirrors);
         for step in plan {
             if let Err(source) = self.take(step.clone()) {
                 self.subnets = old_subnets;
                 let refusal = self.take_back(&before, step, source);
                 self.sync_services();
                 self.sync_fdb();
+                self.sync_mirrors();
                 return Err(refusal);
             }
         }
+        self.config.mirrors.clone_from(&wanted.mirrors);
         self.sync_services();
         self.sync_fdb();
+        self.sync_mirrors();
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));

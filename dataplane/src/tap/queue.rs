@@ -126,6 +126,15 @@ impl CaptureQueue {
         self.reader.unpark();
     }
 
+    fn counters(&self) -> Vec<CaptureCounters> {
+        let of = |counters: &InterfaceCounters| CaptureCounters {
+            seen: counters.seen.value(),
+            picked: counters.picked.value(),
+            lost: counters.lost.value(),
+        };
+        self.interfaces.iter().map(of).collect()
+    }
+
     /// Nobody reads any more.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
@@ -154,6 +163,12 @@ impl CaptureStopper {
     /// Nothing comes any more but what waits already.
     pub fn stop(&self) {
         self.0.end();
+    }
+
+    /// What became of the frames of each port, in the order in which they were given.
+    #[must_use]
+    pub fn counters(&self) -> Vec<CaptureCounters> {
+        self.0.counters()
     }
 }
 
@@ -238,12 +253,7 @@ impl Capture {
     /// What became of the frames of each port, in the order in which they were given.
     #[must_use]
     pub fn counters(&self) -> Vec<CaptureCounters> {
-        let of = |counters: &InterfaceCounters| CaptureCounters {
-            seen: counters.seen.value(),
-            picked: counters.picked.value(),
-            lost: counters.lost.value(),
-        };
-        self.queue.interfaces.iter().map(of).collect()
+        self.queue.counters()
     }
 
     fn swap(&mut self) -> bool {
