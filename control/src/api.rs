@@ -19,6 +19,7 @@ use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::mirror_handler::{MirrorAdd, MirrorLine};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
+use crate::trace::{TraceAnswer, TraceAsked};
 use crate::values::{Name, NetworkMode, PollingMode, PortMac};
 use crate::vlans::VlanRef;
 use crate::wording::plain;
@@ -853,6 +854,8 @@ methods! {
     "nat.list" => ListMappings, nat_list(MappingsAsked) -> MappingPage;
     /// The way out of a network: what is in use, and its limits and times.
     "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
+    /// What would become of a frame that a guest sent now, and why; nothing is sent or learned.
+    "trace" => TraceFrame, trace(TraceAsked) -> TraceAnswer;
     /// Copies frames of ports to another port, or into a file.
     "mirror.add" => AddMirror, mirror_add(MirrorAdd) -> MirrorLine;
     /// The mirrors, and what they have done.

@@ -7,6 +7,7 @@ mod man;
 mod mirror;
 mod networks;
 mod protections;
+mod trace;
 mod ways;
 
 use std::error::Error;
@@ -26,6 +27,7 @@ use self::leases::{LeaseCommand, lease};
 use self::mirror::{MirrorCommand, mirror};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
+use self::trace::{TraceArgs, trace};
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
 use crate::api::{self, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
 use crate::client::{Client, ClientError};
@@ -92,6 +94,10 @@ enum Command {
     /// Mirrors: copies of frames for another port, or for a file.
     #[command(subcommand)]
     Mirror(MirrorCommand),
+    /// Say what the switch would do with a frame, and why, step by step. Nothing is sent or learned.
+    ///
+    /// weft trace vm1 --dst 02:00:00:00:00:02, or the whole frame with --frame
+    Trace(TraceArgs),
     /// Write frames of ports to a pcapng file, or to standard output: weft capture vm1 -w - | wireshark -k -i -
     ///
     /// It ends with Ctrl-C, or with the first limit that is reached. How many frames were lost because they were written too slowly is in the file.
@@ -330,6 +336,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),
         Command::Mirror(command) => mirror(command, &mut connect()?, output),
+        Command::Trace(args) => trace(args, &mut connect()?, output),
         Command::Capture(args) => capture(args, connect()?),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {

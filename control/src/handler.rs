@@ -19,6 +19,7 @@ use crate::refusal::Refusal;
 use crate::render::duration;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
+use crate::trace::{TraceAnswer, TraceAsked};
 use crate::values::{Name, PollingMode};
 
 impl Handler for Switch {
@@ -198,6 +199,10 @@ impl Handler for Switch {
         let mut shown = self.config.clone();
         self.subnets.keys().for_each(|name| self.pin_subnet(&mut shown, name));
         Ok(shown)
+    }
+
+    fn trace(&mut self, params: TraceAsked) -> Result<TraceAnswer, RpcError> {
+        self.trace_frame(&params)
     }
 
     fn mirror_add(&mut self, params: MirrorAdd) -> Result<MirrorLine, RpcError> {

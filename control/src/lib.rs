@@ -41,6 +41,7 @@ mod server;
 pub mod services;
 pub mod state_dir;
 pub mod switch;
+pub mod trace;
 pub mod values;
 pub mod vlans;
 mod ways_in;

@@ -192,6 +192,11 @@ impl Fabric {
         }
     }
 
+    /// What the workers see.
+    pub(crate) fn snapshot_now(&self) -> Snapshot {
+        self.snapshot(|_| true)
+    }
+
     /// What the workers are to see; of the rings from guests, those that are chosen.
     fn snapshot(&self, chosen: impl Fn(u64) -> bool) -> Snapshot {
         let home = |ring: u64| self.homes.get(&ring).filter(|_| chosen(ring)).map(|home| home.worker);
