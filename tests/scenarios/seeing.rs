@@ -2,15 +2,18 @@
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use common::{
-    BROADCAST, Port, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered, settles,
+    BROADCAST, Numbers, Port, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered,
+    settles,
 };
 use weft_dataplane::{Capture, CaptureCounters, MirrorSettings, PortSettings, WatchSettings};
 use weft_guest::Guest;
+use weft_switch::guard::{Isolation, Protections};
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
-use weft_switch::{DropReason, PortId};
+use weft_switch::{DropReason, MacAddr, PortId};
 
 /// More than any frame has.
 const WHOLE: usize = 1 << 20;
@@ -264,4 +267,78 @@ fn the_end_of_a_mirror_that_is_removed_is_a_port_like_others_afterwards() {
     exchange(&mut a, mac(1), &mut guest, mac(4));
     let is_monitor = switch.with(move |dataplane| dataplane.is_monitor(again.id));
     assert!(!is_monitor && again.id != PortId::GATEWAY);
+}
+
+/// Where frames were dropped so far, and why.
+fn all_drops(switch: &TestSwitch, ports: &[Port]) -> BTreeMap<(PortId, DropReason), u64> {
+    ports.iter().flat_map(|port| switch.all_drops(port).into_iter().map(|(reason, count)| ((port.id, reason), count))).collect()
+}
+
+#[test]
+fn a_trace_says_what_then_happens() {
+    let switch = TestSwitch::start();
+    let trunk = PortRole::Trunk(Trunk { allowed: [vlan(10), vlan(20)].into_iter().collect(), native: Some(vlan(20)) });
+    let locked = Protections { macs: Some(vec![MacAddr(mac(4))]), ..Protections::NONE };
+    let isolated = || Protections { isolation: Isolation::Isolated, ..Protections::NONE };
+    let settings = [
+        (PortRole::Access(vlan(10)), isolated()),
+        (PortRole::Access(vlan(10)), isolated()),
+        (PortRole::Access(vlan(20)), Protections::NONE),
+        (PortRole::Access(vlan(10)), locked),
+        (trunk, Protections::NONE),
+        (PortRole::Qinq(vlan(30)), Protections::NONE),
+    ];
+    let (mut ports, mut guests) = (Vec::new(), Vec::new());
+    for (role, protections) in settings {
+        let port = switch.add(PortSettings { vlan: Some(role), protections, ..switch.settings() });
+        guests.push(switch.connect(&port, |builder| builder));
+        ports.push(port);
+    }
+    // One that has no guest.
+    ports.push(switch.add(PortSettings { vlan: Some(PortRole::Access(vlan(10))), ..switch.settings() }));
+    let mut numbers = Numbers::from(9);
+    let (mut delivered, mut dropped) = (0, BTreeSet::new());
+    for number in 0..400_u32 {
+        let from = numbers.below(guests.len());
+        let (nth, other) = (numbers.below(7) as u16 + 1, numbers.below(8) as u16 + 1);
+        let source = match numbers.below(12) {
+            0 => mac(nth),
+            1 => BROADCAST,
+            _ => mac(from as u16 + 1),
+        };
+        let destination =
+            [mac(other), mac(nth), BROADCAST, [0x33, 0x33, 0, 0, 0, 1], [1, 0x80, 0xc2, 0, 0, 0], mac(other)][numbers.below(6)];
+        let mut sent = numbered(destination, source, number);
+        for _ in 0..[0, 0, 0, 1, 1, 2][numbers.below(6)] {
+            sent = tagged(sent, [0, 10, 20, 40, 4095][numbers.below(5)]);
+        }
+        let mark = sent[sent.len() - 8..].to_vec();
+        sent.extend(number.to_be_bytes());
+        let (id, frame_copy, before) = (ports[from].id, sent.clone(), all_drops(&switch, &ports));
+        let trace = switch.with(move |dataplane| dataplane.trace(id, &frame_copy, &|id| format!("{id:?}"))).unwrap();
+        assert_eq!(all_drops(&switch, &ports), before, "a trace counts nothing");
+        guests[from].send(&sent).unwrap();
+        for receiver in &trace.receivers {
+            let place = ports.iter().position(|port| port.id == receiver.port).unwrap();
+            let got = guests[place].receive(SOON).unwrap().unwrap_or_else(|| panic!("{number}: nothing came; {trace:?}"));
+            assert_eq!((&got[got.len() - 4..], &got[..12]), (&number.to_be_bytes()[..], &sent[..12]), "{trace:?}");
+            if let Some(tag) = receiver.tag {
+                assert_eq!(&got[12..16], &tag.bytes(), "{trace:?}");
+            }
+            assert!(got.windows(mark.len()).any(|bytes| bytes == mark));
+            delivered += 1;
+        }
+        let mut expected = before;
+        for (port, reason) in &trace.drops {
+            *expected.entry((*port, *reason)).or_default() += 1;
+            dropped.insert(*reason);
+        }
+        settles(&format!("{number}: what is dropped, {trace:?}"), expected, || all_drops(&switch, &ports));
+    }
+    // Nobody got more than was said.
+    switch.wait_asleep();
+    for guest in &mut guests {
+        assert_eq!(guest.receive(Duration::ZERO).unwrap(), None);
+    }
+    assert!(delivered > 100 && dropped.len() >= 8, "{delivered} were delivered, and dropped by {dropped:?}");
 }
