@@ -290,6 +290,8 @@ enum CliError {
     CaptureToTerminal,
     #[error("cannot write to {file:?}: {source}")]
     CaptureFile { file: PathBuf, source: io::Error },
+    #[error("nothing is to be changed of port {name:?}: say what, as in --limit-in 1G; weft port set --help has the rest")]
+    NothingToChange { name: Name },
     #[error("cannot print: {0}")]
     Output(#[from] io::Error),
 }
@@ -314,7 +316,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Value(_) | Self::CaptureToTerminal => 2,
+            Self::Log(_) | Self::Value(_) | Self::CaptureToTerminal | Self::NothingToChange { .. } => 2,
             _ => 1,
         }
     }
@@ -431,7 +433,11 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }
         PortCommand::Set { name, protections } => {
-            let info = client.call::<api::SetPort>(&PortSet { name, settings: protections.changes() })?;
+            let settings = protections.changes();
+            if settings.is_empty() {
+                return Err(CliError::NothingToChange { name });
+            }
+            let info = client.call::<api::SetPort>(&PortSet { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is changed.\n", info.name))
         }
         PortCommand::List => {

@@ -19,6 +19,7 @@ use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::guard::PortGuard;
 use crate::lane::Fault;
+use crate::loops::LoopSign;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::tap::PortTaps;
@@ -60,6 +61,9 @@ struct Wiring {
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
     taps: Option<Arc<PortTaps>>,
+    /// Its guest connects it with another one.
+    paused: bool,
+    loop_sign: Arc<LoopSign>,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -67,10 +71,11 @@ struct Wiring {
 impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
-        let (role, guard, counters) = (self.role.clone(), self.guard.clone(), Arc::clone(&self.counters));
-        let taps = self.taps.clone();
+        let (role, counters, loop_sign) = (self.role.clone(), Arc::clone(&self.counters), Arc::clone(&self.loop_sign));
+        let guard = if self.paused { Some(Arc::new(PortGuard::barrier())) } else { self.guard.clone() };
         let Self { port: id, network, isolation, .. } = *self;
-        Arc::new(PortLink { id, network, role, guard, isolation, taps, counters, rings })
+        let taps = self.taps.clone();
+        Arc::new(PortLink { id, network, role, guard, isolation, taps, loop_sign, counters, rings })
     }
 }
 
@@ -149,7 +154,7 @@ impl Host for PortHost<'_> {
     }
 
     fn announce(&mut self, station: MacAddr) {
-        self.fabric.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
+        self.fabric.inject(Injection::From { port: self.wiring.port, frame: rarp_request(station) });
     }
 
     fn dispose(&mut self, memory: impl Send + 'static) {
@@ -164,7 +169,18 @@ impl Port {
         let role = settings.vlan.clone().map(Arc::new);
         let guard = PortGuard::new(&settings.protections).map(Arc::new);
         let (network, isolation) = (settings.network, settings.protections.isolation);
-        let wiring = Wiring { port: id, network, role, guard, isolation, taps: None, counters: Arc::default(), disposal };
+        let wiring = Wiring {
+            port: id,
+            network,
+            role,
+            guard,
+            isolation,
+            taps: None,
+            paused: false,
+            loop_sign: Arc::default(),
+            counters: Arc::default(),
+            disposal,
+        };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
@@ -177,6 +193,16 @@ impl Port {
         self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
         self.wiring.isolation = protections.isolation;
         self.settings.protections = protections;
+        self.relink(fabric);
+    }
+
+    /// Lets nothing in or out, or ends that; the caller publishes.
+    pub(crate) fn set_paused(&mut self, paused: bool, fabric: &mut Fabric) {
+        self.wiring.paused = paused;
+        self.relink(fabric);
+    }
+
+    fn relink(&self, fabric: &mut Fabric) {
         if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
             *link = self.wiring.link(link.rings.clone());
         }
@@ -327,6 +353,7 @@ impl Port {
             guest_mtu: session.and_then(Session::guest_mtu),
             rings: session.map(ring_statuses).unwrap_or_default(),
             counters: self.counters_view(),
+            loop_with: None,
         }
     }
 

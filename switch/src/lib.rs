@@ -20,6 +20,7 @@ pub mod guard;
 mod host_name;
 mod id;
 mod log_limit;
+pub mod loops;
 mod mac;
 pub mod nat;
 mod offload;
