@@ -5,6 +5,7 @@
 //! whether a receiver has a buffer free is found out when there is a frame for it.
 
 use weft_switch::gateway::{Interest, SCREENED_LEN};
+use weft_switch::loops::is_probe;
 use weft_switch::vlan::{OuterTag, Release, TAGGED_HEADER_LEN, Tag, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, Fdb, Learned, MAX_FRAME_LEN, MacAddr, PortId, TAG_LEN, Verdict, foresee};
 
@@ -95,6 +96,10 @@ impl Tracer<'_> {
             return Err(DropReason::TooLong);
         }
         let bytes: &[u8; EthernetHeader::LEN] = frame.first_chunk().ok_or(DropReason::TooShort)?;
+        if ingress.guard.as_ref().is_some_and(|guard| guard.bars) {
+            self.say("port", "it is paused: its guest connects it with another one");
+            return Err(DropReason::LoopPaused);
+        }
         if let Some(guard) = &ingress.guard {
             let mut said = Vec::new();
             let passes = guard.foresee(frame, now, |what, found| {
@@ -186,6 +191,10 @@ impl Tracer<'_> {
                     return Err(DropReason::ReceiverDown);
                 }
                 vec![port]
+            }
+            Verdict::Flood if is_probe(bytes) => {
+                self.say("decide", "it is a probe for loops, which goes nowhere");
+                return Err(DropReason::LoopProbe);
             }
             Verdict::Flood => {
                 if !destination.is_multicast() {
