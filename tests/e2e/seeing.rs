@@ -161,8 +161,6 @@ fn filters_pick_what_those_of_tcpdump_do() {
         "src port 50000",
         "dst port 50000",
         "portrange 5002-5003",
-        "ip port 5002",
-        "ip6 port 5002",
         "tcp and dst port 5002 or arp",
         "arp or tcp and port 5003",
         "arp or (tcp and port 5003)",
