@@ -194,7 +194,7 @@ impl Dataplane {
             let network = self.fabric.network(port.settings.network);
             let default = network.filter(|network| network.vlans.is_some()).map(|network| network.default_vlan);
             let untagged = match (&port.settings.vlan, default) {
-                (Some(role), _) => role.untagged().map(|vlan| vlan.id()),
+                (Some(role), _) => role.untagged().map(weft_switch::vlan::Vlan::id),
                 (None, default) => default,
             };
             let pick = |vlan: VlanId| VlanPick { number: vlan.number(), untagged: untagged == Some(vlan) };
