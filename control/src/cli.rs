@@ -338,7 +338,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),
         Command::Mirror(command) => mirror(command, &mut connect()?, output),
-        Command::Trace(args) => trace(args, &mut connect()?, output),
+        Command::Trace(args) => trace(&args, &mut connect()?, output),
         Command::Capture(args) => capture(args, connect()?),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {

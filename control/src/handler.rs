@@ -218,7 +218,7 @@ impl Handler for Switch {
     }
 
     fn capture_start(&mut self, params: CaptureAsked) -> Result<CaptureStarted, RpcError> {
-        self.start_capture(params)
+        self.start_capture(&params)
     }
 
     fn take_streaming(&mut self) -> Option<Streaming> {

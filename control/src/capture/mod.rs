@@ -169,8 +169,8 @@ impl Drop for Running {
 }
 
 impl Switch {
-    pub(crate) fn start_capture(&mut self, asked: CaptureAsked) -> Result<CaptureStarted, RpcError> {
-        let ports = self.ports_asked(&asked)?;
+    pub(crate) fn start_capture(&mut self, asked: &CaptureAsked) -> Result<CaptureStarted, RpcError> {
+        let ports = self.ports_asked(asked)?;
         let vlan = asked.vlan.as_ref().map(|vlan| self.vlan_of_ports(&ports, vlan)).transpose()?;
         let watch = self.watch_settings(&ports, asked.direction, vlan, asked.filter.filter());
         let snap_len = asked.snap_len.filter(|len| *len > 0);

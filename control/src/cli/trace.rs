@@ -49,7 +49,7 @@ pub(super) struct TraceArgs {
     udp: Option<u16>,
 }
 
-pub(super) fn trace(args: TraceArgs, client: &mut Client, output: &Output) -> Result<(), CliError> {
+pub(super) fn trace(args: &TraceArgs, client: &mut Client, output: &Output) -> Result<(), CliError> {
     let port = args.port.clone();
     let frame = match &args.frame {
         Some(frame) => frame.clone(),
