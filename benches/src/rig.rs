@@ -11,7 +11,9 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use mio::{Events, Poll, Token, Waker};
 use tempfile::TempDir;
-use weft_dataplane::{Dataplane, DataplaneError, HandWorker, NatSettings, NetworkSettings, PortSettings, SocketRole};
+use weft_dataplane::{
+    Dataplane, DataplaneError, HandWorker, NatSettings, NetworkSettings, PortSettings, SocketRole, WatchSettings,
+};
 use weft_guest::{Guest, GuestError, Header, PreparedReceive, PreparedSend, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
 use weft_switch::guard::{IpLock, Limit, Protections, StormLimits, Volume};
@@ -28,6 +30,8 @@ pub const RING_SIZE: u16 = 1024;
 const BATCH: u16 = 32;
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0x77, 0, 0, 0, 1]);
+/// More than any frame has.
+const WHOLE: usize = 1 << 20;
 /// Bytes of the headers in front of what a datagram carries.
 const UDP_HEADERS_LEN: usize = 42;
 
@@ -54,6 +58,8 @@ pub struct Load {
     pub nat: bool,
     /// Their ports have every protection there is, with limits that are not reached.
     pub protected: bool,
+    /// The port of the first one is captured, with a filter that is about none of the frames.
+    pub watched: Option<&'static str>,
 }
 
 /// What the ports of all guests are to VLANs.
@@ -85,6 +91,7 @@ impl Load {
         vlans: Vlans::None,
         nat: false,
         protected: false,
+        watched: None,
     };
 
     /// What the port of a guest is to VLANs.
@@ -110,7 +117,7 @@ impl Load {
         let total_len = ((self.frame_len - 14) as u16).to_be_bytes();
         let ip =
             [&[8, 0, 0x45, 0][..], &total_len, &[0, 0, 0, 0, 64, 6, 0, 0], &address(guest).octets(), &[10, 77, 0, 99]].concat();
-        let rest = if self.protected { &ip[..] } else { &[0x88, 0xb5] };
+        let rest = if self.protected || self.watched.is_some() { &ip[..] } else { &[0x88, 0xb5] };
         let mut frame = [&destination, &source, tag, rest].concat();
         frame.resize(self.frame_len, 0);
         frame
@@ -255,15 +262,16 @@ impl Owner {
         let mut poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKE)?;
         let (mut dataplane, mut worker) = Dataplane::start_by_hand(poll.registry())?;
-        polled(&mut worker, || {
+        let capture = polled(&mut worker, || {
             let fdb = FdbSettings::new(16_384, Duration::from_secs(300));
             let network = dataplane.add_network(NetworkSettings {
                 gateway: (load.gateway || load.nat).then(|| gateway(load.nat)),
                 nat: load.nat.then(NatSettings::default),
                 ..NetworkSettings::from(fdb)
             })?;
+            let mut ports = Vec::new();
             for number in 0..load.guests {
-                dataplane.add_port(PortSettings {
+                ports.push(dataplane.add_port(PortSettings {
                     name: format!("guest{number}"),
                     network,
                     vlan: load.role(number),
@@ -273,14 +281,24 @@ impl Owner {
                     queue_pairs: 1,
                     mac: MacAddr(station(number, 0)),
                     mtu: 1500,
-                })?;
+                })?);
             }
-            Ok::<_, RigError>(())
+            let filter = load.watched.map(|filter| filter.parse().expect("the filter in the source is a good one"));
+            let watch = |filter| WatchSettings {
+                ports: ports[..1].to_vec(),
+                inward: true,
+                outward: true,
+                filter,
+                ..WatchSettings::default()
+            };
+            Ok::<_, RigError>(filter.map(|filter| dataplane.capture(watch(filter), WHOLE)).transpose()?)
         })?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut events = Events::with_capacity(16);
+            // It lasts as long as this does.
+            let _capture = capture;
             while !stopped.load(Ordering::Relaxed) {
                 let due = dataplane.tick();
                 if poll.poll(&mut events, Some(due)).is_ok() {

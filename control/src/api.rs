@@ -12,11 +12,14 @@ use serde_json::{Value, json};
 use weft_switch::MacAddr;
 
 use crate::addressing::StaticLease;
+use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::{Changes, Config, NetworkConfig, PortConfig};
 use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
+use crate::mirror_handler::{MirrorAdd, MirrorLine};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
+use crate::trace::{TraceAnswer, TraceAsked};
 use crate::values::{Name, NetworkMode, PollingMode, PortMac};
 use crate::vlans::VlanRef;
 use crate::wording::plain;
@@ -779,6 +782,11 @@ macro_rules! methods {
 
             /// Takes what there is to say about the request that was carried out last.
             fn take_warnings(&mut self) -> Vec<Warning>;
+
+            /// Takes what becomes of the connection after the answer, if it is not for requests any more.
+            fn take_streaming(&mut self) -> Option<Streaming> {
+                None
+            }
         }
 
         /// Every method, in the order of the documentation.
@@ -852,6 +860,16 @@ methods! {
     "nat.list" => ListMappings, nat_list(MappingsAsked) -> MappingPage;
     /// The way out of a network: what is in use, and its limits and times.
     "nat.show" => ShowNat, nat_show(Named) -> NatInfo;
+    /// What would become of a frame that a guest sent now, and why; nothing is sent or learned.
+    "trace" => TraceFrame, trace(TraceAsked) -> TraceAnswer;
+    /// Copies frames of ports to another port, or into a file.
+    "mirror.add" => AddMirror, mirror_add(MirrorAdd) -> MirrorLine;
+    /// The mirrors, and what they have done.
+    "mirror.list" => ListMirrors, mirror_list(Nothing) -> Vec<MirrorLine>;
+    /// Copies no longer.
+    "mirror.remove" => RemoveMirror, mirror_remove(Named) -> Named;
+    /// Captures frames; what comes on this connection after the answer is a pcapng file.
+    "capture.start" => StartCapture, capture_start(CaptureAsked) -> CaptureStarted;
     /// The counters of all ports and workers.
     "stats" => GetStats, stats(Nothing) -> Stats;
     /// The declared value that runs, with the subnets that weft has chosen; as TOML it is a configuration file.

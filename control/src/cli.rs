@@ -1,10 +1,13 @@
 //! The `weft` command: what can be typed, and what is printed. The work is done in `client` and `daemon`.
 
+mod capture;
 mod fdb;
 mod leases;
 mod man;
+mod mirror;
 mod networks;
 mod protections;
+mod trace;
 mod ways;
 
 use std::error::Error;
@@ -18,10 +21,13 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueHint};
 use serde::Serialize;
 
+use self::capture::{CaptureArgs, capture};
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
+use self::mirror::{MirrorCommand, mirror};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
+use self::trace::{TraceArgs, trace};
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
 use crate::api::{self, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
 use crate::client::{Client, ClientError};
@@ -85,6 +91,17 @@ enum Command {
     /// The way out: who is connected with what outside.
     #[command(subcommand)]
     Nat(NatCommand),
+    /// Mirrors: copies of frames for another port, or for a file.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// Say what the switch would do with a frame, and why, step by step. Nothing is sent or learned.
+    ///
+    /// weft trace vm1 --dst 02:00:00:00:00:02, or the whole frame with --frame
+    Trace(TraceArgs),
+    /// Write frames of ports to a pcapng file, or to standard output: weft capture vm1 -w - | wireshark -k -i -
+    ///
+    /// It ends with Ctrl-C, or with the first limit that is reached. How many frames were lost because they were written too slowly is in the file.
+    Capture(CaptureArgs),
     /// Show how the switch is.
     Status,
     /// Show what passed through the ports, and how busy the workers were.
@@ -269,6 +286,10 @@ enum CliError {
     Log(#[from] LogError),
     #[error("cannot write the manual pages to {dir:?}: {source}")]
     Man { dir: PathBuf, source: io::Error },
+    #[error("a capture is no text for a terminal: give -w a file, or pipe it to wireshark -k -i -")]
+    CaptureToTerminal,
+    #[error("cannot write to {file:?}: {source}")]
+    CaptureFile { file: PathBuf, source: io::Error },
     #[error("nothing is to be changed of port {name:?}: say what, as in --limit-in 1G; weft port set --help has the rest")]
     NothingToChange { name: Name },
     #[error("cannot print: {0}")]
@@ -295,7 +316,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Value(_) | Self::NothingToChange { .. } => 2,
+            Self::Log(_) | Self::Value(_) | Self::CaptureToTerminal | Self::NothingToChange { .. } => 2,
             _ => 1,
         }
     }
@@ -316,6 +337,9 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),
+        Command::Mirror(command) => mirror(command, &mut connect()?, output),
+        Command::Trace(args) => trace(&args, &mut connect()?, output),
+        Command::Capture(args) => capture(args, connect()?),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {
             output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))

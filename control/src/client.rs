@@ -114,6 +114,16 @@ impl Client {
         serde_json::from_value(response.result.unwrap_or_default()).map_err(|error| self.not_an_answer(&error))
     }
 
+    /// What comes after the answer to a request that makes the connection something else: bytes until it is closed, and as slowly as it pleases.
+    ///
+    /// # Errors
+    /// When the connection fails.
+    pub fn into_stream(self) -> Result<BufReader<UnixStream>, ClientError> {
+        let Self { path, stream, .. } = self;
+        stream.get_ref().set_read_timeout(None).map_err(|source| ClientError::Io { path, source })?;
+        Ok(stream)
+    }
+
     fn greet(path: PathBuf, stream: UnixStream) -> Result<Self, ClientError> {
         let timeouts = stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
         timeouts.map_err(|source| ClientError::Io { path: path.clone(), source })?;

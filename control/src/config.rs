@@ -18,6 +18,7 @@ use crate::fdb::{AtMaxMacs, FdbFull, MaxMacs, StaticEntry};
 use crate::forward::{ForwardRule, PORTS_MAX};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
+use crate::mirror::MirrorConfig;
 use crate::nat_config::NatConfig;
 use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
 use crate::render::counted;
@@ -38,6 +39,9 @@ pub struct Config {
     pub networks: BTreeMap<Name, NetworkConfig>,
     /// The ports, by name.
     pub ports: BTreeMap<Name, PortConfig>,
+    /// The mirrors, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub mirrors: BTreeMap<Name, MirrorConfig>,
 }
 
 /// What is declared about the workers, which move the frames.
@@ -246,6 +250,7 @@ impl Config {
         self.check_forwards()?;
         self.check_vlans()?;
         self.check_fdb(host)?;
+        self.check_mirrors()?;
         let mut has_dhcp = Vec::new();
         for (name, network) in &self.networks {
             let plan = GatewayPlan::new(name, self, host, network.subnet)?;
@@ -595,7 +600,13 @@ mod tests {
     #[test]
     fn every_key_is_documented() {
         let docs = include_str!("../../docs/configuration.md");
-        let schemas = [schema_for!(WorkersConfig), schema_for!(NetworkConfig), schema_for!(NatConfig), schema_for!(PortConfig)];
+        let schemas = [
+            schema_for!(WorkersConfig),
+            schema_for!(NetworkConfig),
+            schema_for!(NatConfig),
+            schema_for!(PortConfig),
+            schema_for!(MirrorConfig),
+        ];
         let keys: Vec<_> =
             schemas.iter().flat_map(|schema| schema.get("properties").unwrap().as_object().unwrap().keys()).collect();
         for key in &keys {

@@ -177,7 +177,7 @@ mod tests {
             ),
             (
                 "nonsense = 1\n",
-                "weft.toml:1:1: nonsense: there is no key \"nonsense\" here (those that there are: workers, networks, ports)",
+                "weft.toml:1:1: nonsense: there is no key \"nonsense\" here (those that there are: workers, networks, ports, mirrors)",
             ),
             (
                 "[ports.a]\n  queues = 17\n",

@@ -10,6 +10,7 @@ use weft_switch::{MacAddr, Subnet};
 
 use crate::fdb::StaticEntryError;
 use crate::forward::{ForwardFrom, ForwardHost, PORTS_MAX};
+use crate::mirror::MirrorError;
 use crate::refusal::list;
 use crate::values::{Name, ValueError};
 use crate::vlans::VlanName;
@@ -306,6 +307,14 @@ pub enum Conflict {
         /// Why.
         source: StaticEntryError,
     },
+    /// A mirror that can't be.
+    #[error("mirror {mirror:?} can't be: {source}")]
+    Mirror {
+        /// The mirror.
+        mirror: Name,
+        /// Why.
+        source: MirrorError,
+    },
     /// More static entries than there is room for.
     #[error("network {network:?} has {len} static entries, and at most {max} fit: half of its fdb_capacity, and 4096")]
     TooManyStaticEntries {
@@ -344,6 +353,7 @@ impl Conflict {
             Self::LockedOut { port, .. } => ["ports", port.as_str(), "allow_ip"],
             Self::IsolatedTwice { port } => ["ports", port.as_str(), "isolated"],
             Self::BurstWithoutLimit { port } | Self::BurstTooSmall { port, .. } => ["ports", port.as_str(), "burst_in"],
+            Self::Mirror { mirror, .. } => ["mirrors", mirror.as_str(), ""],
             Self::AtMaxWithoutMax { port } => ["ports", port.as_str(), "at_max_macs"],
             Self::StaticEntry { network, .. } | Self::TooManyStaticEntries { network, .. } => {
                 ["networks", network.as_str(), "fdb"]

@@ -12,11 +12,14 @@ use crate::api::{
     Nothing, PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole,
     Warning, WorkerInfo,
 };
+use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::Config;
+use crate::mirror_handler::{MirrorAdd, MirrorLine};
 use crate::refusal::Refusal;
 use crate::render::duration;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
+use crate::trace::{TraceAnswer, TraceAsked};
 use crate::values::{Name, PollingMode};
 
 impl Handler for Switch {
@@ -81,6 +84,7 @@ impl Handler for Switch {
         if wanted.ports.remove(&params.name).is_none() {
             return Err(self.no_port(&params.name).into());
         }
+        wanted.forget_mirrored(&params.name);
         wanted.networks.values_mut().for_each(|network| network.fdb.retain(|entry| entry.port != params.name));
         self.apply(&wanted)?;
         Ok(params)
@@ -195,6 +199,30 @@ impl Handler for Switch {
         let mut shown = self.config.clone();
         self.subnets.keys().for_each(|name| self.pin_subnet(&mut shown, name));
         Ok(shown)
+    }
+
+    fn trace(&mut self, params: TraceAsked) -> Result<TraceAnswer, RpcError> {
+        self.trace_frame(&params)
+    }
+
+    fn mirror_add(&mut self, params: MirrorAdd) -> Result<MirrorLine, RpcError> {
+        self.add_mirror(params)
+    }
+
+    fn mirror_list(&mut self, _: Nothing) -> Result<Vec<MirrorLine>, RpcError> {
+        Ok(self.list_mirrors())
+    }
+
+    fn mirror_remove(&mut self, params: Named) -> Result<Named, RpcError> {
+        self.remove_mirror(params)
+    }
+
+    fn capture_start(&mut self, params: CaptureAsked) -> Result<CaptureStarted, RpcError> {
+        self.start_capture(&params)
+    }
+
+    fn take_streaming(&mut self) -> Option<Streaming> {
+        self.streaming.take()
     }
 
     fn take_warnings(&mut self) -> Vec<Warning> {

@@ -10,6 +10,7 @@ use crate::forward::{ForwardFrom, ForwardTo};
 use crate::plan::Step;
 use crate::services::LeaseStoreError;
 use crate::values::{Name, NetworkMode};
+use crate::vlans::VlanName;
 
 /// A request that was not carried out; what runs is as it was before.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,26 @@ pub enum Refusal {
         /// Its ports.
         ports: Vec<Name>,
     },
+    /// There are no such ports.
+    #[error("there is no port to capture from: weft port list shows those that there are")]
+    NothingToCapture,
+    /// A mirror that does nothing.
+    #[error("mirror {name:?} can't be: {problem}")]
+    Mirror {
+        /// Its name.
+        name: Name,
+        /// Why.
+        problem: String,
+    },
+    /// Nobody has that VLAN.
+    #[error("VLAN {vlan} is not among the network's vlans")]
+    NoSuchVlan {
+        /// The VLAN.
+        vlan: VlanName,
+    },
+    /// It can't be captured.
+    #[error(transparent)]
+    Capture(#[from] DataplaneError),
     /// The declarations don't go together.
     #[error(transparent)]
     Conflict(#[from] Conflict),
@@ -185,6 +206,8 @@ impl Refusal {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::NotThere { .. }
+            | Self::NothingToCapture
+            | Self::NoSuchVlan { .. }
             | Self::NoStaticEntry { .. }
             | Self::NoLease { .. }
             | Self::NoForward { .. }
@@ -199,7 +222,7 @@ impl Refusal {
             | Self::NoNat { .. }
             | Self::HostAccessGiven { .. }
             | Self::PortLease { .. } => "conflict",
-            Self::Step(_) | Self::Leases(_) => "failed",
+            Self::Step(_) | Self::Leases(_) | Self::Capture(_) | Self::Mirror { .. } => "failed",
             Self::HalfUndone { .. } => "half_undone",
         }
     }

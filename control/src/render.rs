@@ -1,11 +1,13 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
+mod mirrors;
 mod ways;
 
 use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
+pub(crate) use self::mirrors::mirrors;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status, VlanLine,

@@ -212,7 +212,10 @@ impl From<Refusal> for RpcError {
 mod tests {
     use super::*;
     use crate::api::*;
+    use crate::capture::{CaptureAsked, CaptureStarted};
     use crate::config::Config;
+    use crate::mirror_handler::{MirrorAdd, MirrorLine};
+    use crate::trace::{TraceAnswer, TraceAsked};
 
     /// Knows nothing but its own version, and how to forget.
     struct Stub {
@@ -253,6 +256,11 @@ mod tests {
         fn forward_remove(&mut self, _: ForwardOf) -> Result<ForwardOf, RpcError> { unreachable!() }
         fn nat_list(&mut self, _: MappingsAsked) -> Result<MappingPage, RpcError> { unreachable!() }
         fn nat_show(&mut self, _: Named) -> Result<NatInfo, RpcError> { unreachable!() }
+        fn trace(&mut self, _: TraceAsked) -> Result<TraceAnswer, RpcError> { unreachable!() }
+        fn mirror_add(&mut self, _: MirrorAdd) -> Result<MirrorLine, RpcError> { unreachable!() }
+        fn mirror_list(&mut self, _: Nothing) -> Result<Vec<MirrorLine>, RpcError> { unreachable!() }
+        fn mirror_remove(&mut self, _: Named) -> Result<Named, RpcError> { unreachable!() }
+        fn capture_start(&mut self, _: CaptureAsked) -> Result<CaptureStarted, RpcError> { unreachable!() }
         fn stats(&mut self, _: Nothing) -> Result<Stats, RpcError> { unreachable!() }
         fn config_show(&mut self, _: Nothing) -> Result<Config, RpcError> { unreachable!() }
         fn take_warnings(&mut self) -> Vec<Warning> { Vec::new() }

@@ -5,7 +5,9 @@
 //! number of requests carried out before the next one's turn.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,7 @@ use serde_json::Value;
 use tracing::{debug, warn};
 
 use crate::api::Handler;
+use crate::capture::Streaming;
 use crate::rpc::{LINE_MAX, RpcError, Session, error_line};
 
 /// How many clients can be connected at once.
@@ -69,7 +72,6 @@ pub(crate) struct Server {
     accept_again: bool,
 }
 
-#[derive(Debug)]
 struct Client {
     stream: UnixStream,
     session: Session,
@@ -79,6 +81,14 @@ struct Client {
     ending: bool,
     /// There may be more to read or carry out than the last turn allowed.
     unfinished: bool,
+    /// What becomes of the connection, which is not for requests any more.
+    streaming: Option<Streaming>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Client").field("stream", &self.stream).field("ending", &self.ending).finish_non_exhaustive()
+    }
 }
 
 /// What becomes of a client after its turn.
@@ -110,7 +120,7 @@ impl Server {
     pub(crate) fn handle(&mut self, event: &Event, registry: &Registry, handler: &mut dyn Handler) {
         match event.token().0 - self.token.0 {
             0 => self.accept(registry),
-            number => self.serve(number - 1, handler),
+            number => self.serve(number - 1, registry, handler),
         }
     }
 
@@ -131,7 +141,7 @@ impl Server {
         }
         for index in 0..self.clients.len() {
             if self.clients[index].as_ref().is_some_and(|client| client.unfinished) {
-                self.serve(index, handler);
+                self.serve(index, registry, handler);
             }
         }
     }
@@ -169,11 +179,16 @@ impl Server {
         self.clients[index] = Some(Client::new(stream));
     }
 
-    fn serve(&mut self, index: usize, handler: &mut dyn Handler) {
-        if let Some(client) = &mut self.clients[index]
-            && client.serve(handler) == Fate::Goes
-        {
+    fn serve(&mut self, index: usize, registry: &Registry, handler: &mut dyn Handler) {
+        let Some(client) = &mut self.clients[index] else { return };
+        if client.serve(handler) == Fate::Goes {
             self.clients[index] = None;
+        } else if let Some(streaming) = client.streaming.take()
+            && let Some(Client { mut stream, to_client, .. }) = self.clients[index].take()
+        {
+            // Somebody else's from now on; fails only where watching failed.
+            let _ = registry.deregister(&mut stream);
+            streaming(OwnedFd::from(stream).into(), to_client.into());
         }
     }
 }
@@ -195,6 +210,7 @@ impl Client {
             to_client: VecDeque::new(),
             ending: false,
             unfinished: true,
+            streaming: None,
         }
     }
 
@@ -228,7 +244,8 @@ impl Client {
             if let Some(answer) = self.session.answer(&line, handler) {
                 self.queue(&answer);
             }
-            return Ok(true);
+            self.streaming = handler.take_streaming();
+            return Ok(self.streaming.is_none());
         }
         if self.ending {
             return Ok(false);

@@ -4,6 +4,7 @@
 //! wanted; when one of them fails, it takes the steps back to where it began, by the same function.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,12 @@ use weft_switch::{MacAddr, NetworkId, PortId, Subnet};
 use crate::addressing::DhcpChoice;
 use crate::api::Warning;
 use crate::audit::AuditTrail;
+use crate::capture::{Captures, Streaming};
 use crate::config::{Config, Conflict, NetworkConfig, PortConfig, WorkersConfig};
 use crate::fdb_handler::FlapReport;
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
+use crate::mirror_handler::FileMirrors;
 use crate::plan::{Step, steps};
 use crate::refusal::{FailedStep, Refusal, StepError};
 use crate::routes;
@@ -31,7 +34,6 @@ use crate::values::{Name, NetworkMode};
 use crate::ways_in::WaysIn;
 
 /// A running switch.
-#[derive(Debug)]
 pub struct Switch {
     pub(crate) dataplane: Dataplane,
     pub(crate) services: Services,
@@ -56,6 +58,17 @@ pub struct Switch {
     pub(crate) subnets: BTreeMap<Name, Subnet>,
     pub(crate) ports: BTreeMap<Name, Plugged>,
     pub(crate) flaps: FlapReport,
+    /// What becomes of the connection by which the request came that is being carried out.
+    pub(crate) streaming: Option<Streaming>,
+    /// Behind the dataplane, whose end is theirs.
+    pub(crate) captures: Captures,
+    pub(crate) file_mirrors: FileMirrors,
+}
+
+impl fmt::Debug for Switch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Switch").field("config", &self.config).finish_non_exhaustive()
+    }
 }
 
 /// How often weft tries to keep what it could not.
@@ -111,6 +124,9 @@ impl Switch {
             started: Instant::now(),
             networks: BTreeMap::new(),
             flaps: FlapReport::default(),
+            streaming: None,
+            captures: Captures::default(),
+            file_mirrors: FileMirrors::default(),
             subnets: BTreeMap::new(),
             ports: BTreeMap::new(),
         }
@@ -129,18 +145,21 @@ impl Switch {
         let old_subnets = self.subnets.clone();
         self.subnets = self.choose_subnets(wanted)?;
         let plan = steps(&before, wanted);
-        let count = plan.len();
+        let count = plan.len() + usize::from(before.mirrors != wanted.mirrors);
         for step in plan {
             if let Err(source) = self.take(step.clone()) {
                 self.subnets = old_subnets;
                 let refusal = self.take_back(&before, step, source);
                 self.sync_services();
                 self.sync_fdb();
+                self.sync_mirrors();
                 return Err(refusal);
             }
         }
+        self.config.mirrors.clone_from(&wanted.mirrors);
         self.sync_services();
         self.sync_fdb();
+        self.sync_mirrors();
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));

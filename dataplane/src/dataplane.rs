@@ -27,6 +27,7 @@ use crate::gateway::Mail;
 use crate::lane::{Fault, FaultReports};
 use crate::loops::Loops;
 use crate::port::{Port, Turn};
+use crate::tap::Watches;
 use crate::worker::{Clock, Worker, WorkerHandle};
 use crate::workers::{WorkerSettings, WorkerStuck, Workers};
 
@@ -253,10 +254,11 @@ pub struct Dataplane {
     pub(crate) ports: Vec<Option<Port>>,
     registry: Registry,
     pub(crate) clock: Clock,
+    pub(crate) watches: Watches,
     pub(crate) mail: Arc<Mail>,
     faults: Receiver<Fault>,
     /// Raised by whoever has news.
-    event: Arc<EventFd>,
+    pub(crate) event: Arc<EventFd>,
     /// Ports that had more to do than their turn allowed.
     unfinished: VecDeque<Task>,
     /// Ports that wait for something; they get their turn with the next news or watch.
@@ -358,6 +360,7 @@ impl Dataplane {
             ports: Vec::new(),
             registry,
             clock,
+            watches: Watches::default(),
             mail: Arc::new(Mail::new(Arc::clone(&event))),
             faults,
             event,
@@ -414,6 +417,7 @@ impl Dataplane {
         let Some(port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
             return Ok(());
         };
+        self.forget_watched(id);
         let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
         self.fabric.links[id.index()] = None;
@@ -552,6 +556,7 @@ impl Dataplane {
         let _ = self.event.read();
         self.ports.iter_mut().flatten().for_each(Port::sweep);
         self.resume();
+        self.sweep_captures();
         let now = self.clock.now();
         while let Ok(fault) = self.faults.try_recv() {
             if let Some(port) = self.ports.get_mut(fault.port.index()).and_then(Option::as_mut) {

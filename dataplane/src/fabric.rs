@@ -192,6 +192,11 @@ impl Fabric {
         }
     }
 
+    /// What the workers see.
+    pub(crate) fn snapshot_now(&self) -> Snapshot {
+        self.snapshot(|_| true)
+    }
+
     /// What the workers are to see; of the rings from guests, those that are chosen.
     fn snapshot(&self, chosen: impl Fn(u64) -> bool) -> Snapshot {
         let home = |ring: u64| self.homes.get(&ring).filter(|_| chosen(ring)).map(|home| home.worker);
@@ -258,7 +263,7 @@ mod tests {
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
         let isolation = weft_switch::guard::Isolation::None;
         let loop_sign = Arc::default();
-        let link = PortLink { id, network, role: None, guard: None, isolation, loop_sign, counters, rings: running };
+        let link = PortLink { id, network, role: None, guard: None, isolation, taps: None, loop_sign, counters, rings: running };
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

@@ -498,6 +498,12 @@ impl Batch {
         }
     }
 
+    /// The eight bytes from a place behind the Ethernet header of a frame on, if they can be had at once.
+    #[inline(always)]
+    pub(crate) fn word(&self, frame: &Frame, at: usize) -> Option<[u8; 8]> {
+        frame.chain.single()?.read_at(self.header_len + usize::from(frame.skipped) + at)
+    }
+
     /// What follows the Ethernet header of a frame.
     pub(crate) fn payload(&self, frame: &Frame) -> Cursor<'_> {
         let cursor = match frame.chain.single() {

@@ -9,8 +9,8 @@
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use weft_switch::guard::{Allowance, Meters, Protections, Sources};
-use weft_switch::{NetworkId, PortId, Station, Timestamp};
+use weft_switch::guard::{Allowance, Finding, INSPECTED_LEN, Meters, Protections, Sources};
+use weft_switch::{DropReason, EthernetHeader, NetworkId, PortId, Station, Timestamp};
 
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::from_guest::Batch;
@@ -61,6 +61,40 @@ impl PortGuard {
         }
         let bytes = || batch.frames().iter().map(|frame| frame.len).sum();
         if meters.limits_unknown() { meters.draw_unknown(now, batch.frames().len(), bytes()) } else { None }
+    }
+
+    /// What [`Self::screen`] would say about a frame now, step by step; nothing is used up.
+    pub(crate) fn foresee(
+        &self,
+        frame: &[u8],
+        now: Timestamp,
+        mut step: impl FnMut(&str, Result<(), DropReason>),
+    ) -> Result<(), DropReason> {
+        let state = self.lock();
+        let Some(bytes) = frame.first_chunk() else { return Err(DropReason::TooShort) };
+        let header = EthernetHeader::parse(bytes);
+        let mac = self.sources.check_mac(&header);
+        step("the source MAC address", mac);
+        mac?;
+        if self.sources.wants(bytes) {
+            let seen = &frame[..frame.len().min(INSPECTED_LEN)];
+            let found = match self.sources.inspect(seen, frame.len(), &state.leases) {
+                Finding::Pass => Ok(()),
+                Finding::Drop(reason) => Err(reason),
+                Finding::NeedsMore => Err(DropReason::Unverifiable),
+            };
+            step("what is inside", found);
+            found?;
+        }
+        let metered = state.meters.clone().admit(now, &header, frame.len());
+        step("the limits", metered);
+        metered
+    }
+
+    /// Whether one more frame to nobody in particular would pass now.
+    pub(crate) fn foresee_unknown(&self, len: usize, now: Timestamp) -> Result<(), DropReason> {
+        let mut meters = self.lock().meters.clone();
+        meters.draw_unknown(now, 1, len).map_or(Ok(()), |mut allowance| allowance.take(len))
     }
 
     pub(crate) fn give_back(&self, allowance: Allowance) {

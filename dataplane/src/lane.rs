@@ -20,6 +20,7 @@ use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
 use crate::guard::PortGuard;
 use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
+use crate::tap::Copies;
 use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
 use crate::vlan::{Stamp, VlanLink};
@@ -61,7 +62,9 @@ pub(crate) struct Lane {
     /// Frames in weft's own memory that are to be sent on a network. None between rounds.
     dispatches: Vec<Dispatch>,
     dispatched_on: NetworkId,
-    own_batch: Option<Box<Batch>>,
+    pub(crate) own_batch: Option<Box<Batch>>,
+    /// None between rounds.
+    pub(crate) copies: Copies,
     /// For each port the rings to its guest that hold frames which the guest was not shown. All zero between rounds.
     unshown: Vec<RingMask>,
     /// The ports whose rings these are.
@@ -88,6 +91,7 @@ impl Lane {
             dispatches: Vec::new(),
             dispatched_on: NetworkId(0),
             own_batch: None,
+            copies: Copies::default(),
             unshown: Vec::new(),
             waiting: Vec::new(),
             moved: 0,
@@ -105,7 +109,10 @@ impl Lane {
         let received = from_guest.receive(batch);
         if !batch.frames().is_empty() {
             count_received(port, batch);
-            if ring.is_enabled() {
+            let goes_on = port.taps.as_ref().is_none_or(|taps| self.watch_inward(snapshot, port, taps, batch));
+            if !goes_on {
+                // It was counted.
+            } else if ring.is_enabled() {
                 match &port.guard {
                     None => self.forward_batch(snapshot, port, batch, now),
                     Some(guard) => self.forward_guarded(snapshot, (port, guard), batch, now),
@@ -205,7 +212,8 @@ impl Lane {
     }
 
     /// Makes room for what is kept for each port.
-    fn fit(&mut self, snapshot: &Snapshot) {
+    #[inline]
+    pub(crate) fn fit(&mut self, snapshot: &Snapshot) {
         if self.masks.len() < snapshot.port_places() {
             self.masks.resize(snapshot.port_places(), 0);
             self.unshown.resize(snapshot.port_places(), 0);
@@ -220,7 +228,7 @@ impl Lane {
         for &receiver in &receivers {
             let frames = std::mem::take(&mut self.masks[receiver.index()]);
             match snapshot.port(receiver).filter(|port| port.network == network) {
-                Some(port) => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
+                Some(port) => self.transmit::<{ tags::NONE }>(snapshot, port, batch, frames, 0),
                 None => down += u64::from(frames.count_ones()),
             }
         }
@@ -243,9 +251,9 @@ impl Lane {
             match vlans.release(port, batch, frames) {
                 (0, _) => {}
                 // As they came, so there is nothing to look at.
-                (frames, 0) if !batch.lost_tags() => self.transmit::<{ tags::NONE }>(port, batch, frames, 0),
-                (frames, tagged) if frames == tagged => self.transmit::<{ tags::ALL }>(port, batch, frames, tagged),
-                (frames, tagged) => self.transmit::<{ tags::SOME }>(port, batch, frames, tagged),
+                (frames, 0) if !batch.lost_tags() => self.transmit::<{ tags::NONE }>(snapshot, port, batch, frames, 0),
+                (frames, tagged) if frames == tagged => self.transmit::<{ tags::ALL }>(snapshot, port, batch, frames, tagged),
+                (frames, tagged) => self.transmit::<{ tags::SOME }>(snapshot, port, batch, frames, tagged),
             }
         }
         receivers.clear();
@@ -489,6 +497,7 @@ impl Lane {
             };
             self.own_batch = Some(batch);
         }
+        self.send_copies(snapshot);
     }
 
     /// The frame is for every port of the network but one. True if there is any.
@@ -518,7 +527,23 @@ impl Lane {
 
     /// Hands the frames of a mask to one receiver. `TAGS` says which of them leave with a tag: one of [`tags`].
     #[inline(always)]
-    fn transmit<const TAGS: u8>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
+    fn transmit<const TAGS: u8>(
+        &mut self,
+        snapshot: &Snapshot,
+        port: &PortLink,
+        batch: &Batch,
+        frames: FrameMask,
+        tagged: FrameMask,
+    ) {
+        if let Some(taps) = &port.taps {
+            self.watch_outward::<TAGS>(snapshot, taps, batch, frames, tagged);
+        }
+        self.deliver::<TAGS>(port, batch, frames, tagged);
+    }
+
+    /// The same without anybody who watches.
+    #[inline(always)]
+    pub(crate) fn deliver<const TAGS: u8>(&mut self, port: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         match RingChoice::new(port.rings.to_guest.len(), self.worker, self.workers) {
             RingChoice::None => port.counters.drop_frames(DropReason::ReceiverDown, frames.count_ones().into()),
             RingChoice::One(at) => self.transmit_to::<TAGS>(port, at, batch, frames, tagged),
@@ -648,7 +673,7 @@ fn note_probe(ingress: &PortLink, batch: &Batch, frame: &Frame) {
 }
 
 /// The places of the frames in a mask.
-fn bits(mut mask: FrameMask) -> impl Iterator<Item = usize> {
+pub(crate) fn bits(mut mask: FrameMask) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let bit = (mask != 0).then_some(mask.trailing_zeros() as usize)?;
         mask &= mask - 1;

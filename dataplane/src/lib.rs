@@ -36,7 +36,9 @@ mod stations;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
+mod tap;
 mod to_guest;
+mod trace;
 mod vhost_port;
 mod vhost_user;
 mod vlan;
@@ -50,4 +52,6 @@ pub use dataplane::{
 pub use gateway::ServiceMessage;
 pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
+pub use tap::{Capture, CaptureCounters, CaptureStopper, CapturedFrame, MirrorSettings, MirrorStatus, WatchSettings};
+pub use trace::{Trace, TraceReceiver, TraceStep};
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

@@ -22,6 +22,7 @@ use crate::lane::Fault;
 use crate::loops::LoopSign;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
+use crate::tap::PortTaps;
 use crate::vhost_user::connection::{Connection, ConnectionError};
 use crate::vhost_user::session::{Host, Identity, Session, SessionError};
 use crate::workers::{Injection, WorkerStuck};
@@ -59,6 +60,7 @@ struct Wiring {
     role: Option<Arc<PortRole>>,
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
+    taps: Option<Arc<PortTaps>>,
     /// Its guest connects it with another one.
     paused: bool,
     loop_sign: Arc<LoopSign>,
@@ -72,7 +74,8 @@ impl Wiring {
         let (role, counters, loop_sign) = (self.role.clone(), Arc::clone(&self.counters), Arc::clone(&self.loop_sign));
         let guard = if self.paused { Some(Arc::new(PortGuard::barrier())) } else { self.guard.clone() };
         let Self { port: id, network, isolation, .. } = *self;
-        Arc::new(PortLink { id, network, role, guard, isolation, loop_sign, counters, rings })
+        let taps = self.taps.clone();
+        Arc::new(PortLink { id, network, role, guard, isolation, taps, loop_sign, counters, rings })
     }
 }
 
@@ -172,6 +175,7 @@ impl Port {
             role,
             guard,
             isolation,
+            taps: None,
             paused: false,
             loop_sign: Arc::default(),
             counters: Arc::default(),
@@ -199,6 +203,17 @@ impl Port {
     }
 
     fn relink(&self, fabric: &mut Fabric) {
+        if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
+            *link = self.wiring.link(link.rings.clone());
+        }
+    }
+
+    /// Changes who watches it; the caller publishes.
+    pub(crate) fn watch(&mut self, taps: Option<Arc<PortTaps>>, fabric: &mut Fabric) {
+        if taps.is_none() && self.wiring.taps.is_none() {
+            return;
+        }
+        self.wiring.taps = taps;
         if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
             *link = self.wiring.link(link.rings.clone());
         }

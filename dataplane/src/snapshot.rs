@@ -28,6 +28,7 @@ use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
 use crate::guard::PortGuard;
 use crate::loops::LoopSign;
+use crate::tap::PortTaps;
 use crate::to_guest::ToGuest;
 use crate::vlan::VlanLink;
 
@@ -70,6 +71,8 @@ pub(crate) struct PortLink {
     pub(crate) guard: Option<Arc<PortGuard>>,
     /// Which ports it hears, and which hear from it.
     pub(crate) isolation: Isolation,
+    /// Who watches it, if anybody does.
+    pub(crate) taps: Option<Arc<PortTaps>>,
     pub(crate) loop_sign: Arc<LoopSign>,
     pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
@@ -179,7 +182,9 @@ impl Snapshot {
         let mut networks: Vec<_> = networks.collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
-            let receives = !port.rings.to_guest.is_empty() && !port.guard.as_ref().is_some_and(|guard| guard.bars);
+            let is_monitor = port.taps.as_ref().is_some_and(|taps| taps.is_monitor);
+            let is_paused = port.guard.as_ref().is_some_and(|guard| guard.bars);
+            let receives = !port.rings.to_guest.is_empty() && !is_monitor && !is_paused;
             if let Some(Some(network)) = networks.get_mut(port.network.index()) {
                 network.isolates |= port.isolation != Isolation::None;
                 if receives {

@@ -576,7 +576,12 @@ impl Writer {
 /// The tag with which the frame of the lowest bit leaves. Where none do, or all, nobody looks which.
 #[inline(always)]
 fn tag_of_next<const TAGS: u8>(batch: &Batch, frames: FrameMask, tagged: FrameMask) -> Option<VlanTag> {
-    let at = frames.trailing_zeros() as usize % BATCH;
+    tag_at::<TAGS>(batch, frames.trailing_zeros() as usize % BATCH, tagged)
+}
+
+/// The tag with which a frame leaves.
+#[inline(always)]
+pub(crate) fn tag_at<const TAGS: u8>(batch: &Batch, at: usize, tagged: FrameMask) -> Option<VlanTag> {
     let is_tagged = match TAGS {
         tags::NONE => false,
         tags::ALL => true,

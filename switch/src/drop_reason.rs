@@ -118,6 +118,8 @@ pub enum DropReason {
     MacLimit,
     /// The source is a station that the forwarding database has no room for.
     FdbFull,
+    /// The port is the end of a mirror, and what its guest sends goes nowhere.
+    MonitorPort,
 }
 
 impl DropReason {

@@ -1,5 +1,7 @@
 //! The decision about one frame.
 
+use std::cell::Cell;
+
 use crate::{DropReason, EthernetHeader, Fdb, Learned, PortId, Timestamp};
 
 /// What is to happen to a frame.
@@ -19,10 +21,37 @@ pub enum Verdict {
 /// sent back to where it came from.
 #[inline(always)]
 pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &Fdb) -> Verdict {
+    decide(ingress, header, || fdb.learn(now, header.source, ingress), || fdb.lookup(now, header.destination))
+}
+
+/// What [`forward`] would say now, and what would be learned; nothing is learned or counted.
+#[must_use]
+pub fn foresee(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &Fdb) -> (Verdict, Option<Learned>) {
+    let learned = Cell::new(None);
+    let learn = || {
+        let foreseen = fdb.foresee(now, header.source, ingress);
+        learned.set(Some(foreseen));
+        foreseen
+    };
+    let lookup = || {
+        // A station that would just have been learned would be found.
+        let is_itself = header.destination == header.source && matches!(learned.get(), Some(Learned::New | Learned::Moved(_)));
+        if is_itself { Some(ingress) } else { fdb.lookup(now, header.destination) }
+    };
+    (decide(ingress, header, learn, lookup), learned.get())
+}
+
+#[inline(always)]
+fn decide(
+    ingress: PortId,
+    header: &EthernetHeader,
+    learn: impl FnOnce() -> Learned,
+    lookup: impl FnOnce() -> Option<PortId>,
+) -> Verdict {
     if header.source.is_multicast() || header.source.is_zero() {
         return Verdict::Drop(DropReason::BadSource);
     }
-    let learned = fdb.learn(now, header.source, ingress);
+    let learned = learn();
     if learned != Learned::Known
         && let Some(reason) = learned.drop_reason()
     {
@@ -34,7 +63,7 @@ pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &F
         }
         return Verdict::Flood;
     }
-    match fdb.lookup(now, header.destination) {
+    match lookup() {
         Some(port) if port == ingress => Verdict::Drop(DropReason::SamePort),
         Some(port) => Verdict::To(port),
         None => Verdict::Flood,

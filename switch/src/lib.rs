@@ -12,6 +12,7 @@ pub mod dns;
 mod drop_reason;
 mod ethernet;
 mod fdb;
+pub mod filter;
 mod flow;
 mod forward;
 pub mod gateway;
@@ -36,7 +37,7 @@ pub use fdb::{
     AtLimit, Census, FLAP_HOLD, Fdb, FdbCounters, FdbEntry, FdbKind, FdbSettings, Flap, Learned, PortStations, StationLimit,
 };
 pub use flow::FlowHash;
-pub use forward::{Verdict, forward};
+pub use forward::{Verdict, foresee, forward};
 pub use host_name::{DomainName, HostName, NameError};
 pub use id::{NetworkId, PortId};
 pub use log_limit::LogLimit;

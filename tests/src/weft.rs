@@ -123,6 +123,11 @@ impl Weft {
         self.process.as_mut().expect("weft is running").assert_alive();
     }
 
+    /// The program that runs, which is the command, too.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     /// The run directory.
     pub fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")

@@ -11,6 +11,7 @@ use super::seam::{NoRoom, ToGuests};
 use crate::lane::Lane;
 use crate::memory::Segment;
 use crate::snapshot::{PortLink, RingLink, Snapshot};
+use crate::tap::Written;
 use crate::to_guest::{Tally, ToGuest, TransmitError, VlanTag};
 use crate::vhost_port::BATCH;
 
@@ -31,6 +32,8 @@ pub(crate) struct Reserved<'a> {
     ring: &'a RingLink<ToGuest>,
     at: usize,
     tag: Option<VlanTag>,
+    /// Where they are, if somebody watches the port.
+    pieces: Vec<Segment>,
     guard: MutexGuard<'a, ToGuest>,
 }
 
@@ -87,10 +90,12 @@ impl ToGuests for GuestRings<'_> {
     fn reserve(&mut self, port: PortId, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, NoRoom> {
         let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
         let mut guard = ring.lock();
+        let before = pieces.len();
         match guard.reserve(len, tag, pieces) {
             Ok(room) => {
                 guard.stop_waiting();
-                self.reserved = Some(Reserved { port, ring, at, tag, guard });
+                let pieces = if port.taps.is_some() { pieces[before..].to_vec() } else { Vec::new() };
+                self.reserved = Some(Reserved { port, ring, at, tag, pieces, guard });
                 Ok(room)
             }
             Err(error) => {
@@ -119,6 +124,10 @@ impl ToGuests for GuestRings<'_> {
         let Some(mut reserved) = self.reserved.take() else { return };
         let mut tally = Tally::default();
         reserved.guard.commit(headers, reserved.tag, len, offload, &mut tally);
+        if let Some(taps) = &reserved.port.taps {
+            let (pieces, tag) = (&reserved.pieces[..], reserved.tag);
+            self.lane.watch_written(taps, &Written { pieces, len, headers, tag, offload });
+        }
         self.done(reserved, tally);
     }
 
@@ -144,7 +153,11 @@ impl ToGuests for GuestRings<'_> {
         let mut tally = Tally::default();
         match guard.send(frame, tag, offload, &mut tally) {
             Ok(()) => {
-                self.done(Reserved { port, ring, at, tag, guard }, tally);
+                if let Some(taps) = &port.taps {
+                    let pieces = [Segment { ptr: frame.as_ptr().cast_mut(), len: frame.len() }];
+                    self.lane.watch_written(taps, &Written { pieces: &pieces, len: frame.len(), headers: frame, tag, offload });
+                }
+                self.done(Reserved { port, ring, at, tag, pieces: Vec::new(), guard }, tally);
                 Ok(())
             }
             Err(error) => {

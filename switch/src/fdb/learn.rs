@@ -7,7 +7,7 @@ use super::book::{Book, Link};
 use super::mobility::Motion;
 use super::slot::{Key, Slot, Station};
 use super::{AtLimit, Fdb, Flap, Found, Learned};
-use crate::{PortId, Timestamp};
+use crate::{MacKey, PortId, Timestamp};
 
 impl Fdb {
     #[cold]
@@ -28,6 +28,32 @@ impl Fdb {
         match self.find(key) {
             Some(found) => self.learn_known(now, &found, port).unwrap_or_else(|| self.move_station(&mut book, now, &found, port)),
             None => self.learn_new(&mut book, now, Station::new(key, port)),
+        }
+    }
+
+    /// What [`Self::learn`] would say now. Nothing is learned or counted.
+    #[must_use]
+    pub fn foresee(&self, now: Timestamp, mac: impl Into<MacKey>, port: PortId) -> Learned {
+        let key = Key::new(mac.into());
+        let book = self.lock();
+        let of_port = self.census.port(port);
+        let beyond = of_port.limit.filter(|limit| of_port.count >= limit.stations).map(|limit| limit.beyond);
+        let refused = beyond.map(Learned::PortFull);
+        match self.find(key) {
+            Some(found) if found.slot.is_reserved() => Learned::Reserved,
+            Some(found) if found.port == port => Learned::Known,
+            Some(found) if found.slot.is_fixed() => Learned::Static,
+            Some(found) => {
+                let mut mobility = book.links[found.index].mobility;
+                match mobility.note(now.as_secs()) {
+                    Motion::Moves => refused.unwrap_or(Learned::Moved(found.port)),
+                    Motion::Flaps | Motion::Held => Learned::Held,
+                }
+            }
+            None => {
+                let full = self.when_full().filter(|_| self.len() >= self.capacity());
+                full.map(Learned::TableFull).or(refused).unwrap_or(Learned::New)
+            }
         }
     }
 

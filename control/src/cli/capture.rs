@@ -1,0 +1,97 @@
+//! `weft capture`.
+
+use std::fs::File;
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::CliError;
+use crate::api;
+use crate::capture::{CaptureAsked, Direction, FilterText};
+use crate::client::Client;
+use crate::render::counted;
+use crate::values::Name;
+use crate::vlans::VlanRef;
+
+#[derive(Debug, Args)]
+pub(super) struct CaptureArgs {
+    /// The ports; without one, all of them.
+    ports: Vec<Name>,
+    /// All ports of this network.
+    #[arg(long)]
+    network: Option<Name>,
+    /// The file, or `-` for standard output.
+    #[arg(short, long, value_name = "FILE")]
+    write: PathBuf,
+    /// Which frames, as tcpdump takes it: 'tcp port 443 and host 10.77.0.5'.
+    #[arg(short, long, value_name = "EXPRESSION", default_value = "")]
+    filter: FilterText,
+    /// Which way they go: from the guest into the switch, out to the guest, or both.
+    #[arg(long, value_enum, default_value_t)]
+    direction: Direction,
+    /// Only those in this VLAN, with a tag or without.
+    #[arg(long)]
+    vlan: Option<VlanRef>,
+    /// At most so many bytes of each frame [default: all].
+    #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
+    snaplen: Option<u32>,
+    /// End after so many frames.
+    #[arg(short, long, value_name = "FRAMES", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    duration: Option<u64>,
+    /// End before the file has more mebibytes than that.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    max_size: Option<u64>,
+}
+
+pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliError> {
+    let CaptureArgs { ports, network, write, filter, direction, vlan, snaplen, count, duration, max_size } = args;
+    let is_stdout = write == Path::new("-");
+    if is_stdout && io::stdout().is_terminal() {
+        return Err(CliError::CaptureToTerminal);
+    }
+    let max_bytes = max_size.map(|mebibytes| mebibytes << 20);
+    let asked = CaptureAsked { ports, network, direction, vlan, filter, snap_len: snaplen, count, seconds: duration, max_bytes };
+    let mut to: Box<dyn Write> = if is_stdout {
+        Box::new(io::stdout().lock())
+    } else {
+        Box::new(File::create(&write).map_err(|source| CliError::CaptureFile { file: write, source })?)
+    };
+    let started = client.call::<api::StartCapture>(&asked)?;
+    let mut stream = client.into_stream()?;
+    end_with_signals(stream.get_ref())?;
+    let _ = writeln!(io::stderr(), "weft: capturing on {}; Ctrl-C ends it", counted(started.ports.len(), "port"));
+    loop {
+        let bytes = stream.fill_buf()?;
+        if bytes.is_empty() {
+            break;
+        }
+        let len = bytes.len();
+        to.write_all(bytes)?;
+        stream.consume(len);
+        // Whoever looks at it live does not wait for a buffer to be full.
+        to.flush()?;
+    }
+    Ok(())
+}
+
+/// Ctrl-C ends the capture, whose last bytes are still to come.
+fn end_with_signals(stream: &UnixStream) -> io::Result<()> {
+    let (mut told, tells) = UnixStream::pair()?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::low_level::pipe::register(signal, tells.try_clone()?)?;
+    }
+    let stream = stream.try_clone()?;
+    std::thread::spawn(move || {
+        // An error ends it as well.
+        let _ = told.read(&mut [0]);
+        let _ = stream.shutdown(Shutdown::Write);
+    });
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! `trace`: what would become of a frame, as the control socket has it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use weft_switch::MAX_FRAME_LEN;
+
+use crate::rpc::RpcError;
+use crate::switch::Switch;
+use crate::values::Name;
+
+/// A frame that nobody sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TraceAsked {
+    /// The port whose guest would send it.
+    pub port: Name,
+    /// The frame without FCS, in hexadecimal; colons and blanks do not matter.
+    pub frame: String,
+}
+
+/// What would become of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceAnswer {
+    /// Why, in the order in which it was found out.
+    pub steps: Vec<TraceLine>,
+    /// Who would get it.
+    pub receivers: Vec<TraceReceiver>,
+    /// The gateway would see it, before anybody else does.
+    pub gateway: bool,
+    /// Where it would be counted as dropped.
+    pub drops: Vec<TraceDrop>,
+}
+
+/// One thing that was found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceLine {
+    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `isolate`, `release` or `drop`.
+    pub stage: String,
+    /// A sentence.
+    pub says: String,
+}
+
+/// Somebody who would get the frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceReceiver {
+    /// The port.
+    pub port: Name,
+    /// The VLAN that a tag in front names, if there is one.
+    pub tag: Option<String>,
+}
+
+/// A place where the frame would be dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceDrop {
+    /// The port that would count it.
+    pub port: Name,
+    /// One of the drop reasons.
+    pub reason: String,
+}
+
+impl Switch {
+    pub(crate) fn trace_frame(&self, asked: &TraceAsked) -> Result<TraceAnswer, RpcError> {
+        let Some(port) = self.ports.get(&asked.port) else { return Err(self.no_port(&asked.port).into()) };
+        let frame = bytes(&asked.frame).map_err(RpcError::bad_params)?;
+        let names = self.port_names();
+        let name = |id| names.get(&id).map_or_else(|| "?".to_owned(), ToString::to_string);
+        let traced = self.dataplane.trace(port.id, &frame, &name);
+        let traced = traced.ok_or_else(|| RpcError::internal(format!("the dataplane does not know port {:?}", asked.port)))?;
+        let receivers = traced.receivers.iter().filter_map(|receiver| {
+            let tag = receiver.tag.map(|tag| tag.vlan.to_string());
+            Some(TraceReceiver { port: (*names.get(&receiver.port)?).clone(), tag })
+        });
+        let drops = traced
+            .drops
+            .iter()
+            .filter_map(|(port, reason)| Some(TraceDrop { port: (*names.get(port)?).clone(), reason: reason.name().to_owned() }));
+        let (receivers, drops) = (receivers.collect(), drops.collect());
+        let steps = traced.steps.into_iter().map(|step| TraceLine { stage: step.stage.to_owned(), says: step.says });
+        Ok(TraceAnswer { steps: steps.collect(), receivers, gateway: traced.gateway, drops })
+    }
+}
+
+/// The bytes of a text in hexadecimal.
+fn bytes(text: &str) -> Result<Vec<u8>, String> {
+    let digits: Vec<char> = text.chars().filter(|character| !character.is_whitespace() && *character != ':').collect();
+    let digit = |character: &char| character.to_digit(16).ok_or_else(|| format!("{character:?} is no hexadecimal digit"));
+    if !digits.len().is_multiple_of(2) || digits.len() > 2 * (MAX_FRAME_LEN + 1) {
+        return Err("a frame is two hexadecimal digits for each byte, and at most 65,557 of these".to_owned());
+    }
+    // No truncation: two digits are a byte.
+    digits.chunks(2).map(|pair| Ok((digit(&pair[0])? * 16 + digit(&pair[1])?) as u8)).collect()
+}

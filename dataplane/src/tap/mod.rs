@@ -1,0 +1,188 @@
+//! Ports that somebody watches: captures and mirrors.
+//!
+//! # Theory
+//!
+//! A port that nobody watches has no [`PortTaps`], and a batch asks for nothing more than whether there are any: once when it was received, and once for each
+//! receiver. On one that is watched, a [`Tap`] picks the frames of the batch that it is about, as they are on that port's wire: on the way in as the
+//! guest has sent them, before anything is decided about them; on the way out as the guest gets them, with their tag. Whether there is room for them in its ring
+//! is found out later.
+//!
+//! What was picked goes to one of two places. A [capture](queue) copies it, as much as its snap length says, into a buffer in weft's own memory, from where a thread
+//! that is neither a worker nor the owner fetches it: where that is slow the buffer is full, and what does not fit is counted as lost. A mirror hands the
+//! frames to the ring of its monitor port as if they had one receiver more, so they are copied once and nothing else.
+//!
+//! What a mirror sends is seen by captures of the monitor port and by no mirror, so there are no loops, whatever is mirrored to where. A monitor port is no member
+//! of its network: it gets nothing but copies, and what its guest sends is dropped.
+//!
+//! Lock order: the lock of a capture's buffer comes last, after that of a ring. A worker holds it while it copies what it has picked of a batch, the reader while it
+//! puts an empty buffer in place of a full one.
+
+mod lane;
+mod owner;
+mod queue;
+
+use std::sync::Arc;
+
+use weft_switch::filter::{Filter, Quick};
+use weft_switch::vlan::push;
+use weft_switch::{EthernetHeader, Offload, PartialChecksum, PortId, TAG_LEN};
+
+use crate::counters::Counter;
+use crate::from_guest::{Batch, Frame};
+use crate::ring_copy::Cursor;
+use crate::to_guest::VlanTag;
+use crate::vhost_port::FrameMask;
+
+pub(crate) use lane::{Copies, Written};
+pub(crate) use owner::Watches;
+pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
+pub(crate) use queue::CaptureQueue;
+pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
+
+/// Who watches a port.
+#[derive(Debug, Default)]
+pub(crate) struct PortTaps {
+    /// What its guest sends.
+    pub(crate) inward: Vec<Tap>,
+    /// What its guest gets.
+    pub(crate) outward: Vec<Tap>,
+    /// It is the end of a mirror, and a member of no network.
+    pub(crate) is_monitor: bool,
+}
+
+impl PortTaps {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inward.is_empty() && self.outward.is_empty() && !self.is_monitor
+    }
+}
+
+/// Somebody who watches a port in one direction.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    wants: Arc<Wants>,
+    /// Only what is in this VLAN.
+    vlan: Option<VlanPick>,
+    is_inward: bool,
+    sink: Sink,
+}
+
+/// Which frames somebody wants.
+#[derive(Debug)]
+struct Wants {
+    filter: Filter,
+    quick: Quick,
+}
+
+/// A VLAN as a port's wire shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct VlanPick {
+    number: u16,
+    /// Frames without a tag are in it.
+    untagged: bool,
+}
+
+/// Where frames go that were picked.
+#[derive(Debug)]
+enum Sink {
+    /// To a capture, as those of one of its interfaces.
+    Capture(Arc<CaptureQueue>, usize),
+    /// To a monitor port.
+    Port(PortId, Arc<MirrorCounters>),
+}
+
+/// What a mirror has done.
+#[derive(Debug, Default)]
+struct MirrorCounters {
+    frames: Counter,
+    bytes: Counter,
+    lost: Counter,
+}
+
+/// A frame as it is on the wire of a port.
+#[derive(Debug)]
+pub(crate) struct WireFrame<'a> {
+    header: [u8; EthernetHeader::LEN + TAG_LEN],
+    header_len: usize,
+    payload: Cursor<'a>,
+    /// Bytes in all.
+    len: usize,
+    /// Left undone by its sender.
+    offload: Offload,
+}
+
+impl<'a> WireFrame<'a> {
+    /// With a tag in front, if there is one. `len` counts it not.
+    fn new(header: &[u8; EthernetHeader::LEN], tag: Option<VlanTag>, payload: Cursor<'a>, len: usize, offload: &Offload) -> Self {
+        let mut bytes = [0; EthernetHeader::LEN + TAG_LEN];
+        match tag {
+            None => {
+                bytes[..EthernetHeader::LEN].copy_from_slice(header);
+                Self { header: bytes, header_len: EthernetHeader::LEN, payload, len, offload: *offload }
+            }
+            Some(tag) => {
+                let header = push(header, tag);
+                Self { header, header_len: header.len(), payload, len: len + TAG_LEN, offload: offload.with_tag() }
+            }
+        }
+    }
+
+    fn of(batch: &'a Batch, frame: &Frame, tag: Option<VlanTag>) -> Self {
+        Self::new(&frame.header, tag, batch.payload(frame), frame.len, &frame.offload)
+    }
+
+    /// Copies as much of its beginning as there is room for.
+    fn read(&mut self, into: &mut [u8]) {
+        let (header, rest) = into.split_at_mut(self.header_len.min(into.len()));
+        header.copy_from_slice(&self.header[..header.len()]);
+        let copied = self.payload.read(rest);
+        debug_assert!(copied, "a frame has the length that was counted");
+    }
+
+    fn checksum(&self) -> Option<PartialChecksum> {
+        self.offload.checksum
+    }
+}
+
+impl Tap {
+    /// Which of some frames it is about. `tag` says with which tag one leaves.
+    #[inline(always)]
+    fn pick(&self, batch: &Batch, frames: FrameMask, tag: impl Fn(usize) -> Option<VlanTag>) -> FrameMask {
+        let mut picked = 0;
+        let is_all = self.wants.filter.is_all() && self.vlan.is_none();
+        let quick = if self.vlan.is_none() { self.wants.quick } else { Quick::Unknown };
+        let mut left = frames;
+        while left != 0 {
+            let at = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let frame = &batch.frames()[at];
+            let tag = tag(at);
+            let ruled_out = tag.is_none() && quick.rules_out(&frame.header, |place| batch.word(frame, place));
+            if !ruled_out && frame.header().is_ok() && (is_all || self.wants(WireFrame::of(batch, frame, tag))) {
+                picked |= 1 << at;
+            }
+        }
+        picked
+    }
+
+    /// A look into a frame.
+    #[cold]
+    #[inline(never)]
+    fn wants(&self, mut frame: WireFrame<'_>) -> bool {
+        let mut beginning = [0; Filter::LOOKS_AT];
+        let len = frame.len.min(beginning.len());
+        frame.read(&mut beginning[..len]);
+        let facts = weft_switch::filter::Facts::of(&beginning[..len], frame.len);
+        let is_in_vlan = self.vlan.is_none_or(|vlan| match facts.outer_vlan().filter(|&number| number != 0) {
+            None => vlan.untagged,
+            Some(number) => number == vlan.number,
+        });
+        is_in_vlan && self.wants.filter.matches(&facts)
+    }
+}
+
+impl Wants {
+    fn new(filter: Filter) -> Arc<Self> {
+        let quick = filter.quick();
+        Arc::new(Self { filter, quick })
+    }
+}
