@@ -49,9 +49,9 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::nat_udp_1518(args = (loaded(Load { nat: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(3_058))]
 #[bench::protected_64(args = (loaded(Load { protected: true, ..Load::PLAIN })), config = at_most(560))]
 #[bench::protected_1518(args = (loaded(Load { protected: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(814))]
-#[bench::watched_host_64(args = (loaded(Load { watched: Some("host 203.0.113.9"), ..Load::PLAIN })), config = at_most(466))]
-#[bench::watched_port_64(args = (loaded(Load { watched: Some("tcp port 443"), ..Load::PLAIN })), config = at_most(466))]
-#[bench::watched_ether_64(args = (loaded(Load { watched: Some("ether host 02:99:99:99:99:99"), ..Load::PLAIN })), config = at_most(466))]
+#[bench::watched_host_64(args = (loaded(Load { watched: Some("host 203.0.113.9"), ..Load::PLAIN })), config = at_most(505))]
+#[bench::watched_port_64(args = (loaded(Load { watched: Some("tcp port 443"), ..Load::PLAIN })), config = at_most(514))]
+#[bench::watched_ether_64(args = (loaded(Load { watched: Some("ether host 02:99:99:99:99:99"), ..Load::PLAIN })), config = at_most(490))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(531))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(586))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

@@ -1,7 +1,5 @@
 //! The decision about one frame.
 
-use std::cell::Cell;
-
 use crate::{DropReason, EthernetHeader, Fdb, Learned, PortId, Timestamp};
 
 /// What is to happen to a frame.
@@ -21,37 +19,63 @@ pub enum Verdict {
 /// sent back to where it came from.
 #[inline(always)]
 pub fn forward(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &Fdb) -> Verdict {
-    decide(ingress, header, || fdb.learn(now, header.source, ingress), || fdb.lookup(now, header.destination))
+    decide(ingress, header, &mut Live { now, fdb })
 }
 
 /// What [`forward`] would say now, and what would be learned; nothing is learned or counted.
 #[must_use]
 pub fn foresee(now: Timestamp, ingress: PortId, header: &EthernetHeader, fdb: &Fdb) -> (Verdict, Option<Learned>) {
-    let learned = Cell::new(None);
-    let learn = || {
-        let foreseen = fdb.foresee(now, header.source, ingress);
-        learned.set(Some(foreseen));
-        foreseen
-    };
-    let lookup = || {
+    let mut table = Foreseen { now, fdb, learned: None };
+    (decide(ingress, header, &mut table), table.learned)
+}
+
+/// What a decision asks a forwarding database. A trait, because closures would not be inlined.
+trait Table {
+    fn learn(&mut self, header: &EthernetHeader, ingress: PortId) -> Learned;
+    fn lookup(&mut self, header: &EthernetHeader, ingress: PortId) -> Option<PortId>;
+}
+
+struct Live<'a> {
+    now: Timestamp,
+    fdb: &'a Fdb,
+}
+
+struct Foreseen<'a> {
+    now: Timestamp,
+    fdb: &'a Fdb,
+    learned: Option<Learned>,
+}
+
+impl Table for Live<'_> {
+    #[inline(always)]
+    fn learn(&mut self, header: &EthernetHeader, ingress: PortId) -> Learned {
+        self.fdb.learn(self.now, header.source, ingress)
+    }
+
+    #[inline(always)]
+    fn lookup(&mut self, header: &EthernetHeader, _: PortId) -> Option<PortId> {
+        self.fdb.lookup(self.now, header.destination)
+    }
+}
+
+impl Table for Foreseen<'_> {
+    fn learn(&mut self, header: &EthernetHeader, ingress: PortId) -> Learned {
+        *self.learned.insert(self.fdb.foresee(self.now, header.source, ingress))
+    }
+
+    fn lookup(&mut self, header: &EthernetHeader, ingress: PortId) -> Option<PortId> {
         // A station that would just have been learned would be found.
-        let is_itself = header.destination == header.source && matches!(learned.get(), Some(Learned::New | Learned::Moved(_)));
-        if is_itself { Some(ingress) } else { fdb.lookup(now, header.destination) }
-    };
-    (decide(ingress, header, learn, lookup), learned.get())
+        let is_itself = header.destination == header.source && matches!(self.learned, Some(Learned::New | Learned::Moved(_)));
+        if is_itself { Some(ingress) } else { self.fdb.lookup(self.now, header.destination) }
+    }
 }
 
 #[inline(always)]
-fn decide(
-    ingress: PortId,
-    header: &EthernetHeader,
-    learn: impl FnOnce() -> Learned,
-    lookup: impl FnOnce() -> Option<PortId>,
-) -> Verdict {
+fn decide(ingress: PortId, header: &EthernetHeader, table: &mut impl Table) -> Verdict {
     if header.source.is_multicast() || header.source.is_zero() {
         return Verdict::Drop(DropReason::BadSource);
     }
-    let learned = learn();
+    let learned = table.learn(header, ingress);
     if learned != Learned::Known
         && let Some(reason) = learned.drop_reason()
     {
@@ -63,7 +87,7 @@ fn decide(
         }
         return Verdict::Flood;
     }
-    match lookup() {
+    match table.lookup(header, ingress) {
         Some(port) if port == ingress => Verdict::Drop(DropReason::SamePort),
         Some(port) => Verdict::To(port),
         None => Verdict::Flood,
