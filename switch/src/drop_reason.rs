@@ -114,6 +114,12 @@ pub enum DropReason {
     MacLimit,
     /// The source is a station that the forwarding database has no room for.
     FdbFull,
+    /// The frame would wait for too long until its turn comes.
+    ShaperFull,
+    /// More frames wait on the line than there is memory for.
+    LineFull,
+    /// Lost on an impaired line.
+    ImpairmentLoss,
 }
 
 impl DropReason {

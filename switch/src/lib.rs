@@ -18,6 +18,7 @@ pub mod gateway;
 pub mod guard;
 mod host_name;
 mod id;
+pub mod line;
 mod log_limit;
 mod mac;
 pub mod nat;
