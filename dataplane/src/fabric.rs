@@ -225,6 +225,7 @@ mod tests {
     use super::*;
     use crate::counters::LiveCounters;
     use crate::lane::FaultReports;
+    use crate::line::PortLines;
     use crate::memory::{GuestMemory, RegionSpec};
     use crate::ring::{Base, Direction, Ring, RingFeatures, RingLayout};
     use crate::snapshot::RunningRings;
@@ -257,7 +258,8 @@ mod tests {
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
         let isolation = weft_switch::guard::Isolation::None;
-        let link = PortLink { id, network, role: None, guard: None, isolation, counters, rings: running };
+        let link =
+            PortLink { id, network, role: None, guard: None, isolation, lines: PortLines::default(), counters, rings: running };
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::guard::{Isolation, Protections};
+use weft_switch::line::Lines;
 use weft_switch::vlan::PortRole;
 use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
@@ -19,6 +20,7 @@ use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::guard::PortGuard;
 use crate::lane::Fault;
+use crate::line::PortLines;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::vhost_user::connection::{Connection, ConnectionError};
@@ -58,6 +60,7 @@ struct Wiring {
     role: Option<Arc<PortRole>>,
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
+    lines: PortLines,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -65,9 +68,10 @@ struct Wiring {
 impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
-        let (role, guard, counters) = (self.role.clone(), self.guard.clone(), Arc::clone(&self.counters));
+        let (role, guard, lines, counters) =
+            (self.role.clone(), self.guard.clone(), self.lines.clone(), Arc::clone(&self.counters));
         let Self { port: id, network, isolation, .. } = *self;
-        Arc::new(PortLink { id, network, role, guard, isolation, counters, rings })
+        Arc::new(PortLink { id, network, role, guard, isolation, lines, counters, rings })
     }
 }
 
@@ -161,7 +165,8 @@ impl Port {
         let role = settings.vlan.clone().map(Arc::new);
         let guard = PortGuard::new(&settings.protections).map(Arc::new);
         let (network, isolation) = (settings.network, settings.protections.isolation);
-        let wiring = Wiring { port: id, network, role, guard, isolation, counters: Arc::default(), disposal };
+        let lines = PortLines::default();
+        let wiring = Wiring { port: id, network, role, guard, isolation, lines, counters: Arc::default(), disposal };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
@@ -174,6 +179,17 @@ impl Port {
         self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
         self.wiring.isolation = protections.isolation;
         self.settings.protections = protections;
+        self.relink(fabric);
+    }
+
+    /// Changes what is between it and its guest; the caller publishes.
+    pub(crate) fn set_lines(&mut self, lines: &Lines, fabric: &mut Fabric) {
+        self.wiring.lines = self.wiring.lines.replaced(self.wiring.port, lines, fabric);
+        self.settings.lines = *lines;
+        self.relink(fabric);
+    }
+
+    fn relink(&self, fabric: &mut Fabric) {
         if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
             *link = self.wiring.link(link.rings.clone());
         }
