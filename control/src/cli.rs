@@ -2,6 +2,7 @@
 
 mod fdb;
 mod leases;
+mod lines;
 mod man;
 mod networks;
 mod protections;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
+use self::lines::LineArgs;
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
@@ -192,13 +194,17 @@ enum PortCommand {
         vlans: VlanArgs,
         #[command(flatten)]
         protections: ProtectionArgs,
+        #[command(flatten)]
+        lines: Box<LineArgs>,
     },
-    /// Change what a port's guest may send; it stays connected.
+    /// Change what a port's guest may send, and what is between it and the switch; it stays connected.
     Set {
         /// The port.
         name: Name,
         #[command(flatten)]
         protections: ProtectionArgs,
+        #[command(flatten)]
+        lines: Box<LineArgs>,
     },
     /// List all ports.
     List,
@@ -388,7 +394,7 @@ fn guest_text(port: &PortInfo) -> String {
 
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
-        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans, protections } => {
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans, protections, lines } => {
             let VlanArgs { vlan, trunk, native, qinq } = vlans;
             let settings = PortConfig {
                 network,
@@ -401,13 +407,14 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
                 trunk,
                 native,
                 qinq,
-                ..protections.port()
+                ..protections.port(*lines)
             };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }
-        PortCommand::Set { name, protections } => {
-            let info = client.call::<api::SetPort>(&PortSet { name, settings: protections.changes() })?;
+        PortCommand::Set { name, protections, lines } => {
+            let settings = protections.changes().into_iter().chain(lines.changes()).collect();
+            let info = client.call::<api::SetPort>(&PortSet { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is changed.\n", info.name))
         }
         PortCommand::List => {

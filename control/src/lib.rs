@@ -22,6 +22,7 @@ pub mod guest_line;
 mod handler;
 pub mod host;
 mod lease_handler;
+pub mod lines;
 mod logging;
 pub mod nat_config;
 pub mod plan;
