@@ -307,3 +307,7 @@ impl Dataplane {
         Ok(published?)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "line_tests.rs"]
+mod tests;
