@@ -31,7 +31,8 @@ fn drops(counters: &LiveCounters) -> u64 {
 
 #[test]
 fn the_next_departure_is_known_and_nothing_leaves_before_it() {
-    let (line, counters) = (line(Impairment { delay: Duration::from_millis(5), ..Impairment::default() }), LiveCounters::default());
+    let (line, counters) =
+        (line(Impairment { delay: Duration::from_millis(5), ..Impairment::default() }), LiveCounters::default());
     assert_eq!(line.due(), Moment::NEVER);
     put(&line, 0, &counters, [vec![1; 60], vec![2; 60]]);
     put(&line, MILLISECOND, &counters, [vec![3; 60]]);

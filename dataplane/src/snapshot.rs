@@ -9,7 +9,7 @@
 //!
 //! Memory safety does not hang on that wait: rings, and the memory below them, live as long as a snapshot that names them.
 //!
-//! Lock order: a worker holds one `from_guest` ring, then one [guard](crate::guard) and lets it go, or one [gateway](crate::gateway), then one `to_guest` ring, never two of a kind. Only its home's worker takes
+//! Lock order: a worker holds one `from_guest` ring, then one [guard](crate::guard) and lets it go, or one [gateway](crate::gateway), then one `to_guest` ring or one [line](crate::line), never two of a kind. Only its home's worker takes
 //! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 

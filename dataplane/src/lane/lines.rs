@@ -20,11 +20,14 @@ impl Lane {
     /// The frames of a batch that came from a guest enter its line.
     #[cold]
     #[inline(never)]
-    pub(super) fn hold_batch(&self, port: &PortLink, line: &PortLine, batch: &Batch) {
+    pub(super) fn hold_batch(&mut self, port: &PortLink, line: &PortLine, batch: &Batch) {
         let mut entrance = line.enter(self.clock.moment(), &port.counters);
         for frame in batch.frames() {
             match frame.header() {
-                Ok(_) => entrance.put(copy_of(batch, frame, None), frame.offload),
+                Ok(_) => {
+                    self.moved += frame.len as u64;
+                    entrance.put(copy_of(batch, frame, None), frame.offload);
+                }
                 Err(reason) => port.counters.drop_frames(reason, 1),
             }
         }
@@ -34,12 +37,13 @@ impl Lane {
     /// The frames of a mask enter the line to their receiver.
     #[cold]
     #[inline(never)]
-    pub(super) fn hold(&self, port: &PortLink, line: &PortLine, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
+    pub(super) fn hold(&mut self, port: &PortLink, line: &PortLine, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         let mut entrance = line.enter(self.clock.moment(), &port.counters);
         for bit in bits(frames) {
             let frame = &batch.frames()[bit];
             let tag = (tagged & 1 << bit != 0).then(|| batch.stamp(bit).tag);
             let offload = if tag.is_some() { frame.offload.with_tag() } else { frame.offload };
+            self.moved += frame.len as u64;
             entrance.put(copy_of(batch, frame, tag), offload);
         }
         entrance.leave(self.worker);
