@@ -276,6 +276,7 @@ impl Owner {
                     network,
                     vlan: load.role(number),
                     protections: load.protections(number),
+                    lines: weft_switch::line::Lines::NONE,
                     socket: sockets.path().join(number.to_string()),
                     role: SocketRole::Server,
                     queue_pairs: 1,

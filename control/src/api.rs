@@ -16,6 +16,7 @@ use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::{Changes, Config, NetworkConfig, PortConfig};
 use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
+use crate::lines::{Impair, Wait};
 use crate::mirror_handler::{MirrorAdd, MirrorLine};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
@@ -415,6 +416,9 @@ pub struct PortInfo {
     /// What its guest may send.
     #[serde(default)]
     pub protections: ProtectionInfo,
+    /// What is between the switch and the guest.
+    #[serde(default)]
+    pub lines: LineInfo,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// True: the guest listens on the socket, and weft connects.
@@ -492,6 +496,21 @@ pub struct ProtectionInfo {
     pub limit_in: Option<BitRate>,
     /// How many bytes of that may come at once.
     pub burst_in: Option<u64>,
+}
+
+/// What is between the switch and the guest behind a port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LineInfo {
+    /// How much the guest gets at most, in bits a second; nothing if there is no limit.
+    pub limit_out: Option<BitRate>,
+    /// How many bytes of that may come at once.
+    pub burst_out: Option<u64>,
+    /// How long a frame may wait for its turn.
+    pub queue_out: Option<Wait>,
+    /// What a bad network does to frames that the guest sends; nothing if it is a good one.
+    pub impair_in: Option<Impair>,
+    /// The same for those that it gets.
+    pub impair_out: Option<Impair>,
 }
 
 /// What a port is to the VLANs of its network.

@@ -3,6 +3,7 @@
 mod capture;
 mod fdb;
 mod leases;
+mod lines;
 mod man;
 mod mirror;
 mod networks;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use self::capture::{CaptureArgs, capture};
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
+use self::lines::LineArgs;
 use self::mirror::{MirrorCommand, mirror};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
@@ -31,7 +33,7 @@ use self::trace::{TraceArgs, trace};
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
 use crate::api::{self, Named, Nothing, PortAdd, PortInfo, PortSet, Stats, Warning};
 use crate::client::{Client, ClientError};
-use crate::config::{Config, PortConfig, WorkerOverrides};
+use crate::config::{Changes, Config, PortConfig, WorkerOverrides};
 use crate::config_file::{self, FileError};
 use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
@@ -209,13 +211,17 @@ enum PortCommand {
         vlans: VlanArgs,
         #[command(flatten)]
         protections: ProtectionArgs,
+        #[command(flatten)]
+        lines: Box<LineArgs>,
     },
-    /// Change what a port's guest may send; it stays connected.
+    /// Change what a port's guest may send, and what is between it and the switch; it stays connected.
     Set {
         /// The port.
         name: Name,
         #[command(flatten)]
         protections: ProtectionArgs,
+        #[command(flatten)]
+        lines: Box<LineArgs>,
     },
     /// List all ports.
     List,
@@ -414,7 +420,7 @@ fn guest_text(port: &PortInfo) -> String {
 
 fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {
     match command {
-        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans, protections } => {
+        PortCommand::Add { name, network, socket, client: is_client, queues, mac, address, vlans, protections, lines } => {
             let VlanArgs { vlan, trunk, native, qinq } = vlans;
             let settings = PortConfig {
                 network,
@@ -427,13 +433,13 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
                 trunk,
                 native,
                 qinq,
-                ..protections.port()
+                ..protections.port(*lines)
             };
             let info = client.call::<api::AddPort>(&PortAdd { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }
-        PortCommand::Set { name, protections } => {
-            let settings = protections.changes();
+        PortCommand::Set { name, protections, lines } => {
+            let settings: Changes = protections.changes().into_iter().chain(lines.changes()).collect();
             if settings.is_empty() {
                 return Err(CliError::NothingToChange { name });
             }

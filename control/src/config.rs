@@ -18,6 +18,7 @@ use crate::fdb::{AtMaxMacs, FdbFull, MaxMacs, StaticEntry};
 use crate::forward::{ForwardRule, PORTS_MAX};
 use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
+use crate::lines::{BurstOut, Impair, Wait};
 use crate::mirror::MirrorConfig;
 use crate::nat_config::NatConfig;
 use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
@@ -189,6 +190,21 @@ pub struct PortConfig {
     /// How many bytes of that may come at once; those of 10 ms if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst_in: Option<Burst>,
+    /// How much the guest gets at most; more than that waits for its turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_out: Option<BitRate>,
+    /// How many bytes of that may come at once; those of 2 ms if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_out: Option<BurstOut>,
+    /// How long a frame may wait for its turn; beyond, it is dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_out: Option<Wait>,
+    /// What a bad network does to frames that the guest sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impair_in: Option<Impair>,
+    /// The same for those that it gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impair_out: Option<Impair>,
     /// How many stations may be behind the port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_macs: Option<MaxMacs>,
@@ -475,6 +491,11 @@ impl Default for PortConfig {
             storm_unknown: None,
             limit_in: None,
             burst_in: None,
+            limit_out: None,
+            burst_out: None,
+            queue_out: None,
+            impair_in: None,
+            impair_out: None,
             max_macs: None,
             at_max_macs: None,
         }

@@ -228,6 +228,14 @@ pub enum Conflict {
         /// The port.
         port: Name,
     },
+    /// What belongs to a limit, without one.
+    #[error("port {port:?} has {key}, but no limit: give it limit_out as well, or leave {key} away")]
+    NeedsLimitOut {
+        /// The port.
+        port: Name,
+        /// What it has.
+        key: &'static str,
+    },
     /// A burst with which a limit can't be reached.
     #[error(
         "the burst_in of port {port:?} is less than comes in two milliseconds at that rate: give {least} bytes at least, or leave it away"
@@ -349,7 +357,9 @@ impl Conflict {
             Self::NoSuchNetwork { port, .. } => ["ports", port.as_str(), "network"],
             Self::SameMac { port, .. } | Self::GatewayMac { port, .. } => ["ports", port.as_str(), "mac"],
             Self::SameSocket { port, .. } | Self::ControlSocket { port, .. } => ["ports", port.as_str(), "socket"],
-            Self::TooManyAllowed { port, key, .. } | Self::AllowedWithoutLock { port, key, .. } => ["ports", port.as_str(), key],
+            Self::TooManyAllowed { port, key, .. }
+            | Self::AllowedWithoutLock { port, key, .. }
+            | Self::NeedsLimitOut { port, key } => ["ports", port.as_str(), key],
             Self::LockedOut { port, .. } => ["ports", port.as_str(), "allow_ip"],
             Self::IsolatedTwice { port } => ["ports", port.as_str(), "isolated"],
             Self::BurstWithoutLimit { port } | Self::BurstTooSmall { port, .. } => ["ports", port.as_str(), "burst_in"],

@@ -152,6 +152,7 @@ mod tests {
             network: "default".parse().unwrap(),
             vlan: None,
             protections: crate::api::ProtectionInfo::default(),
+            lines: crate::api::LineInfo::default(),
             socket: "/run/weft/vm1.sock".into(),
             client: false,
             queues: 1,

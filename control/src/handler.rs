@@ -8,9 +8,9 @@ use weft_switch::PortId;
 
 use crate::api::{
     Counters, FdbAdd, FdbCounts, FdbLine, FdbOf, Flushed, ForwardAdd, ForwardLine, ForwardOf, Handler, HelloAnswer, HelloParams,
-    LeaseAdd, LeaseLine, LeaseOf, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo, NetworkSet,
-    Nothing, PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION, VlanRole,
-    Warning, WorkerInfo,
+    LeaseAdd, LeaseLine, LeaseOf, LineInfo, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NetworkAdd, NetworkInfo,
+    NetworkSet, Nothing, PROTOCOL, PortAdd, PortInfo, PortSet, PortStats, ProtectionInfo, RingInfo, Stats, Status, VERSION,
+    VlanRole, Warning, WorkerInfo,
 };
 use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::Config;
@@ -254,6 +254,7 @@ impl Switch {
             network: config.network.clone(),
             vlan: self.vlan_role(name),
             protections: ProtectionInfo::new(config, plugged.mac),
+            lines: LineInfo::new(config),
             socket: plugged.socket.clone(),
             client: config.client,
             queues: config.queues.value_u16(),

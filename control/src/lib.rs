@@ -23,6 +23,7 @@ pub mod guest_line;
 mod handler;
 pub mod host;
 mod lease_handler;
+pub mod lines;
 mod logging;
 pub mod mirror;
 pub mod mirror_handler;

@@ -137,6 +137,15 @@ impl fmt::Display for StormRate {
 }
 
 impl BitRate {
+    pub(crate) fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// A rate that was read before.
+    pub(crate) fn of_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     const MIN: u64 = 1_000;
     const MAX: u64 = 1_000_000_000_000;
 }
@@ -242,6 +251,7 @@ impl Config {
     pub(crate) fn check_protections(&self, has_dhcp: &[&Name]) -> Result<(), Conflict> {
         for (name, port) in &self.ports {
             port.check_protections(name)?;
+            port.check_lines(name)?;
             let is_in_default = |vlan: Vlan| self.role(name).ok().flatten().is_none_or(|role| role.membership(vlan).is_some());
             let can_lease = has_dhcp.contains(&&port.network) && is_in_default(Vlan::customer(self.default_vlan(&port.network)));
             if port.locks_ip() && port.allow_ip.is_empty() && !can_lease {
@@ -301,6 +311,8 @@ macro_rules! as_text {
         )*
     };
 }
+
+pub(crate) use as_text;
 
 as_text! {
     AllowedParts: "dhcp-server, router, both with a comma between them, or none", {

@@ -10,8 +10,8 @@ use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangeme
 pub(crate) use self::mirrors::mirrors;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
-    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status, VlanLine,
-    VlanRole, WorkerInfo,
+    Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, LineInfo, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status,
+    VlanLine, VlanRole, WorkerInfo,
 };
 use crate::fdb::{AtMaxMacs, FdbFull};
 
@@ -72,6 +72,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("Network", port.network.to_string()),
         ("VLAN", port.vlan.as_ref().map_or_else(|| "none, tags are carried as they are".to_owned(), vlan_role)),
         ("Protections", or_none(protections(&port.protections).join("\n"))),
+        ("Lines", or_none(lines(&port.lines).join("\n"))),
         ("State", state(port)),
         ("Socket", format!("{} ({} listens)", port.socket.display(), if port.client { "the guest" } else { "weft" })),
         ("MAC", port.mac.to_string()),
@@ -181,6 +182,19 @@ fn protections(info: &ProtectionInfo) -> Vec<String> {
     }));
     let burst = info.burst_in.unwrap_or_default();
     lines.extend(info.limit_in.map(|rate| format!("at most {rate} bits a second, bursts of {burst} bytes")));
+    lines
+}
+
+/// What is between the switch and a port's guest, a line for each of it.
+fn lines(info: &LineInfo) -> Vec<String> {
+    let LineInfo { limit_out, burst_out, queue_out, impair_in, impair_out } = info;
+    let mut lines = Vec::new();
+    lines.extend(limit_out.zip(*queue_out).map(|(rate, queue)| {
+        let burst = burst_out.unwrap_or_default();
+        format!("to guest: {rate} bits a second, bursts of {burst} bytes, waiting {queue} at most")
+    }));
+    lines.extend(impair_out.map(|impair| format!("to guest: {impair}")));
+    lines.extend(impair_in.map(|impair| format!("from guest: {impair}")));
     lines
 }
 

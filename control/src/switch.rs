@@ -353,7 +353,10 @@ impl Switch {
                 Ok(())
             }
             Step::ProtectPort(name, port) => match self.ports.get(name) {
-                Some(plugged) => self.dataplane.protect_port(plugged.id, port.protections(plugged.mac)).map_err(StepError::from),
+                Some(Plugged { id, mac, .. }) => {
+                    let protected = self.dataplane.protect_port(*id, port.protections(*mac));
+                    protected.and_then(|()| self.dataplane.set_lines(*id, &port.lines())).map_err(StepError::from)
+                }
                 None => Ok(()),
             },
             Step::AddPort(name, port) => {
@@ -429,6 +432,7 @@ impl Switch {
             network: self.networks[&port.network],
             vlan,
             protections: port.protections(mac),
+            lines: port.lines(),
             socket: socket.clone(),
             role: if port.client { SocketRole::Client } else { SocketRole::Server },
             queue_pairs: port.queues.value_u16(),

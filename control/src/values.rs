@@ -147,6 +147,19 @@ pub enum ValueError {
     /// Not how much may be sent in all.
     #[error("{0:?} is no limit: write bits a second, as in 200M or 1G, from 1k to 1000G")]
     BitRate(String),
+    /// Not a time.
+    #[error("{0:?} is no time: write it as in 500us, 50ms or 1.5s, at most 60s")]
+    Wait(String),
+    /// Not what a bad network does.
+    #[error(
+        "{text:?} is no impairment: {why}; write as much as there is to be of loss=1%,delay=20ms±5ms,reorder=5%,duplicate=0.1%,corrupt=0.01%,rate=10M,seed=7"
+    )]
+    Impair {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Not a subnet or a range of addresses.
     #[error(transparent)]
     Subnet(#[from] SubnetError),

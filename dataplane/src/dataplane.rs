@@ -18,6 +18,7 @@ use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::GatewaySettingsError;
 use weft_switch::guard::Protections;
+use weft_switch::line::Lines;
 use weft_switch::vlan::{PortRole, Vlan};
 use weft_switch::{DropReason, FdbCounters, FdbEntry, MacAddr, NetworkId, PortId, Timestamp};
 
@@ -52,6 +53,8 @@ pub struct PortSettings {
     pub vlan: Option<PortRole>,
     /// What its guest may send.
     pub protections: Protections,
+    /// What is between it and its guest.
+    pub lines: Lines,
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// Who listens on the socket.
@@ -390,8 +393,9 @@ impl Dataplane {
                 .register(&mut listener.socket, Task::Accept(id).token(), Interest::READABLE)
                 .map_err(|source| DataplaneError::Io { what: "watch", path: settings.socket.clone(), source })?;
         }
-        let (network, stations) = (settings.network, settings.protections.stations);
-        let port = Port::new(id, settings, endpoint, &self.event);
+        let (network, stations, lines) = (settings.network, settings.protections.stations, settings.lines);
+        let mut port = Port::new(id, settings, endpoint, &self.event);
+        port.set_lines(&lines, &mut self.fabric);
         if self.fabric.links.len() <= place {
             self.fabric.links.resize(place + 1, None);
         }

@@ -230,6 +230,7 @@ mod tests {
     use super::*;
     use crate::counters::LiveCounters;
     use crate::lane::FaultReports;
+    use crate::line::PortLines;
     use crate::memory::{GuestMemory, RegionSpec};
     use crate::ring::{Base, Direction, Ring, RingFeatures, RingLayout};
     use crate::snapshot::RunningRings;
@@ -262,8 +263,9 @@ mod tests {
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
         let isolation = weft_switch::guard::Isolation::None;
-        let loop_sign = Arc::default();
-        let link = PortLink { id, network, role: None, guard: None, isolation, taps: None, loop_sign, counters, rings: running };
+        let (lines, loop_sign) = (PortLines::default(), Arc::default());
+        let link =
+            PortLink { id, network, role: None, guard: None, isolation, lines, taps: None, loop_sign, counters, rings: running };
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

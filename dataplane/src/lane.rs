@@ -3,6 +3,9 @@
 //! [`Lane::poll_ring`], top to bottom: receive a batch from the guest that sends, decide about each frame, transmit to each receiver
 //! in turn. [`Lane::flush`] ends the round: receivers are shown what they got.
 
+mod lines;
+mod ring_choice;
+
 use std::sync::Arc;
 
 use crossbeam::channel::Sender;
@@ -24,6 +27,8 @@ use crate::tap::Copies;
 use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
 use crate::vlan::{Stamp, VlanLink};
+use crate::worker::Clock;
+use ring_choice::RingChoice;
 
 /// A ring in which a worker found a fault.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +70,10 @@ pub(crate) struct Lane {
     pub(crate) own_batch: Option<Box<Batch>>,
     /// None between rounds.
     pub(crate) copies: Copies,
+    /// The frames that leave a line. None between rounds.
+    departing: Vec<Dispatch>,
+    line_batch: Option<Box<Batch>>,
+    clock: Clock,
     /// For each port the rings to its guest that hold frames which the guest was not shown. All zero between rounds.
     unshown: Vec<RingMask>,
     /// The ports whose rings these are.
@@ -79,7 +88,7 @@ type RingMask = u16;
 const _: () = assert!(MAX_QUEUE_PAIRS <= RingMask::BITS as usize);
 
 impl Lane {
-    pub(crate) fn new(worker: usize, workers: usize, faults: FaultReports) -> Self {
+    pub(crate) fn new(worker: usize, workers: usize, clock: Clock, faults: FaultReports) -> Self {
         Self {
             worker,
             workers,
@@ -92,6 +101,9 @@ impl Lane {
             dispatched_on: NetworkId(0),
             own_batch: None,
             copies: Copies::default(),
+            departing: Vec::new(),
+            line_batch: None,
+            clock,
             unshown: Vec::new(),
             waiting: Vec::new(),
             moved: 0,
@@ -113,9 +125,9 @@ impl Lane {
             if !goes_on {
                 // It was counted.
             } else if ring.is_enabled() {
-                match &port.guard {
-                    None => self.forward_batch(snapshot, port, batch, now),
-                    Some(guard) => self.forward_guarded(snapshot, (port, guard), batch, now),
+                match &port.lines.from_guest {
+                    None => self.take_in(snapshot, port, batch, now),
+                    Some(line) => self.hold_batch(port, line, batch),
                 }
             } else {
                 port.counters.drop_frames(DropReason::RingDisabled, batch.frames().len() as u64);
@@ -161,6 +173,15 @@ impl Lane {
             let dispatch = Dispatch { to: Receivers::All, from: None, frame, offload: Offload::NONE, stamp: None };
             batch.fill_private([dispatch].into_iter(), Stamp::NONE);
             self.forward_batch(snapshot, port, &mut batch, now);
+        }
+    }
+
+    /// Forwards what came in by a port.
+    #[inline(always)]
+    fn take_in(&mut self, snapshot: &Snapshot, port: &PortLink, batch: &mut Batch, now: Timestamp) {
+        match &port.guard {
+            None => self.forward_batch(snapshot, port, batch, now),
+            Some(guard) => self.forward_guarded(snapshot, (port, guard), batch, now),
         }
     }
 
@@ -535,6 +556,22 @@ impl Lane {
         frames: FrameMask,
         tagged: FrameMask,
     ) {
+        match &port.lines.to_guest {
+            None => self.hand_over::<TAGS>(snapshot, port, batch, frames, tagged),
+            Some(line) => self.hold(port, line, batch, frames, tagged),
+        }
+    }
+
+    /// The same, past the line to the receiver.
+    #[inline(always)]
+    fn hand_over<const TAGS: u8>(
+        &mut self,
+        snapshot: &Snapshot,
+        port: &PortLink,
+        batch: &Batch,
+        frames: FrameMask,
+        tagged: FrameMask,
+    ) {
         if let Some(taps) = &port.taps {
             self.watch_outward::<TAGS>(snapshot, taps, batch, frames, tagged);
         }
@@ -629,35 +666,6 @@ impl Lane {
     }
 }
 
-/// Which of a receiver's rings a worker writes to. Each has its own where there are enough: then no two workers wait for each
-/// other, and the flows of one sender, which one worker polls, stay in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RingChoice {
-    None,
-    One(usize),
-    /// `count` of them, from `first` on: each `step`-th. A flow always takes the same.
-    Some {
-        first: usize,
-        step: usize,
-        count: usize,
-    },
-}
-
-impl RingChoice {
-    #[inline(always)]
-    fn new(rings: usize, worker: usize, workers: usize) -> Self {
-        match rings {
-            0 => Self::None,
-            1 => Self::One(0),
-            _ if rings <= workers => Self::One(worker % rings),
-            _ => match (rings - worker).div_ceil(workers) {
-                1 => Self::One(worker),
-                count => Self::Some { first: worker, step: workers, count },
-            },
-        }
-    }
-}
-
 /// A glance at a frame for many, on a network with a gateway.
 #[inline(never)]
 fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
@@ -685,27 +693,4 @@ fn count_received(port: &PortLink, batch: &Batch) {
     let bytes: usize = batch.frames().iter().map(|frame: &Frame| frame.len).sum();
     port.counters.from_guest_frames.add(batch.frames().len() as u64);
     port.counters.from_guest_bytes.add(bytes as u64);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_ring_is_used_and_none_is_shared_where_there_are_enough() {
-        for workers in 1..=8 {
-            for rings in 1..=MAX_QUEUE_PAIRS {
-                let mut users = vec![0; rings];
-                for worker in 0..workers {
-                    match RingChoice::new(rings, worker, workers) {
-                        RingChoice::None => panic!("{rings} rings are some"),
-                        RingChoice::One(at) => users[at] += 1,
-                        RingChoice::Some { first, step, count } => (0..count).for_each(|nth| users[first + step * nth] += 1),
-                    }
-                }
-                let most = if rings >= workers { 1 } else { workers.div_ceil(rings) };
-                assert!(users.iter().all(|&users| (1..=most).contains(&users)), "{workers} workers on {rings} rings: {users:?}");
-            }
-        }
-    }
 }

@@ -6,6 +6,7 @@
 //! Unsafe code lives in the modules that are marked below; ARCHITECTURE.md says what for.
 #![deny(unsafe_code)]
 
+mod alarm;
 mod boundary;
 mod counters;
 mod dataplane;
@@ -16,6 +17,7 @@ mod from_guest;
 mod gateway;
 mod guard;
 mod lane;
+mod line;
 mod loops;
 #[allow(unsafe_code)]
 mod memory;

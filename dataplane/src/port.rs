@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mio::{Interest, Registry, Token};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::guard::{Isolation, Protections};
+use weft_switch::line::Lines;
 use weft_switch::vlan::PortRole;
 use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
@@ -19,6 +20,7 @@ use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::guard::PortGuard;
 use crate::lane::Fault;
+use crate::line::PortLines;
 use crate::loops::LoopSign;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
@@ -60,6 +62,7 @@ struct Wiring {
     role: Option<Arc<PortRole>>,
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
+    lines: PortLines,
     taps: Option<Arc<PortTaps>>,
     /// Its guest connects it with another one.
     paused: bool,
@@ -74,8 +77,8 @@ impl Wiring {
         let (role, counters, loop_sign) = (self.role.clone(), Arc::clone(&self.counters), Arc::clone(&self.loop_sign));
         let guard = if self.paused { Some(Arc::new(PortGuard::barrier())) } else { self.guard.clone() };
         let Self { port: id, network, isolation, .. } = *self;
-        let taps = self.taps.clone();
-        Arc::new(PortLink { id, network, role, guard, isolation, taps, loop_sign, counters, rings })
+        let (lines, taps) = (self.lines.clone(), self.taps.clone());
+        Arc::new(PortLink { id, network, role, guard, isolation, lines, taps, loop_sign, counters, rings })
     }
 }
 
@@ -175,6 +178,7 @@ impl Port {
             role,
             guard,
             isolation,
+            lines: PortLines::default(),
             taps: None,
             paused: false,
             loop_sign: Arc::default(),
@@ -193,6 +197,13 @@ impl Port {
         self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
         self.wiring.isolation = protections.isolation;
         self.settings.protections = protections;
+        self.relink(fabric);
+    }
+
+    /// Changes what is between it and its guest; the caller publishes.
+    pub(crate) fn set_lines(&mut self, lines: &Lines, fabric: &mut Fabric) {
+        self.wiring.lines = self.wiring.lines.replaced(self.wiring.port, lines, fabric);
+        self.settings.lines = *lines;
         self.relink(fabric);
     }
 

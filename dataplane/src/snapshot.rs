@@ -9,7 +9,7 @@
 //!
 //! Memory safety does not hang on that wait: rings, and the memory below them, live as long as a snapshot that names them.
 //!
-//! Lock order: a worker holds one `from_guest` ring, then one [guard](crate::guard) and lets it go, or one [gateway](crate::gateway), then one `to_guest` ring, never two of a kind. Only its home's worker takes
+//! Lock order: a worker holds one `from_guest` ring, then one [guard](crate::guard) and lets it go, or one [gateway](crate::gateway), then one `to_guest` ring or one [line](crate::line), never two of a kind. Only its home's worker takes
 //! the lock of a ring from a guest; a ring to a guest is shared by workers only where there are fewer of them than workers. The owner locks
 //! one ring at a time, after it was taken out of the snapshot or to set its call descriptor.
 
@@ -27,6 +27,7 @@ use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
 use crate::guard::PortGuard;
+use crate::line::{PortLine, PortLines, Way};
 use crate::loops::LoopSign;
 use crate::tap::PortTaps;
 use crate::to_guest::ToGuest;
@@ -45,6 +46,8 @@ pub(crate) struct Snapshot {
     polled: Vec<Vec<PolledRing>>,
     /// For each worker the gateways that have it for a home.
     gateways: Vec<Vec<(NetworkId, GatewayLink)>>,
+    /// For each worker the lines that have it for a home; those from guests come first, so that a frame may pass one after the other in one round.
+    lines: Vec<Vec<(Arc<PortLink>, Arc<PortLine>)>>,
 }
 
 /// A network as workers see it.
@@ -71,6 +74,8 @@ pub(crate) struct PortLink {
     pub(crate) guard: Option<Arc<PortGuard>>,
     /// Which ports it hears, and which hear from it.
     pub(crate) isolation: Isolation,
+    /// What is between it and its guest, if anything.
+    pub(crate) lines: PortLines,
     /// Who watches it, if anybody does.
     pub(crate) taps: Option<Arc<PortTaps>>,
     pub(crate) loop_sign: Arc<LoopSign>,
@@ -206,7 +211,14 @@ impl Snapshot {
                 gateways[gateway.home].push((NetworkId(place as u16), gateway.clone()));
             }
         }
-        Self { generation: 0, ports, networks, polled, gateways }
+        let mut lines: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+        for way in [Way::FromGuest, Way::ToGuest] {
+            for port in ports.iter().flatten() {
+                let those = port.lines.all().filter(|line| line.way == way);
+                those.for_each(|line| lines[line.home].push((Arc::clone(port), Arc::clone(line))));
+            }
+        }
+        Self { generation: 0, ports, networks, polled, gateways, lines }
     }
 
     pub(crate) fn port(&self, id: PortId) -> Option<&Arc<PortLink>> {
@@ -225,6 +237,12 @@ impl Snapshot {
     /// The gateways that have a worker for a home.
     pub(crate) fn gateways_at(&self, worker: usize) -> &[(NetworkId, GatewayLink)] {
         self.gateways.get(worker).map_or(&[], Vec::as_slice)
+    }
+
+    /// The lines that have a worker for a home, with their ports.
+    #[inline]
+    pub(crate) fn lines_at(&self, worker: usize) -> &[(Arc<PortLink>, Arc<PortLine>)] {
+        self.lines.get(worker).map_or(&[], Vec::as_slice)
     }
 
     /// The rings that a worker polls.

@@ -20,6 +20,8 @@ const PLAIN_HEADER: [u8; LONG_HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 /// The shortest TCP header; longer ones are not looked at, because the length is only a hint (section 5.1.6.2).
 const TCP_LEN: u16 = 20;
 const UDP_LEN: u16 = 8;
+/// Both of a frame's addresses.
+const ADDRESSES_LEN: usize = 12;
 
 /// Pieces and descriptors that the chains of a batch may take in all: buffers of 128 bytes, for as many bytes as a batch has. Whoever
 /// has smaller ones gets no more of that batch, since everybody else waits for it.
@@ -588,6 +590,11 @@ pub(crate) fn tag_at<const TAGS: u8>(batch: &Batch, at: usize, tagged: FrameMask
         _ => tagged & 1 << at != 0,
     };
     is_tagged.then(|| batch.stamp(at).tag)
+}
+
+/// Puts a tag into a frame, behind its addresses.
+pub(crate) fn put_tag(frame: &mut Vec<u8>, tag: VlanTag) {
+    frame.splice(ADDRESSES_LEN..ADDRESSES_LEN, tag);
 }
 
 #[inline(always)]

@@ -16,8 +16,10 @@ use arc_swap::{ArcSwap, Cache};
 use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
 use rustix::thread::CpuSet;
+use weft_switch::line::Moment;
 use weft_switch::{NetworkId, Outgoing, Timestamp};
 
+use crate::alarm::Alarm;
 use crate::from_guest::Batch;
 use crate::lane::{FaultReports, Lane};
 use crate::nat::Engine;
@@ -40,6 +42,8 @@ const SPIN_BESIDE_SOCKETS: Duration = Duration::from_micros(5);
 /// The token of a worker's own waker; kick descriptors use [`KICK_TOKEN`], since whoever kicks, all rings are looked at.
 const WAKE_TOKEN: Token = Token(0);
 pub(crate) const KICK_TOKEN: Token = Token(1);
+/// That of a worker's alarm.
+const ALARM_TOKEN: Token = Token(2);
 
 /// Time as workers and the owner share it: milliseconds since the dataplane started.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +56,11 @@ impl Clock {
 
     pub(crate) fn now(self) -> Timestamp {
         self.at(Instant::now())
+    }
+
+    /// The same in nanoseconds.
+    pub(crate) fn moment(self) -> Moment {
+        Moment::from_nanos(self.0.elapsed().as_nanos() as u64)
     }
 
     fn at(self, instant: Instant) -> Timestamp {
@@ -98,11 +107,12 @@ impl WorkerHandle {
             poll,
             events: Events::with_capacity(EVENTS),
             looked: Instant::now(),
+            alarm: Alarm::default(),
             shared: Arc::clone(&shared),
             batch: Batch::new(),
             first: 0,
             moved: Vec::new(),
-            lane: Lane::new(number, settings.count, faults),
+            lane: Lane::new(number, settings.count, clock, faults),
             losses: 0,
             served_sockets: false,
         };
@@ -209,6 +219,8 @@ pub(crate) struct Worker {
     poll: Poll,
     /// Those that were not dealt with yet.
     events: Events,
+    /// Goes off when a frame leaves a line.
+    alarm: Alarm,
     /// When events were last asked for.
     looked: Instant,
     shared: Arc<WorkerShared>,
@@ -292,6 +304,7 @@ impl Worker {
             }
         }
         self.events.clear();
+        busy |= self.lane.release_lines(snapshot, now);
         self.lane.flush(snapshot);
         busy |= !self.moved.is_empty();
         // After their frames were shown to the receivers: what came back to a guest has been delivered.
@@ -330,6 +343,13 @@ impl Worker {
             // Time is in whole milliseconds: one more, so that it has come then.
             let left = deadline.since(now) + Duration::from_millis(1);
             nap = Some(nap.map_or(left, |nap: Duration| nap.min(left)));
+        }
+        if let Some(left) = self.lane.next_departure(snapshot) {
+            offered |= left.is_zero();
+            if !self.alarm.set(left, self.poll.registry(), ALARM_TOKEN) {
+                let left = left + Duration::from_millis(1);
+                nap = Some(nap.map_or(left, |nap| nap.min(left)));
+            }
         }
         for PolledRing { port, ring } in rings.iter().filter(|polled| !polled.ring.is_broken()) {
             if ring.kick.is_none() {

@@ -120,6 +120,12 @@ pub enum DropReason {
     FdbFull,
     /// The port is the end of a mirror, and what its guest sends goes nowhere.
     MonitorPort,
+    /// The frame would wait for too long until its turn comes.
+    ShaperFull,
+    /// More frames wait on the line than there is memory for.
+    LineFull,
+    /// Lost on an impaired line.
+    ImpairmentLoss,
 }
 
 impl DropReason {

@@ -19,6 +19,7 @@ pub mod gateway;
 pub mod guard;
 mod host_name;
 mod id;
+pub mod line;
 mod log_limit;
 pub mod loops;
 mod mac;

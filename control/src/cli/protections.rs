@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::lines::LineArgs;
 use crate::config::{Changes, PortConfig};
 use crate::fdb::{AtMaxMacs, MaxMacs};
 use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
@@ -68,13 +69,13 @@ struct List<T>(Vec<T>);
 
 /// A value, or what is there if nothing is said.
 #[derive(Clone, Debug)]
-struct Maybe<T>(Option<T>);
+pub(super) struct Maybe<T>(pub(super) Option<T>);
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<List<T>, T::Err> {
     text.split(',').filter(|part| !part.is_empty()).map(str::parse).collect::<Result<_, _>>().map(List)
 }
 
-fn or_none<T: std::str::FromStr>(text: &str) -> Result<Maybe<T>, T::Err> {
+pub(super) fn or_none<T: std::str::FromStr>(text: &str) -> Result<Maybe<T>, T::Err> {
     if text == "none" { Ok(Maybe(None)) } else { text.parse().map(|value| Maybe(Some(value))) }
 }
 
@@ -105,8 +106,9 @@ impl ProtectionArgs {
         said.into_iter().filter_map(|(key, value): (_, Option<Value>)| Some((key.to_owned(), value?))).collect()
     }
 
-    /// A new port with these protections.
-    pub(super) fn port(self) -> PortConfig {
-        PortConfig::default().with_changes(self.changes()).expect("what was read from the command line are values of these keys")
+    /// A new port with these protections and lines.
+    pub(super) fn port(self, lines: LineArgs) -> PortConfig {
+        let changes = self.changes().into_iter().chain(lines.changes()).collect();
+        PortConfig::default().with_changes(changes).expect("what was read from the command line are values of these keys")
     }
 }

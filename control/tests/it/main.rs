@@ -9,6 +9,7 @@ mod fdb;
 mod kept;
 mod leases;
 mod life;
+mod lines;
 mod seeing;
 mod ways;
 mod weft;

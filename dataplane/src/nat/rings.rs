@@ -9,6 +9,7 @@ use weft_switch::{DropReason, NetworkId, Offload, OffloadFeatures, Outgoing, Por
 
 use super::seam::{NoRoom, ToGuests};
 use crate::lane::Lane;
+use crate::line::PortLine;
 use crate::memory::Segment;
 use crate::snapshot::{PortLink, RingLink, Snapshot};
 use crate::tap::Written;
@@ -26,15 +27,21 @@ pub(crate) struct GuestRings<'a> {
     pub(crate) reserved: Option<Reserved<'a>>,
 }
 
-/// A ring with buffers that wait for a frame.
+/// Buffers that wait for a frame.
 pub(crate) struct Reserved<'a> {
     port: &'a PortLink,
     ring: &'a RingLink<ToGuest>,
     at: usize,
     tag: Option<VlanTag>,
-    /// Where they are, if somebody watches the port.
-    pieces: Vec<Segment>,
-    guard: MutexGuard<'a, ToGuest>,
+    place: Place<'a>,
+}
+
+/// Where these are.
+enum Place<'a> {
+    /// In the ring, and, if somebody watches the port, in these pieces.
+    Ring(MutexGuard<'a, ToGuest>, Vec<Segment>),
+    /// In front of the port's line, in weft's own memory.
+    Line(&'a PortLine, Vec<u8>),
 }
 
 /// Where the engine writes for a port: the ring, its place, and the tag that frames need.
@@ -67,8 +74,7 @@ impl<'a> GuestRings<'a> {
         }
     }
 
-    fn done(&mut self, reserved: Reserved<'a>, tally: Tally) {
-        let Reserved { port, ring, at, mut guard, .. } = reserved;
+    fn done(&mut self, port: &PortLink, ring: &RingLink<ToGuest>, at: usize, mut guard: MutexGuard<'a, ToGuest>, tally: Tally) {
         if guard.unshown() >= BATCH {
             let notified = guard.flush();
             drop(guard);
@@ -89,13 +95,23 @@ impl ToGuests for GuestRings<'_> {
 
     fn reserve(&mut self, port: PortId, len: usize, pieces: &mut Vec<Segment>) -> Result<usize, NoRoom> {
         let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
+        if let Some(line) = &port.lines.to_guest {
+            // Neither the engine nor what it reads from slows down by itself.
+            if !self.lane.has_room(line) {
+                return Err(NoRoom::Full);
+            }
+            let mut frame = vec![0; len];
+            pieces.push(Segment { ptr: frame.as_mut_ptr(), len });
+            self.reserved = Some(Reserved { port, ring, at, tag, place: Place::Line(line, frame) });
+            return Ok(len);
+        }
         let mut guard = ring.lock();
         let before = pieces.len();
         match guard.reserve(len, tag, pieces) {
             Ok(room) => {
                 guard.stop_waiting();
                 let pieces = if port.taps.is_some() { pieces[before..].to_vec() } else { Vec::new() };
-                self.reserved = Some(Reserved { port, ring, at, tag, pieces, guard });
+                self.reserved = Some(Reserved { port, ring, at, tag, place: Place::Ring(guard, pieces) });
                 Ok(room)
             }
             Err(error) => {
@@ -107,6 +123,10 @@ impl ToGuests for GuestRings<'_> {
 
     fn wait_for_room(&mut self, port: PortId, registry: &Arc<Registry>, token: Token) -> Option<bool> {
         let (port, ring, ..) = self.ring(port)?;
+        if port.lines.to_guest.is_some() {
+            // Half of what a line lets wait lasts for longer than it takes until somebody looks again.
+            return Some(false);
+        }
         if !ring.watch(registry, token) {
             return None;
         }
@@ -121,19 +141,27 @@ impl ToGuests for GuestRings<'_> {
     }
 
     fn commit(&mut self, headers: &[u8], len: usize, offload: &Offload) {
-        let Some(mut reserved) = self.reserved.take() else { return };
-        let mut tally = Tally::default();
-        reserved.guard.commit(headers, reserved.tag, len, offload, &mut tally);
-        if let Some(taps) = &reserved.port.taps {
-            let (pieces, tag) = (&reserved.pieces[..], reserved.tag);
-            self.lane.watch_written(taps, &Written { pieces, len, headers, tag, offload });
+        let Some(Reserved { port, ring, at, tag, place }) = self.reserved.take() else { return };
+        match place {
+            Place::Ring(mut guard, pieces) => {
+                let mut tally = Tally::default();
+                guard.commit(headers, tag, len, offload, &mut tally);
+                if let Some(taps) = &port.taps {
+                    self.lane.watch_written(taps, &Written { pieces: &pieces, len, headers, tag, offload });
+                }
+                self.done(port, ring, at, guard, tally);
+            }
+            Place::Line(line, mut frame) => {
+                frame[..headers.len()].copy_from_slice(headers);
+                frame.truncate(len);
+                self.lane.hold_private(port, line, frame, tag, offload);
+            }
         }
-        self.done(reserved, tally);
     }
 
     fn cancel(&mut self) {
-        if let Some(mut reserved) = self.reserved.take() {
-            reserved.guard.cancel();
+        if let Some(Reserved { place: Place::Ring(mut guard, _), .. }) = self.reserved.take() {
+            guard.cancel();
         }
     }
 
@@ -149,6 +177,10 @@ impl ToGuests for GuestRings<'_> {
 
     fn send(&mut self, port: PortId, frame: &[u8], offload: &Offload) -> Result<(), NoRoom> {
         let (port, ring, at, tag) = self.ring(port).ok_or(NoRoom::Never)?;
+        if let Some(line) = &port.lines.to_guest {
+            self.lane.hold_private(port, line, frame.to_vec(), tag, offload);
+            return Ok(());
+        }
         let mut guard = ring.lock();
         let mut tally = Tally::default();
         match guard.send(frame, tag, offload, &mut tally) {
@@ -157,7 +189,7 @@ impl ToGuests for GuestRings<'_> {
                     let pieces = [Segment { ptr: frame.as_ptr().cast_mut(), len: frame.len() }];
                     self.lane.watch_written(taps, &Written { pieces: &pieces, len: frame.len(), headers: frame, tag, offload });
                 }
-                self.done(Reserved { port, ring, at, tag, pieces: Vec::new(), guard }, tally);
+                self.done(port, ring, at, guard, tally);
                 Ok(())
             }
             Err(error) => {

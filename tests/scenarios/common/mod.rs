@@ -109,6 +109,7 @@ impl TestSwitch {
             network: self.network,
             vlan: None,
             protections: Protections::NONE,
+            lines: weft_switch::line::Lines::NONE,
             socket: self.directory.path().join(format!("vm{nth}.sock")),
             role: SocketRole::Server,
             queue_pairs: 1,

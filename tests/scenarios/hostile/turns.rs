@@ -58,6 +58,7 @@ fn a_port_has_a_bounded_turn_however_many_front_ends_knock() {
         network,
         vlan: None,
         protections: weft_switch::guard::Protections::NONE,
+        lines: weft_switch::line::Lines::NONE,
         socket: socket.clone(),
         role: SocketRole::Server,
         queue_pairs: 1,
