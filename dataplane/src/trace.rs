@@ -29,7 +29,7 @@ pub struct Trace {
 /// One thing that was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceStep {
-    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `isolate`, `release`, `receive`.
+    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `isolate`, `release`, `line`, `drop`.
     pub stage: &'static str,
     /// A sentence.
     pub says: String,
@@ -99,6 +99,12 @@ impl Tracer<'_> {
         if ingress.guard.as_ref().is_some_and(|guard| guard.bars) {
             self.say("port", "it is paused: its guest connects it with another one");
             return Err(DropReason::LoopPaused);
+        }
+        if ingress.lines.from_guest.is_some() {
+            self.say(
+                "line",
+                "it enters the line of its port, which may delay, change or lose it; this is what becomes of what gets through",
+            );
         }
         if let Some(guard) = &ingress.guard {
             let mut said = Vec::new();
@@ -272,6 +278,9 @@ impl Tracer<'_> {
                 continue;
             }
             self.say("release", if vlan.is_some() { format!("to port {name}, {with}") } else { format!("to port {name}") });
+            if port.lines.to_guest.is_some() {
+                self.say("line", format!("it enters the line to port {name}, which may delay, change or lose it"));
+            }
             self.trace.receivers.push(TraceReceiver { port: id, tag });
         }
         Ok(())

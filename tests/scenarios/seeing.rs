@@ -12,6 +12,7 @@ use common::{
 use weft_dataplane::{Capture, CaptureCounters, MirrorSettings, PortSettings, WatchSettings};
 use weft_guest::Guest;
 use weft_switch::guard::{Isolation, Protections};
+use weft_switch::line::{Chance, Impairment, LineSettings, Lines};
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{DropReason, MacAddr, PortId};
 
@@ -99,6 +100,44 @@ fn a_filter_a_direction_and_a_snap_length_say_what_is_captured() {
     expect_frame(&mut a, &short);
     assert_eq!(next(&mut capture, 1), [(0, false, 200, frame(mac(1), mac(2), 200)[..20].to_vec())]);
     assert_eq!(capture.counters(), [CaptureCounters { seen: 2, picked: 1, lost: 0 }]);
+}
+
+#[test]
+fn what_enters_a_line_and_what_leaves_it_is_captured_on_its_guests_side() {
+    const SENT: u32 = 200;
+    let switch = TestSwitch::start();
+    let ((a_port, mut a), (b_port, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
+    exchange(&mut a, mac(1), &mut b, mac(2));
+    let bad = |seed| {
+        let impairment = Impairment { loss: Chance::from_millionths(300_000), seed: Some(seed), ..Impairment::default() };
+        LineSettings { impairment: Some(impairment), ..LineSettings::default() }
+    };
+    for (port, lines) in
+        [(&a_port, Lines { from_guest: bad(1), ..Lines::NONE }), (&b_port, Lines { to_guest: bad(2), ..Lines::NONE })]
+    {
+        let id = port.id;
+        switch.with(move |dataplane| dataplane.set_lines(id, &lines)).unwrap();
+    }
+    let mut capture = capture(&switch, all(&[&a_port, &b_port]), WHOLE);
+    let mut got = Vec::new();
+    for nth in 0..SENT {
+        a.send(&numbered(mac(2), mac(1), nth)).unwrap();
+    }
+    let lost = || [&a_port, &b_port].map(|port| switch.drops(port, DropReason::ImpairmentLoss));
+    assert!(eventually(|| {
+        got.extend(std::iter::from_fn(|| b.receive(Duration::ZERO).unwrap()).map(|frame| number(&frame)));
+        got.len() as u64 + lost().iter().sum::<u64>() == u64::from(SENT)
+    }));
+    assert!(lost().iter().all(|lost| (20..100).contains(lost)), "{:?}", lost());
+    let seen = next(&mut capture, SENT as usize + got.len());
+    let numbers = |inward| seen.iter().filter(|seen| seen.1 == inward).map(|seen| number(&seen.3)).collect::<Vec<_>>();
+    assert_eq!(numbers(true), (0..SENT).collect::<Vec<_>>(), "what the guest has sent");
+    assert_eq!(numbers(false), got, "what the guest has got");
+    let mut frame = numbered(mac(2), mac(1), 0);
+    frame.truncate(60);
+    let id = a_port.id;
+    let trace = switch.with(move |dataplane| dataplane.trace(id, &frame, &|id| format!("{id:?}"))).unwrap();
+    assert_eq!(trace.steps.iter().filter(|step| step.stage == "line").count(), 2, "{trace:?}");
 }
 
 #[test]
