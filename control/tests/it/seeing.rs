@@ -1,6 +1,6 @@
 //! Captures, mirrors and traces, as an operator and a client see them.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::process::{Child, Stdio};
 use std::time::Instant;
@@ -150,7 +150,9 @@ fn a_connection_that_captures_is_for_nothing_else_and_ends_with_weft() {
     let (status, _dir) = weft.stop(Signal::TERM);
     assert!(status.success());
     let mut file = Vec::new();
-    client.stream.read_to_end(&mut file).unwrap();
+    // Nobody may have read what was asked last; then that is how the connection ends, behind all that came.
+    let end = client.stream.read_to_end(&mut file);
+    assert!(end.is_ok() || end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
     assert_eq!(blocks(&file).iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [0x0a0d_0d0a, 1, 5]);
     client.stream.get_ref().shutdown(Shutdown::Both).ok();
 }
