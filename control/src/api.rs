@@ -549,6 +549,25 @@ pub struct VlanLine {
     pub tagged: Vec<Name>,
 }
 
+/// What has come into a VLAN from its ports, whatever became of it, since some port is a member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VlanTraffic {
+    /// Its number.
+    pub vlan: u16,
+    /// It is one of service tags (802.1ad), not of customers.
+    pub service: bool,
+    /// What it is called, if it is.
+    pub name: Option<String>,
+    /// Frames.
+    pub frames: u64,
+    /// Their bytes, without a tag that was taken off.
+    pub bytes: u64,
+    /// Those of the frames that were for a group, but not for everybody.
+    pub multicast: u64,
+    /// Those for everybody.
+    pub broadcast: u64,
+}
+
 /// A ring that runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RingInfo {
@@ -567,10 +586,22 @@ pub struct Counters {
     pub from_guest_frames: u64,
     /// Their bytes.
     pub from_guest_bytes: u64,
+    /// Those of the frames that were for a group, but not for everybody.
+    #[serde(default)]
+    pub from_guest_multicast: u64,
+    /// Those for everybody.
+    #[serde(default)]
+    pub from_guest_broadcast: u64,
     /// Frames handed to the guest.
     pub to_guest_frames: u64,
     /// Their bytes.
     pub to_guest_bytes: u64,
+    /// Those of the frames that were for a group, but not for everybody. One that had to be cut counts once.
+    #[serde(default)]
+    pub to_guest_multicast: u64,
+    /// Those for everybody, in the same way.
+    #[serde(default)]
+    pub to_guest_broadcast: u64,
     /// Interrupts sent to the guest.
     pub notifications: u64,
     /// Dropped frames by reason; reasons without any are left out.
@@ -614,6 +645,9 @@ pub struct NetworkInfo {
     /// Its VLANs that have members; none as long as no port has a role.
     #[serde(default)]
     pub vlans: Vec<VlanLine>,
+    /// What has come into each VLAN; those that nothing has come into are left out.
+    #[serde(default)]
+    pub vlan_counters: Vec<VlanTraffic>,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
     /// What becomes of a station that there is no room for.

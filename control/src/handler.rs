@@ -322,6 +322,7 @@ impl Switch {
             host_access: gateway.is_some_and(|gateway| gateway.host_access),
             ports: self.config.ports_of(name).cloned().collect(),
             vlans: self.config.vlan_lines(name),
+            vlan_counters: self.vlan_counters(name),
             fdb_entries: status.fdb_entries,
             fdb_full: config.fdb_full,
             fdb_static: config.fdb.len(),
@@ -365,8 +366,12 @@ fn counters(counters: &weft_dataplane::PortCounters) -> Counters {
     Counters {
         from_guest_frames: counters.from_guest_frames,
         from_guest_bytes: counters.from_guest_bytes,
+        from_guest_multicast: counters.from_guest_multicast,
+        from_guest_broadcast: counters.from_guest_broadcast,
         to_guest_frames: counters.to_guest_frames,
         to_guest_bytes: counters.to_guest_bytes,
+        to_guest_multicast: counters.to_guest_multicast,
+        to_guest_broadcast: counters.to_guest_broadcast,
         notifications: counters.notifications,
         drops: drops.map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
     }

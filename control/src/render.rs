@@ -11,7 +11,7 @@ pub(crate) use self::mirrors::mirrors;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, LineInfo, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status,
-    VlanLine, VlanRole, WorkerInfo,
+    VlanLine, VlanRole, VlanTraffic, WorkerInfo,
 };
 use crate::fdb::{AtMaxMacs, FdbFull};
 
@@ -135,7 +135,15 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
         ("Held", format!("{}, for moving too often", counted_times(fdb.flapped))),
     ]);
     let text = pairs(style, rows);
-    if network.vlans.is_empty() { text } else { format!("{text}\n{}", vlans(style, &network.vlans)) }
+    if network.vlans.is_empty() {
+        return text;
+    }
+    let counters = if network.vlan_counters.is_empty() {
+        String::new()
+    } else {
+        format!("\nWhat has come into them:\n{}", vlan_counters(style, &network.vlan_counters))
+    };
+    format!("{text}\n{}{counters}", vlans(style, &network.vlans))
 }
 
 fn mac_addresses(network: &NetworkInfo) -> String {
@@ -227,6 +235,18 @@ fn vlans(style: Style, lines: &[VlanLine]) -> String {
         table.add_row(cells);
     }
     format!("{}U: member, without a tag. T: member, with a tag. s: a service VLAN (802.1ad).\n", finish(&table))
+}
+
+/// What has come into VLANs.
+fn vlan_counters(style: Style, lines: &[VlanTraffic]) -> String {
+    let mut table = table(style, &["VLAN", "NAME", "FRAMES", "BYTES", "MULTICAST", "BROADCAST"]);
+    for line in lines {
+        let kind = if line.service { "s" } else { "" };
+        let mut cells = vec![Cell::new(format!("{kind}{}", line.vlan)), Cell::new(line.name.as_deref().unwrap_or("-"))];
+        cells.extend([line.frames, line.bytes, line.multicast, line.broadcast].map(number));
+        table.add_row(cells);
+    }
+    finish(&table)
 }
 
 fn dhcp(info: &DhcpInfo) -> String {
@@ -395,11 +415,21 @@ fn percent(part: u64, whole: u64) -> String {
 }
 
 fn counter_rows(counters: &Counters) -> Vec<(&'static str, String)> {
-    let passed = |frames, bytes| format!("{}, {}", counted::<u64>(frames, "frame"), counted::<u64>(bytes, "byte"));
+    let passed = |frames, bytes, multicast, broadcast| {
+        let groups = [(multicast, "multicast"), (broadcast, "broadcast")].into_iter().filter(|(count, _)| *count > 0);
+        let groups: String = groups.map(|(count, kind)| format!(", {count} {kind}")).collect();
+        format!("{}, {}{groups}", counted::<u64>(frames, "frame"), counted::<u64>(bytes, "byte"))
+    };
     let drops = counters.drops.iter().map(|(reason, count)| format!("{reason}: {count}"));
     vec![
-        ("From guest", passed(counters.from_guest_frames, counters.from_guest_bytes)),
-        ("To guest", passed(counters.to_guest_frames, counters.to_guest_bytes)),
+        ("From guest", {
+            let Counters { from_guest_frames, from_guest_bytes, from_guest_multicast, from_guest_broadcast, .. } = counters;
+            passed(*from_guest_frames, *from_guest_bytes, *from_guest_multicast, *from_guest_broadcast)
+        }),
+        ("To guest", {
+            let Counters { to_guest_frames, to_guest_bytes, to_guest_multicast, to_guest_broadcast, .. } = counters;
+            passed(*to_guest_frames, *to_guest_bytes, *to_guest_multicast, *to_guest_broadcast)
+        }),
         ("Interrupts", counters.notifications.to_string()),
         ("Dropped", or_none(drops.collect::<Vec<_>>().join("\n"))),
     ]

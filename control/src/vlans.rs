@@ -7,11 +7,12 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
-use weft_switch::vlan::{ParseVlanError, PortRole, Trunk, Vlan, VlanId, VlanSet};
+use weft_switch::vlan::{ParseVlanError, PortRole, Trunk, Vlan, VlanCounters, VlanId, VlanSet};
 
-use crate::api::{VlanLine, VlanRole};
+use crate::api::{VlanLine, VlanRole, VlanTraffic};
 use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::conflict::Conflict;
+use crate::switch::Switch;
 use crate::values::{Name, ValueError};
 
 /// A VLAN's name: one that can't be mistaken for a number.
@@ -247,6 +248,25 @@ impl Config {
             }
         }
         lines
+    }
+}
+
+impl Switch {
+    /// What has come into each VLAN of a network.
+    pub(crate) fn vlan_counters(&self, network: &Name) -> Vec<VlanTraffic> {
+        use weft_switch::vlan::TagKind;
+        let (Some(id), Some(config)) = (self.networks.get(network), self.config.networks.get(network)) else { return Vec::new() };
+        let counted = self.dataplane.vlan_counters(*id).into_iter();
+        let line = |(vlan, VlanCounters { frames, bytes, multicast, broadcast }): (Vlan, _)| VlanTraffic {
+            vlan: vlan.id().number(),
+            service: vlan.kind() == TagKind::Service,
+            name: config.vlans.name_of(vlan.id()).map(ToString::to_string),
+            frames,
+            bytes,
+            multicast,
+            broadcast,
+        };
+        counted.map(line).collect()
     }
 }
 

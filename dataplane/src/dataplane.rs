@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::GatewaySettingsError;
 use weft_switch::guard::Protections;
 use weft_switch::line::Lines;
-use weft_switch::vlan::{PortRole, Vlan};
+use weft_switch::vlan::{PortRole, Vlan, VlanCounters};
 use weft_switch::{DropReason, FdbCounters, FdbEntry, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::endpoint::Endpoint;
@@ -133,10 +133,18 @@ pub struct PortCounters {
     pub from_guest_frames: u64,
     /// Their bytes, without virtio-net headers.
     pub from_guest_bytes: u64,
+    /// Those of the frames that were for a group, but not for everybody.
+    pub from_guest_multicast: u64,
+    /// Those for everybody.
+    pub from_guest_broadcast: u64,
     /// Frames handed to the guest.
     pub to_guest_frames: u64,
     /// Their bytes, without virtio-net headers.
     pub to_guest_bytes: u64,
+    /// Those of the frames that were for a group, but not for everybody. One that had to be cut counts once.
+    pub to_guest_multicast: u64,
+    /// Those for everybody, in the same way.
+    pub to_guest_broadcast: u64,
     /// Interrupts sent to the guest.
     pub notifications: u64,
     /// Every reason, with how many frames died of it here.
@@ -450,6 +458,13 @@ impl Dataplane {
     pub fn network_status(&self, id: NetworkId) -> Option<NetworkStatus> {
         let (fdb_entries, fdb) = self.fabric.network(id)?.learned();
         Some(NetworkStatus { fdb_entries, fdb })
+    }
+
+    /// What has come into each VLAN of a network, in order. Nothing on a network without VLANs.
+    #[must_use]
+    pub fn vlan_counters(&self, id: NetworkId) -> Vec<(Vlan, VlanCounters)> {
+        let vlans = self.fabric.network(id).and_then(|network| network.vlans.as_ref());
+        vlans.map(|tables| tables.traffic_counters()).unwrap_or_default()
     }
 
     /// The forwarding database of a network, or those of its VLANs, in no particular order.

@@ -162,6 +162,8 @@ pub(crate) struct Screened {
 pub(crate) struct Batch {
     frames: [Frame; BATCH],
     count: usize,
+    /// The frames that are for more than one station, as [`Self::note_groups`] has found out.
+    groups: FrameMask,
     /// Of the frames that are spread over several.
     pieces: Vec<Segment>,
     /// Of the frames that were admitted to a VLAN.
@@ -184,6 +186,7 @@ impl Batch {
         Self {
             frames: [const { Frame::NONE }; BATCH],
             count: 0,
+            groups: 0,
             pieces: Vec::new(),
             stamps: [Stamp::NONE; BATCH],
             uniform: false,
@@ -208,6 +211,31 @@ impl Batch {
             self.private.push(dispatch.frame);
             self.count += 1;
         }
+        self.note_groups();
+    }
+
+    /// Finds out which frames are for more than one station, and how many bytes there are in all.
+    #[inline(always)]
+    pub(crate) fn note_groups(&mut self) -> u64 {
+        let (mut groups, mut bytes) = (0, 0);
+        for (at, frame) in self.frames().iter().enumerate() {
+            groups |= FrameMask::from(frame.header[0] & 1) << at;
+            bytes += frame.len as u64;
+        }
+        self.groups = groups;
+        bytes
+    }
+
+    /// The frames that are for more than one station.
+    #[inline(always)]
+    pub(crate) fn groups(&self) -> FrameMask {
+        self.groups
+    }
+
+    /// Those of some frames that are for everybody.
+    pub(crate) fn broadcasts(&self, frames: FrameMask) -> FrameMask {
+        let is_one = |at: &usize| frames & 1 << at != 0 && self.frames[*at].header[..6] == [0xff; 6];
+        (0..self.count).filter(is_one).fold(0, |mask, at| mask | 1 << at)
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
 use weft_switch::guard::Allowance;
 use weft_switch::loops::is_probe;
-use weft_switch::vlan::Vlan;
+use weft_switch::vlan::{Vlan, VlanCounters, VlanTraffic};
 use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
@@ -306,6 +306,9 @@ impl Lane {
                 ingress.counters.drop_frames(DropReason::VlanNotAllowed, frames.count_ones().into());
                 continue;
             };
+            if let Some(traffic) = vlans.tables.traffic(vlan) {
+                count_admitted(traffic, batch, frames);
+            }
             if network.gateway.is_some() && vlan == vlans.tables.default_vlan() {
                 self.decide_in::<true>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
             } else {
@@ -618,6 +621,10 @@ impl Lane {
         }
         port.counters.to_guest_frames.add(tally.frames);
         port.counters.to_guest_bytes.add(tally.bytes);
+        if batch.groups() & frames != 0 {
+            let handled = bits(frames).take(tally.handled as usize).fold(0, |mask, at| mask | 1 << at);
+            port.counters.to_guest_groups.add(batch, batch.groups() & handled & !tally.dropped);
+        }
         self.moved += tally.bytes + tally.finished;
     }
 
@@ -689,8 +696,25 @@ pub(crate) fn bits(mut mask: FrameMask) -> impl Iterator<Item = usize> {
     })
 }
 
-fn count_received(port: &PortLink, batch: &Batch) {
-    let bytes: usize = batch.frames().iter().map(|frame: &Frame| frame.len).sum();
+#[inline(always)]
+fn count_received(port: &PortLink, batch: &mut Batch) {
+    let bytes = batch.note_groups();
     port.counters.from_guest_frames.add(batch.frames().len() as u64);
-    port.counters.from_guest_bytes.add(bytes as u64);
+    port.counters.from_guest_bytes.add(bytes);
+    if batch.groups() != 0 {
+        port.counters.from_guest_groups.add(batch, batch.groups());
+    }
+}
+
+/// Counts frames that come into a VLAN.
+#[inline(always)]
+fn count_admitted(traffic: &VlanTraffic, batch: &Batch, frames: FrameMask) {
+    let groups = batch.groups() & frames;
+    let broadcast = if groups == 0 { 0 } else { batch.broadcasts(groups).count_ones().into() };
+    traffic.add(VlanCounters {
+        frames: frames.count_ones().into(),
+        bytes: bits(frames).map(|at| batch.frames()[at].len as u64).sum(),
+        multicast: u64::from(groups.count_ones()) - broadcast,
+        broadcast,
+    });
 }

@@ -383,8 +383,12 @@ impl Port {
         PortCounters {
             from_guest_frames: counters.from_guest_frames.value(),
             from_guest_bytes: counters.from_guest_bytes.value(),
+            from_guest_multicast: counters.from_guest_groups.multicast.value(),
+            from_guest_broadcast: counters.from_guest_groups.broadcast.value(),
             to_guest_frames: counters.to_guest_frames.value(),
             to_guest_bytes: counters.to_guest_bytes.value(),
+            to_guest_multicast: counters.to_guest_groups.multicast.value(),
+            to_guest_broadcast: counters.to_guest_groups.broadcast.value(),
             notifications: counters.notifications.value(),
             drops: counters.drops(),
         }

@@ -75,6 +75,8 @@ pub(crate) struct Tally {
     pub(crate) bytes: u64,
     /// Those that were dropped included.
     pub(crate) handled: u32,
+    /// Those that were dropped.
+    pub(crate) dropped: FrameMask,
     /// Bytes of frames that had to be finished first, delivered or not.
     pub(crate) finished: u64,
 }
@@ -227,9 +229,11 @@ impl Writer {
             taken?;
             if frames != 0 {
                 let tag = tag_of_next::<TAGS>(batch, frames, tagged);
+                let (bit, before) = (frames & frames.wrapping_neg(), tally.frames);
                 let frame = batch.next_of(&mut frames);
                 self.transmit_one(queue, batch, (frame, tag), counters, tally)?;
                 tally.handled += 1;
+                tally.dropped |= if tally.frames == before { bit } else { 0 };
             }
         }
         Ok(())

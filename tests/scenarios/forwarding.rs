@@ -1011,3 +1011,25 @@ fn a_guest_may_use_fewer_queue_pairs_than_it_has() {
     let (_, mut b) = switch.guest(|builder| builder);
     exchange(&mut a, A, &mut b, B);
 }
+
+#[test]
+fn frames_for_groups_are_counted_by_kind_in_both_directions() {
+    const MULTICAST: [u8; 6] = [1, 0, 0x5e, 1, 2, 3];
+    let switch = TestSwitch::start();
+    let ((a_port, mut a), (b_port, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
+    exchange(&mut a, mac(1), &mut b, mac(2));
+    let kinds = |port| {
+        let counters = switch.status(port).counters;
+        let from = (counters.from_guest_frames, counters.from_guest_multicast, counters.from_guest_broadcast);
+        (from, (counters.to_guest_frames, counters.to_guest_multicast, counters.to_guest_broadcast))
+    };
+    let ((_, before), (after, _)) = (kinds(&a_port), kinds(&b_port));
+    assert_eq!((before, after), ((1, 0, 0), (1, 0, 0)));
+    // In one batch, so that they are told apart within it.
+    for to in [mac(2), MULTICAST, BROADCAST, mac(2), MULTICAST, MULTICAST] {
+        a.queue(&frame(to, mac(1), 80)).unwrap();
+    }
+    a.from_guest().publish_and_kick().unwrap();
+    (0..6).for_each(|_| drop(b.receive(SOON).unwrap().unwrap()));
+    assert_eq!((kinds(&a_port).0, kinds(&b_port).1), ((7, 3, 1), (7, 3, 1)));
+}

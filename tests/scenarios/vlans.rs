@@ -10,7 +10,7 @@ use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilde
 use weft_dataplane::{NetworkSettings, PortSettings, WorkerSettings};
 use weft_guest::{Builder, Guest, Header, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
-use weft_switch::vlan::{PortRole, Trunk, Vlan, VlanId};
+use weft_switch::vlan::{PortRole, Trunk, Vlan, VlanCounters, VlanId};
 use weft_switch::{DropReason, FdbSettings, MacAddr};
 
 const C_TAG: u16 = 0x8100;
@@ -99,6 +99,33 @@ fn a_batch_of_frames_for_several_vlans_is_taken_apart() {
     for guest in [&mut a, &mut b, &mut c] {
         expect_nothing(&switch, guest);
     }
+}
+
+#[test]
+fn what_comes_into_each_vlan_is_counted_by_kind() {
+    const MULTICAST: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+    let switch = TestSwitch::start();
+    let [(_, mut a), (port_b, mut b), (_, mut all)] = guests(&switch, [access(10), access(20), trunk("10,20", None)]);
+    let network = switch.network();
+    let counted = || switch.with(move |dataplane| dataplane.vlan_counters(network));
+    assert_eq!(counted(), []);
+    for (to, len) in [(BROADCAST, 60), (MULTICAST, 70), (MULTICAST, 80), (mac(9), 100)] {
+        a.send(&frame(to, mac(1), len)).unwrap();
+        expect_frame(&mut all, &tagged(C_TAG, 10, &frame(to, mac(1), len)));
+    }
+    for number in [10, 20] {
+        all.queue(&tagged(C_TAG, number, &frame(BROADCAST, mac(9), 60))).unwrap();
+    }
+    all.from_guest().publish_and_kick().unwrap();
+    [&mut a, &mut b].into_iter().for_each(|guest| expect_frame(guest, &frame(BROADCAST, mac(9), 60)));
+    let ten = VlanCounters { frames: 5, bytes: 370, multicast: 2, broadcast: 2 };
+    let twenty = VlanCounters { frames: 1, bytes: 60, multicast: 0, broadcast: 1 };
+    let expected = [(Vlan::customer(id(10)), ten), (Vlan::customer(id(20)), twenty)];
+    assert_eq!(counted(), expected);
+    // They stay as long as the VLAN does, whatever becomes of the others.
+    let [_another] = guests(&switch, [access(30)]);
+    switch.remove(&port_b);
+    assert_eq!(counted(), expected);
 }
 
 #[test]

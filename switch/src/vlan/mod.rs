@@ -19,10 +19,12 @@
 mod id;
 mod tables;
 mod tag;
+mod traffic;
 
 pub use id::{ParseVlanError, VlanId, VlanSet};
 pub use tables::{StaticStations, VlanTables, Weights};
 pub use tag::{OuterTag, Priority, TAGGED_HEADER_LEN, Tag, TagKind, Vlan, pop, push};
+pub use traffic::{VlanCounters, VlanTraffic};
 
 use crate::DropReason;
 

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
 
-use super::{PortRole, Vlan, VlanId, VlanSet};
+use super::{PortRole, Vlan, VlanCounters, VlanId, VlanSet, VlanTraffic};
 use crate::{Census, Fdb, FdbCounters, FdbEntry, FdbSettings, MacAddr, PortId, Timestamp};
 
 /// Addresses for which there is room in every VLAN, unless the network has less for all.
@@ -39,6 +39,7 @@ struct Table {
     vlan: Vlan,
     settings: FdbSettings,
     fdb: OnceLock<Arc<Fdb>>,
+    traffic: Arc<VlanTraffic>,
 }
 
 /// The static entries of a network, by VLAN.
@@ -110,7 +111,8 @@ impl VlanTables {
             // No truncation: there are fewer than `NO_TABLE`.
             places[vlan.index()] = tables.len() as u16;
             let fdb = before(vlan).map_or_else(OnceLock::new, |fdb| OnceLock::from(fdb.with_settings(settings)));
-            tables.push(Table { vlan, settings, fdb });
+            let traffic = old.and_then(|old| old.table(vlan)).map(|table| Arc::clone(&table.traffic)).unwrap_or_default();
+            tables.push(Table { vlan, settings, fdb, traffic });
         }
         Self { default, places, tables, census: Arc::clone(undivided.census()) }
     }
@@ -149,6 +151,19 @@ impl VlanTables {
     #[must_use]
     pub fn fdb(&self, vlan: Vlan) -> Option<&Arc<Fdb>> {
         self.table(vlan).map(|table| table.fdb(&self.census))
+    }
+
+    /// Where it is counted what comes into a VLAN that some port is a member of.
+    #[must_use]
+    pub fn traffic(&self, vlan: Vlan) -> Option<&VlanTraffic> {
+        self.table(vlan).map(|table| &*table.traffic)
+    }
+
+    /// What has come into each VLAN, in order; those that nothing has come into are left out.
+    #[must_use]
+    pub fn traffic_counters(&self) -> Vec<(Vlan, VlanCounters)> {
+        let counters = self.tables.iter().map(|table| (table.vlan, table.traffic.counters()));
+        counters.filter(|(_, counters)| counters.frames > 0).collect()
     }
 
     /// Forgets every address behind `port`.
