@@ -114,6 +114,12 @@ pub enum DropReason {
     MacLimit,
     /// The source is a station that the forwarding database has no room for.
     FdbFull,
+    /// A message about groups (IGMP, MLD) that contradicts itself, or that its RFC says to ignore.
+    BadGroupMessage,
+    /// A report of a port that is a member of too many groups already.
+    GroupLimit,
+    /// Nobody has asked for the group that the frame is for.
+    NoMember,
 }
 
 impl DropReason {

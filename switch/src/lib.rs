@@ -20,6 +20,7 @@ mod host_name;
 mod id;
 mod log_limit;
 mod mac;
+pub mod multicast;
 pub mod nat;
 mod offload;
 mod subnet;
