@@ -253,7 +253,7 @@ pub struct Dataplane {
     pub(crate) mail: Arc<Mail>,
     faults: Receiver<Fault>,
     /// Raised by whoever has news.
-    event: Arc<EventFd>,
+    pub(crate) event: Arc<EventFd>,
     /// Ports that had more to do than their turn allowed.
     unfinished: VecDeque<Task>,
     /// Ports that wait for something; they get their turn with the next news or watch.
@@ -499,6 +499,7 @@ impl Dataplane {
                 next = next.min(due);
             }
         }
+        next = self.tick_snoopers(now).map_or(next, |at| next.min(at));
         if self.unfinished.is_empty() { next.since(now) } else { Duration::ZERO }
     }
 

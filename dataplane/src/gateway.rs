@@ -516,7 +516,7 @@ fn is_whole(packet: &Packet<'_>, bytes: &[u8]) -> bool {
 }
 
 /// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.
-fn private_copy(batch: &Batch, frame: &Frame, bytes: &mut Vec<u8>) {
+pub(crate) fn private_copy(batch: &Batch, frame: &Frame, bytes: &mut Vec<u8>) {
     bytes.resize(frame.len, 0);
     let (header, payload) = bytes.split_at_mut(EthernetHeader::LEN);
     header.copy_from_slice(&frame.header);

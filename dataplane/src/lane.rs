@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
 use weft_switch::guard::Allowance;
 use weft_switch::vlan::Vlan;
-use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
+use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
@@ -55,11 +55,13 @@ pub(crate) struct Lane {
     receivers: Vec<PortId>,
     /// The frames of the batch that the gateway sees before anybody else does. Zero between batches.
     for_gateway: FrameMask,
+    /// Those that are about groups.
+    pub(crate) for_snooper: FrameMask,
     /// How many frames of the batch may go to everybody because nobody knows their destination, if that is limited.
     unknown: Option<Allowance>,
     /// Frames in weft's own memory that are to be sent on a network. None between rounds.
-    dispatches: Vec<Dispatch>,
-    dispatched_on: NetworkId,
+    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) dispatched_on: NetworkId,
     own_batch: Option<Box<Batch>>,
     /// For each port the rings to its guest that hold frames which the guest was not shown. All zero between rounds.
     unshown: Vec<RingMask>,
@@ -83,6 +85,7 @@ impl Lane {
             masks: Vec::new(),
             receivers: Vec::new(),
             for_gateway: 0,
+            for_snooper: 0,
             unknown: None,
             dispatches: Vec::new(),
             dispatched_on: NetworkId(0),
@@ -195,6 +198,9 @@ impl Lane {
         }
         if let Some(gateway) = network.gateway.as_ref().filter(|_| self.for_gateway != 0) {
             self.pass_gateway(snapshot, (network, gateway), ingress, batch, now);
+        }
+        if let Some(snooper) = network.snooper.as_ref().filter(|_| self.for_snooper != 0) {
+            self.pass_snooper(snapshot, (network, snooper), ingress, batch, now);
         }
     }
 
@@ -315,6 +321,11 @@ impl Lane {
                 ingress.counters.drop_frames(DropReason::UnknownStorm, 1);
             }
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
+            Verdict::Flood if network.snooper.is_some() && frame.is_for_group() => {
+                if let Some(snooper) = &network.snooper {
+                    self.carry_group((network, snooper), ingress, (batch, frame, bit), flood);
+                }
+            }
             Verdict::Flood => {
                 if !flood(self) {
                     ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
@@ -334,7 +345,7 @@ impl Lane {
     /// Takes frames away from receivers that are isolated from where they came from, which `origin` says by frame. One of which nobody else gets a copy is counted there.
     #[inline(never)]
     fn isolate<'s>(&mut self, snapshot: &'s Snapshot, origin: impl Fn(usize) -> Option<&'s PortLink>) {
-        let (mut kept, mut taken) = (self.for_gateway, 0);
+        let (mut kept, mut taken) = (self.for_gateway | self.for_snooper, 0);
         let masks = &mut self.masks;
         self.receivers.retain(|receiver| {
             let mask = &mut masks[receiver.index()];
@@ -419,7 +430,7 @@ impl Lane {
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
-    pub(crate) fn send(&mut self, snapshot: &Snapshot, network: NetworkId, frame: Outgoing) {
+    pub(crate) fn send(&mut self, snapshot: &Snapshot, network: NetworkId, frame: impl Into<Dispatch>) {
         if self.dispatched_on != network || self.dispatches.len() >= BATCH {
             self.finish_sending(snapshot);
             self.dispatched_on = network;
@@ -450,7 +461,10 @@ impl Lane {
                     };
                     match vlans {
                         None => self.add_all(network, but, bit),
-                        Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
+                        Some((vlans, vlan)) => {
+                            let vlan = self.dispatches[bit].stamp.map_or(vlan, |stamp| stamp.vlan);
+                            self.add_each(vlans.members(vlan), but, bit)
+                        }
                     };
                 }
             }
@@ -483,6 +497,16 @@ impl Lane {
             found = true;
         }
         found
+    }
+
+    /// As [`Self::add_receiver`], for a port that may be gone. True if it may be there.
+    #[inline]
+    pub(crate) fn add_if_there(&mut self, port: PortId, bit: usize) -> bool {
+        let is_there = port.index() < self.masks.len();
+        if is_there {
+            self.add_receiver(port, bit);
+        }
+        is_there
     }
 
     #[inline]

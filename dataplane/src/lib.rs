@@ -18,6 +18,7 @@ mod guard;
 mod lane;
 #[allow(unsafe_code)]
 mod memory;
+mod multicast;
 mod nat;
 mod port;
 #[allow(unsafe_code)]

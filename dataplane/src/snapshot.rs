@@ -27,6 +27,7 @@ use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
 use crate::guard::PortGuard;
+use crate::multicast::SnooperLink;
 use crate::to_guest::ToGuest;
 use crate::vlan::VlanLink;
 
@@ -52,6 +53,8 @@ pub(crate) struct NetworkLink {
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) gateway: Option<GatewayLink>,
     pub(crate) vlans: Option<VlanLink>,
+    /// Who is asked where multicast goes, unless it goes to everybody.
+    pub(crate) snooper: Option<SnooperLink>,
     /// The ports that can receive right now.
     pub(crate) members: Vec<PortId>,
     /// Some of its ports are isolated from others.

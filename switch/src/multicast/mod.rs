@@ -262,7 +262,9 @@ pub fn concerns(header: &[u8; 14], rest: [u8; 10]) -> bool {
     match *header {
         // IGMP, or PIM to its routers.
         [1, 0, 0x5e, a, b, c, .., 8, 0] => rest[9] == message::IGMP || (rest[9] == 103 && [a, b, c] == [0, 0, 13]),
-        [0x33, 0x33, a, b, c, d, .., 0x86, 0xdd] => rest[6] == message::HOP_BY_HOP || (rest[6] == 103 && [a, b, c, d] == [0, 0, 0, 13]),
+        [0x33, 0x33, a, b, c, d, .., 0x86, 0xdd] => {
+            rest[6] == message::HOP_BY_HOP || (rest[6] == 103 && [a, b, c, d] == [0, 0, 0, 13])
+        }
         _ => false,
     }
 }
@@ -341,7 +343,8 @@ impl Snooper {
         let is_same = |port: &PortId, other: &BTreeMap<PortId, Option<Arc<PortRole>>>, role: &Option<Arc<PortRole>>| {
             other.get(port).is_some_and(|before| before == role)
         };
-        let gone: Vec<_> = before.iter().filter(|(port, role)| !is_same(port, &self.ports, role)).map(|(port, _)| *port).collect();
+        let gone: Vec<_> =
+            before.iter().filter(|(port, role)| !is_same(port, &self.ports, role)).map(|(port, _)| *port).collect();
         for port in gone {
             self.forget_port(port, effects);
         }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::message::{ETHER_TYPE_IPV6, HOP_BY_HOP, ICMPV6, IGMP, QUERY_V4, QUERY_V6, ROUTER_ALERT, checksum_v6};
 use super::{Family, ROBUSTNESS, SnoopingSettings, group_mac};
-use crate::wire::{ETHER_TYPE_IPV4, LinkHeader, internet_checksum};
 use crate::MacAddr;
+use crate::wire::{ETHER_TYPE_IPV4, LinkHeader, internet_checksum};
 
 /// Asks for one group, or for all. `source` is that of IGMP; MLD's is always the link-local address.
 pub(super) fn query(settings: &SnoopingSettings, family: Family, group: Option<IpAddr>, source: Ipv4Addr) -> Vec<u8> {
