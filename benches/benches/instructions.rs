@@ -47,8 +47,8 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::trunk_to_access_64(args = (loaded(Load { vlans: Vlans::FromTrunk, ..Load::PLAIN })), config = at_most(610))]
 #[bench::nat_udp_64(args = (loaded(Load { nat: true, ..Load::PLAIN })), config = at_most(1_980))]
 #[bench::nat_udp_1518(args = (loaded(Load { nat: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(3_058))]
-#[bench::protected_64(args = (loaded(Load { protected: true, ..Load::PLAIN })), config = at_most(659))]
-#[bench::protected_1518(args = (loaded(Load { protected: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(936))]
+#[bench::protected_64(args = (loaded(Load { protected: true, ..Load::PLAIN })), config = at_most(560))]
+#[bench::protected_1518(args = (loaded(Load { protected: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(814))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(531))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(586))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

@@ -336,6 +336,9 @@ pub struct LeaseLine {
     pub hostname: Option<String>,
     /// Until it ends, in seconds.
     pub seconds_left: Option<u64>,
+    /// For whom the address is kept, if that is another than who has it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for: Option<String>,
 }
 
 /// The switch as a whole.
@@ -422,6 +425,9 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Where it stands: `listening`, `connecting`, `connected`, `up` or `stopped`.
     pub state: String,
+    /// The port is paused, because its guest connects it with this one.
+    #[serde(default)]
+    pub loop_with: Option<Name>,
     /// Why the last connection ended.
     pub last_stop: Option<String>,
     /// How long ago that was.

@@ -269,6 +269,8 @@ enum CliError {
     Log(#[from] LogError),
     #[error("cannot write the manual pages to {dir:?}: {source}")]
     Man { dir: PathBuf, source: io::Error },
+    #[error("nothing is to be changed of port {name:?}: say what, as in --limit-in 1G; weft port set --help has the rest")]
+    NothingToChange { name: Name },
     #[error("cannot print: {0}")]
     Output(#[from] io::Error),
 }
@@ -293,7 +295,7 @@ pub fn main() -> ExitCode {
 impl CliError {
     const fn exit_status(&self) -> u8 {
         match self {
-            Self::Log(_) | Self::Value(_) => 2,
+            Self::Log(_) | Self::Value(_) | Self::NothingToChange { .. } => 2,
             _ => 1,
         }
     }
@@ -407,7 +409,11 @@ fn port(command: PortCommand, client: &mut Client, output: &Output) -> Result<()
             output.show(&info, |_, info| format!("Port {} is there.\n{}", info.name, guest_text(info)))
         }
         PortCommand::Set { name, protections } => {
-            let info = client.call::<api::SetPort>(&PortSet { name, settings: protections.changes() })?;
+            let settings = protections.changes();
+            if settings.is_empty() {
+                return Err(CliError::NothingToChange { name });
+            }
+            let info = client.call::<api::SetPort>(&PortSet { name, settings })?;
             output.show(&info, |_, info| format!("Port {} is changed.\n", info.name))
         }
         PortCommand::List => {

@@ -202,7 +202,7 @@ mod tests {
                 "[networks.n]\nmtu = 9000\ndhcp = \"10.77.0.9-10.77.0.19\"\n",
                 "weft.toml:1:11: networks.n.subnet: network \"n\" has a range for DHCP, but no subnet: give it one",
             ),
-            ("[networks.n]\ndns = \"dns.example\"\n", "weft.toml:2:7: networks.n.dns: \"dns.example\" are no DNS servers"),
+            ("[networks.n]\ndns = \"dns.example\"\n", "weft.toml:2:7: networks.n.dns: \"dns.example\" names no DNS servers"),
             (
                 "[networks.n]\nleases = [{ address = \"10.77.0.9\" }]\n",
                 "weft.toml:2:10: networks.n.leases: an address is kept for one client: give either a MAC address or",

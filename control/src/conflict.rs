@@ -148,7 +148,7 @@ pub enum Conflict {
     },
     /// Two forwards of one port of the host.
     #[error(
-        "{from} of network {network:?} has a port that {earlier} of network {other:?} has already: choose another, or remove that forward"
+        "{from} of network {network:?} has a port that {earlier} of network {other:?} has, too: choose another, or remove that forward"
     )]
     SameForward {
         /// The later forward's network.

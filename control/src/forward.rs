@@ -66,6 +66,9 @@ pub enum ForwardFault {
     /// Not an address.
     #[error("{0:?} is no IPv4 address")]
     Address(String),
+    /// An address of nobody in particular.
+    #[error("{0} is an address for many, and no address of this host")]
+    Many(Ipv4Addr),
     /// An IPv6 address.
     #[error("{0:?} is an IPv6 address, and only IPv4 is forwarded")]
     Ipv6(String),
@@ -198,7 +201,8 @@ impl ForwardTo {
 /// An address of this host.
 fn host_address(text: &str) -> Result<Ipv4Addr, ForwardFault> {
     let fault = || if is_ipv6(text) { ForwardFault::Ipv6(excerpt(text)) } else { ForwardFault::Address(excerpt(text)) };
-    text.parse().map_err(|_| fault())
+    let address: Ipv4Addr = text.parse().map_err(|_| fault())?;
+    if address.is_multicast() || address.is_broadcast() { Err(ForwardFault::Many(address)) } else { Ok(address) }
 }
 
 /// As it is written alone, or in front of a port.
@@ -294,6 +298,8 @@ mod tests {
             ("sctp:80", "\"sctp\" is neither"),
             ("tcp:1-1025", "1025 ports"),
             ("tcp:host:80", "\"host\" is no IPv4 address"),
+            ("udp:224.0.0.1:80", "224.0.0.1 is an address for many"),
+            ("udp:255.255.255.255:80", "255.255.255.255 is an address for many"),
             ("tcp:10.0.0.256:80", "\"10.0.0.256\" is no IPv4 address"),
             ("tcp:::1:80", "only IPv4"),
             ("tcp:[::1]:80", "only IPv4"),

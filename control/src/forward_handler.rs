@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use weft_dataplane::{MappingStatus, NatSettings};
-use weft_switch::NetworkId;
+use weft_dataplane::{MappingStatus, NatSettings, PortState};
 use weft_switch::nat::Protocol;
+use weft_switch::{NetworkId, PortId};
 
 use crate::api::{
     ForwardAdd, ForwardLine, ForwardOf, MappingLine, MappingPage, MappingsAsked, MaybeNetwork, Named, NatInfo, NatPort,
@@ -60,11 +60,12 @@ impl Switch {
     fn forwards_of(&mut self, name: &Name) -> Vec<ForwardLine> {
         let Some(&id) = self.networks.get(name) else { return Vec::new() };
         let ways = self.ways_in.of(id).to_vec();
+        let ports: BTreeMap<_, _> = self.port_names().into_iter().map(|(id, name)| (id, name.to_string())).collect();
         let line = |way: &WayIn| {
             let (state, reason) = match (way.guest, way.failed) {
                 (None, _) => ("waiting", Some(format!("no guest is called {}", way.rule.to.host))),
                 (Some(_), Some(error)) => ("failed", Some(error.to_string())),
-                (Some(guest), None) => ("open", (!self.is_somebodys(id, guest)).then(|| format!("nobody has {guest} yet"))),
+                (Some(guest), None) => ("open", self.absence(id, guest, &ports)),
             };
             let ForwardRule { from, to } = way.rule.clone();
             ForwardLine { network: name.clone(), from, to, guest: way.guest, state: state.to_owned(), reason }
@@ -72,9 +73,13 @@ impl Switch {
         ways.iter().map(line).collect()
     }
 
-    /// True if a guest is known to have this address. If not, they are asked, for the next time.
-    fn is_somebodys(&mut self, id: NetworkId, address: Ipv4Addr) -> bool {
-        self.dataplane.with_gateway(id, |now, gateway, frames| gateway.resolve(now, address, frames)).flatten().is_some()
+    /// Why nobody answers at this address, if that is known. If not, guests are asked who has it, for the next time.
+    fn absence(&mut self, id: NetworkId, address: Ipv4Addr, ports: &BTreeMap<PortId, String>) -> Option<String> {
+        let owner = self.dataplane.with_gateway(id, |now, gateway, frames| gateway.resolve(now, address, frames)).flatten();
+        let Some(owner) = owner else { return Some(format!("nobody has {address} yet")) };
+        let is_up = self.dataplane.port_status(owner.port).is_some_and(|status| status.state == PortState::Up);
+        let port = ports.get(&owner.port).map_or("its port", String::as_str);
+        (!is_up).then(|| format!("{address} belongs to port {port}, where no guest is running"))
     }
 
     pub(crate) fn list_mappings(&self, params: &MappingsAsked) -> Result<MappingPage, RpcError> {

@@ -110,7 +110,12 @@ impl DnsPlan {
 fn check_targets(name: &Name, network: &NetworkConfig, gateway: &GatewaySettings) -> Result<(), Conflict> {
     let subnet = gateway.subnet;
     for rule in &network.forwards {
-        let ForwardHost::Address(address) = rule.to.host else { continue };
+        let address = match &rule.to.host {
+            ForwardHost::Address(address) => *address,
+            // As it is called in DNS.
+            ForwardHost::Name(name) if name.as_str() == "gateway" => gateway.address,
+            ForwardHost::Name(_) => continue,
+        };
         let why = match address {
             _ if !subnet.contains(address) => format!("its guests have addresses of {subnet}"),
             _ if address == gateway.address => "that is its gateway, which is weft itself".to_owned(),

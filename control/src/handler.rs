@@ -232,6 +232,7 @@ impl Switch {
             mac: plugged.mac,
             mtu: plugged.mtu,
             state: <&'static str>::from(status.state).to_owned(),
+            loop_with: status.loop_with.and_then(|other| self.port_names().get(&other).map(|name| (*name).clone())),
             last_stop: status.last_stop,
             last_stop_seconds: status.last_stop_at.map(|at| now.since(at).as_secs()),
             connections: status.connections,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use weft_switch::NetworkId;
-use weft_switch::dhcp::{DhcpCounters, DhcpServer, LeaseState, ReservationOwner};
+use weft_switch::dhcp::{ClientId, DhcpCounters, DhcpServer, LeaseRecord, LeaseState, ReservationOwner};
 use weft_switch::dns::DnsCounters;
 
 use crate::addressing::server_list;
@@ -24,16 +24,20 @@ impl Switch {
 
     pub(crate) fn add_lease(&mut self, params: LeaseAdd) -> Result<LeaseLine, RpcError> {
         let LeaseAdd { network: name, lease } = params;
-        let address = lease.address;
+        let (address, hostname) = (lease.address, lease.hostname.clone());
         let mut wanted = self.config.clone();
         let Some(network) = wanted.networks.get_mut(&name) else { return Err(self.no_network(&name).into()) };
         if network.leases.iter().any(|other| other.address == address) {
             return Err(Refusal::LeaseExists { network: name, address }.into());
         }
         network.leases.push(lease);
-        let has_dhcp = self.networks.get(&name).is_some_and(|id| self.services.dhcp(*id).is_some());
-        if !has_dhcp {
+        let Some(dhcp) = self.networks.get(&name).and_then(|id| self.services.dhcp(*id)) else {
             return Err(Refusal::NoDhcp { network: name }.into());
+        };
+        if let Some(hostname) = &hostname
+            && let Some(other) = dhcp.address_of(hostname).filter(|other| *other != address)
+        {
+            return Err(Refusal::HostNameTaken { network: name, hostname: hostname.clone(), address: other }.into());
         }
         self.pin_subnet(&mut wanted, &name);
         self.apply(&wanted)?;
@@ -90,12 +94,15 @@ impl Switch {
                     port,
                     hostname: reservation.hostname.as_ref().map(ToString::to_string),
                     seconds_left: None,
+                    kept_for: None,
                 };
                 (reservation.address, line)
             })
             .collect();
         let now = wall_clock();
         for record in server.records().filter(|record| record.until > now) {
+            let kept = server.settings().reservations.iter().find(|reservation| reservation.address == record.address);
+            let other_owner = kept.filter(|reservation| !is_for(&reservation.owner, &record));
             let line = LeaseLine {
                 network: network.clone(),
                 address: record.address,
@@ -104,12 +111,13 @@ impl Switch {
                     LeaseState::Quarantined => "quarantined",
                 }
                 .to_owned(),
-                fixed: lines.contains_key(&record.address),
+                fixed: kept.is_some() && other_owner.is_none(),
                 client: Some(record.client.to_string()),
                 mac: Some(record.mac),
                 port: Some(record.port),
                 hostname: server.name_of(record.address).map(ToString::to_string),
                 seconds_left: Some(record.until.0 - now.0),
+                kept_for: other_owner.map(|kept| owner_text(&kept.owner)),
             };
             lines.insert(record.address, line);
         }
@@ -169,6 +177,23 @@ impl Switch {
                 ("share_exceeded", share_exceeded),
             ]),
         })
+    }
+}
+
+/// True if the client with this lease is the one for whom its address is kept.
+fn is_for(owner: &ReservationOwner, lease: &LeaseRecord) -> bool {
+    match owner {
+        ReservationOwner::Mac(mac) => lease.mac == *mac,
+        ReservationOwner::ClientId(id) => lease.client == ClientId::Identifier(id.clone()),
+        ReservationOwner::Port(port) => lease.port == *port,
+    }
+}
+
+fn owner_text(owner: &ReservationOwner) -> String {
+    match owner {
+        ReservationOwner::Mac(mac) => mac.to_string(),
+        ReservationOwner::ClientId(id) => id.to_string(),
+        ReservationOwner::Port(port) => format!("port {port}"),
     }
 }
 

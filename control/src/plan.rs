@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::values::Name;
 
@@ -65,7 +67,28 @@ fn missing<'a, T: PartialEq + Clone>(
         .map(move |(name, value)| step(name.clone(), value.clone()))
 }
 
+/// The keys that have other values.
+fn changed_keys<T: Serialize>(before: &T, after: &T) -> Vec<String> {
+    let keys = |value: &T| serde_json::to_value(value).ok().and_then(|value| value.as_object().cloned()).unwrap_or_default();
+    let (before, after) = (keys(before), keys(after));
+    let mut all: Vec<_> = before.keys().chain(after.keys()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned().collect()
+}
+
 impl Config {
+    /// Which keys a step changes of what is there: the end of a line that names the step.
+    #[must_use]
+    pub(crate) fn what_changes(&self, step: &Step) -> String {
+        match step {
+            Step::ChangeNetwork(name, network) => self.networks.get(name).map(|before| changed_keys(before, network)),
+            Step::ProtectPort(name, port) => self.ports.get(name).map(|before| changed_keys(before, port)),
+            Step::RemovePort(_) | Step::RemoveNetwork(_) | Step::AddNetwork(..) | Step::AddPort(..) => None,
+        }
+        .map_or_else(String::new, |keys| format!(": {}", keys.join(", ")))
+    }
+
     /// Records that a step was taken.
     pub fn record(&mut self, step: Step) {
         match step {
@@ -92,6 +115,16 @@ impl fmt::Display for Step {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_change_is_named_by_its_keys() {
+        let name: Name = "lab".parse().unwrap();
+        let mut config = Config::default();
+        config.record(Step::AddNetwork(name.clone(), NetworkConfig::default()));
+        let ageing_seconds = AgeingSeconds::try_from(20).unwrap();
+        let step = Step::ChangeNetwork(name, NetworkConfig { ageing_seconds, host_access: true, ..NetworkConfig::default() });
+        assert_eq!(format!("{step}{}", config.what_changes(&step)), "change network \"lab\": ageing_seconds, host_access");
+    }
+
     use proptest::collection::btree_map;
     use proptest::prelude::*;
 

@@ -145,7 +145,8 @@ impl FromStr for BitRate {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        let rate = scaled(text).filter(|rate| (Self::MIN..=Self::MAX).contains(rate));
+        // As iperf3 and tc write it.
+        let rate = scaled(text.strip_suffix("bit").unwrap_or(text)).filter(|rate| (Self::MIN..=Self::MAX).contains(rate));
         rate.map(Self).ok_or_else(|| ValueError::BitRate(excerpt(text)))
     }
 }

@@ -87,12 +87,13 @@ fn rates_are_read_and_written_in_the_same_words() {
     }
     for text in ["1k", "1500", "200M", "1G", "1000G"] {
         assert_eq!(text.parse::<BitRate>().unwrap().to_string(), text);
+        assert_eq!(format!("{text}bit").parse::<BitRate>().unwrap().to_string(), text);
     }
     for text in ["", "0", "-1", "+1", "1.5k", "1kk", "B", "1KB", "1001G", "18446744073709551615G", "Off"] {
         let error = text.parse::<StormRate>().unwrap_err().to_string();
         assert!(error.contains(&format!("{text:?}")) && error.contains("as in 1000"), "{error}");
     }
-    for text in ["", "0", "999", "1001G", "1g", "1Gbit", "off"] {
+    for text in ["", "0", "999", "1001G", "1g", "1Gbits", "off"] {
         assert!(text.parse::<BitRate>().unwrap_err().to_string().contains("200M"));
     }
     for text in ["none", "dhcp-server", "router", "dhcp-server,router"] {

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use weft_dataplane::{DataplaneError, ForwardError};
-use weft_switch::MacAddr;
+use weft_switch::{HostName, MacAddr};
 
 use crate::config::Conflict;
 use crate::forward::{ForwardFrom, ForwardTo};
@@ -60,6 +60,16 @@ pub enum Refusal {
         /// The network.
         network: Name,
         /// The address.
+        address: Ipv4Addr,
+    },
+    /// Somebody is called that.
+    #[error("{hostname} of network {network:?} is {address} already: choose another name")]
+    HostNameTaken {
+        /// The network.
+        network: Name,
+        /// The name.
+        hostname: HostName,
+        /// Whose it is.
         address: Ipv4Addr,
     },
     /// An address that a port has by its own declaration.
@@ -179,7 +189,7 @@ impl Refusal {
             | Self::NoLease { .. }
             | Self::NoForward { .. }
             | Self::ForwardElsewhere { .. } => "not_there",
-            Self::Exists { .. } | Self::LeaseExists { .. } => "exists",
+            Self::Exists { .. } | Self::LeaseExists { .. } | Self::HostNameTaken { .. } => "exists",
             Self::NetworkInUse { .. } => "in_use",
             // No request can ask for other workers.
             Self::Conflict(_)

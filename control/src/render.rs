@@ -42,13 +42,21 @@ pub(crate) fn ports(style: Style, ports: &[PortInfo]) -> String {
         table.add_row([
             Cell::new(&port.name),
             Cell::new(&port.network),
-            state_cell(style, &port.state),
+            state_cell(style, &state(port)),
             Cell::new(port.mac),
             number(port.queues),
             Cell::new(port.socket.display()),
         ]);
     }
     finish(&table)
+}
+
+/// Where a port stands, and why it does nothing there.
+fn state(port: &PortInfo) -> String {
+    match &port.loop_with {
+        Some(other) => format!("{}, paused: in a loop with {other}", port.state),
+        None => port.state.clone(),
+    }
 }
 
 pub(crate) fn port(style: Style, port: &PortInfo) -> String {
@@ -62,7 +70,7 @@ pub(crate) fn port(style: Style, port: &PortInfo) -> String {
         ("Network", port.network.to_string()),
         ("VLAN", port.vlan.as_ref().map_or_else(|| "none, tags are carried as they are".to_owned(), vlan_role)),
         ("Protections", or_none(protections(&port.protections).join("\n"))),
-        ("State", port.state.clone()),
+        ("State", state(port)),
         ("Socket", format!("{} ({} listens)", port.socket.display(), if port.client { "the guest" } else { "weft" })),
         ("MAC", port.mac.to_string()),
         ("MTU", port.mtu.to_string()),
@@ -231,7 +239,11 @@ pub(crate) fn leases(style: Style, lines: &[LeaseLine]) -> String {
     let mut table = table(style, &["NETWORK", "ADDRESS", "STATE", "CLIENT", "PORT", "HOSTNAME", "ENDS IN"]);
     for line in lines {
         let text = |text: &Option<String>| Cell::new(text.as_deref().unwrap_or("-"));
-        let state = if line.fixed && line.state == "leased" { "leased, fixed" } else { &line.state };
+        let state = match &line.kept_for {
+            Some(other) => format!("{}, kept for {other}", line.state),
+            None if line.fixed && line.state == "leased" => "leased, fixed".to_owned(),
+            None => line.state.clone(),
+        };
         table.add_row([
             Cell::new(&line.network),
             Cell::new(line.address),

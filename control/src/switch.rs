@@ -319,7 +319,7 @@ impl Switch {
     /// Takes one step, and records it if it happened. A step that removes or changes something happens even when a
     /// stuck worker makes it fail: what was removed is out of our hands, and the worker may still look at it.
     fn take(&mut self, step: Step) -> Result<(), StepError> {
-        let line = step.to_string();
+        let line = format!("{step}{}", self.config.what_changes(&step));
         let outcome = match &step {
             Step::RemovePort(name) => self.unplug(name),
             Step::RemoveNetwork(name) => self.remove_network(name),

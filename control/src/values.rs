@@ -145,13 +145,13 @@ pub enum ValueError {
     #[error("{0:?} is no rate: write frames a second, as in 1000 or 5k, bytes a second, as in 2MB, or off; at most 1000G")]
     StormRate(String),
     /// Not how much may be sent in all.
-    #[error("{0:?} is no rate: write bits a second, as in 200M or 1G, from 1k to 1000G")]
+    #[error("{0:?} is no limit: write bits a second, as in 200M or 1G, from 1k to 1000G")]
     BitRate(String),
     /// Not a subnet or a range of addresses.
     #[error(transparent)]
     Subnet(#[from] SubnetError),
     /// Not a list of DNS servers.
-    #[error("{0:?} are no DNS servers: write at most {UPSTREAMS_MAX} addresses, as in 192.0.2.1,192.0.2.2, or auto, or off")]
+    #[error("{0:?} names no DNS servers: write at most {UPSTREAMS_MAX} addresses, as in 192.0.2.1,192.0.2.2, or auto, or off")]
     DnsServers(String),
     /// A static lease for nobody, or for two.
     #[error("an address is kept for one client: give either a MAC address or a client identifier")]

@@ -25,6 +25,7 @@ use crate::endpoint::Endpoint;
 use crate::fabric::{Fabric, Network};
 use crate::gateway::Mail;
 use crate::lane::{Fault, FaultReports};
+use crate::loops::Loops;
 use crate::port::{Port, Turn};
 use crate::worker::{Clock, Worker, WorkerHandle};
 use crate::workers::{WorkerSettings, WorkerStuck, Workers};
@@ -90,6 +91,8 @@ pub struct PortStatus {
     pub rings: Vec<RingStatus>,
     /// What passed since the port was added.
     pub counters: PortCounters,
+    /// The port is paused, because its guest connects it with this one.
+    pub loop_with: Option<PortId>,
 }
 
 /// Where a port stands.
@@ -261,6 +264,7 @@ pub struct Dataplane {
     next_expiry: Timestamp,
     next_gateways: Timestamp,
     next_watch: Timestamp,
+    pub(crate) loops: Loops,
     healthy: bool,
 }
 
@@ -362,6 +366,7 @@ impl Dataplane {
             next_expiry: clock.now().after(EXPIRY_INTERVAL),
             next_gateways: clock.now().after(GATEWAY_INTERVAL),
             next_watch: clock.now().after(WATCH_INTERVAL),
+            loops: Loops::default(),
             healthy: true,
         };
         Ok((dataplane, started))
@@ -412,6 +417,7 @@ impl Dataplane {
         let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
         self.fabric.links[id.index()] = None;
+        self.loops.forget(id);
         self.fabric.forget_stations(network, id);
         self.fabric.divide(network);
         let published = self.fabric.publish();
@@ -427,7 +433,8 @@ impl Dataplane {
     /// How a port is, or `None` if there is no such port.
     #[must_use]
     pub fn port_status(&self, id: PortId) -> Option<PortStatus> {
-        Some(self.ports.get(id.index())?.as_ref()?.status())
+        let port = self.ports.get(id.index())?.as_ref()?;
+        Some(PortStatus { loop_with: self.loops.paused(id), ..port.status() })
     }
 
     /// How a network is, or `None` if there is no such network.
@@ -493,7 +500,9 @@ impl Dataplane {
             self.healthy = self.fabric.workers.are_alive();
             self.resume();
         }
+        self.look_for_loops(now);
         let mut next = self.next_expiry.min(self.next_gateways).min(self.next_watch);
+        next = self.loops.due().map_or(next, |due| next.min(due));
         for port in self.ports.iter_mut().flatten() {
             if let Some(due) = port.dial(&self.registry, Task::Serve(port.id()).token(), now) {
                 next = next.min(due);

@@ -144,7 +144,7 @@ impl Fabric {
     /// Hands a frame to a worker, as if a port had sent it. A worker that has too many already does not get it.
     pub(crate) fn inject(&self, injection: Injection) {
         let first_ring =
-            self.links.get(injection.port.index()).and_then(Option::as_ref).and_then(|link| link.rings.from_guest.first());
+            self.links.get(injection.port().index()).and_then(Option::as_ref).and_then(|link| link.rings.from_guest.first());
         let home = first_ring.and_then(|ring| self.homes.get(&ring.id));
         self.workers.inject(home.map_or(0, |home| home.worker), injection);
     }
@@ -260,7 +260,8 @@ mod tests {
         let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
         let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
         let isolation = weft_switch::guard::Isolation::None;
-        let link = PortLink { id, network, role: None, guard: None, isolation, counters, rings: running };
+        let loop_sign = Arc::default();
+        let link = PortLink { id, network, role: None, guard: None, isolation, loop_sign, counters, rings: running };
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

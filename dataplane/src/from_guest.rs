@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft_switch::guard::{Finding, GLANCED_LEN, INSPECTED_LEN, Sources};
+use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
 
@@ -114,6 +114,31 @@ impl Frame {
         }
     }
 
+    /// Reads the beginning to `head`, behind `room` bytes. False for a frame that is short or in several pieces.
+    #[inline(always)]
+    fn glance(&self, head: &mut Head, room: usize) -> bool {
+        const BEHIND: usize = GLANCED_LEN - EthernetHeader::LEN;
+        let (link, rest) = head[LONG_HEADER..].split_at_mut(EthernetHeader::LEN);
+        link.copy_from_slice(&self.header);
+        let rest: &mut [u8; BEHIND] = rest.first_chunk_mut().expect("a glance is shorter than a look");
+        self.chain.single().is_some_and(|piece| piece.read_into(room + EthernetHeader::LEN, rest))
+    }
+
+    /// The frame is as its glance says from now on.
+    #[inline(always)]
+    fn begin_glanced(&mut self, head: &mut Head, room: usize, pieces: &mut Vec<Segment>) {
+        let first = Segment { ptr: head[LONG_HEADER - room..].as_mut_ptr(), len: room + GLANCED_LEN };
+        if self.len == GLANCED_LEN {
+            self.chain.move_to(first);
+        } else {
+            // It is in one piece.
+            let ptr = self.chain.ptr().wrapping_add(first.len).cast_mut();
+            pieces.push(first);
+            pieces.push(Segment { ptr, len: self.len - GLANCED_LEN });
+            self.chain.spread_over(pieces, 2);
+        }
+    }
+
     #[inline(always)]
     fn read_offload(&mut self, virtio_header: &[u8; SHORT_HEADER], agreed: OffloadFeatures) -> Option<DropReason> {
         if !Offload::is_asked_for(virtio_header) {
@@ -127,6 +152,15 @@ impl Frame {
             Err(reason) => Some(reason),
         }
     }
+}
+
+/// What was seen of the frames of a batch that may pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Screened {
+    /// Their bytes in all.
+    pub(crate) bytes: usize,
+    /// There are some for more than one station.
+    pub(crate) has_multicast: bool,
 }
 
 /// The frames that one ring gave in one round, with the places of their bytes. Reused from round to round.
@@ -206,50 +240,65 @@ impl Batch {
     }
 
     /// Looks whether the frames are from whom they say they are from. One that was looked into begins in private memory from then on: what was seen is what
-    /// the receiver gets. `meter` counts those with which nothing is wrong, with their lengths. A frame that may not pass is one that can't be used.
-    pub(crate) fn screen(
-        &mut self,
-        sources: &Sources,
-        leases: &[Ipv4Addr],
-        mut meter: impl FnMut(&EthernetHeader, usize) -> Result<(), DropReason>,
-    ) {
+    /// the receiver gets. A frame that may not pass is one that can't be used.
+    #[inline(never)]
+    pub(crate) fn screen(&mut self, sources: &Sources, leases: &[Ipv4Addr]) -> Screened {
         let mut heads = std::mem::take(&mut self.heads);
         heads.resize(BATCH, [0; size_of::<Head>()]);
-        for (at, head) in heads.iter_mut().enumerate().take(self.count) {
-            let frame = &self.frames[at];
-            if frame.bad.is_some() {
+        let mut screened = Screened { bytes: 0, has_multicast: false };
+        let (looks, room) = (sources.inspects_ip(), self.header_len);
+        let mut closely: FrameMask = 0;
+        let mut passed = Glance::NOTHING;
+        let frames = self.frames[..self.count].iter_mut();
+        for (at, (frame, head)) in frames.zip(&mut heads).enumerate().filter(|(_, (frame, _))| frame.bad.is_none()) {
+            screened.has_multicast |= frame.header[0] & 1 == 1;
+            screened.bytes += frame.len;
+            if !(looks && frame.glance(head, room)) {
+                closely |= 1 << at;
                 continue;
             }
-            let header = EthernetHeader::parse(&frame.header);
-            let mut checked = sources.check_mac(&header);
-            if checked.is_ok() && sources.wants(&frame.header) {
-                checked = self.inspect(at, head, sources, leases);
+            // What passes does so as the frame before did, mostly.
+            let glance = Glance::at(head[LONG_HEADER..].first_chunk().expect("a glance is shorter than a look"));
+            if glance.is(&passed) || sources.passes_at_a_glance(&glance, leases) {
+                passed = glance;
+                frame.begin_glanced(head, room, &mut self.pieces);
+            } else {
+                closely |= 1 << at;
             }
-            let frame = &mut self.frames[at];
-            frame.bad = checked.and_then(|()| meter(&header, frame.len)).err();
+        }
+        while closely != 0 {
+            let at = closely.trailing_zeros() as usize;
+            closely &= closely - 1;
+            if let Err(reason) = self.look(at, &mut heads[at], sources, leases) {
+                screened.bytes -= self.frames[at].len;
+                self.frames[at].bad = Some(reason);
+            }
         }
         self.heads = heads;
+        screened
     }
 
-    /// A look at the beginning of a frame, which is in `head` from then on.
-    #[inline(always)]
-    fn inspect(&mut self, at: usize, head: &mut Head, sources: &Sources, leases: &[Ipv4Addr]) -> Result<(), DropReason> {
+    /// Asks about every frame that can be used, with its length, whether it can.
+    pub(crate) fn meter(&mut self, mut admit: impl FnMut(&EthernetHeader, usize) -> Result<(), DropReason>) {
+        for frame in self.frames[..self.count].iter_mut().filter(|frame| frame.bad.is_none()) {
+            frame.bad = admit(&EthernetHeader::parse(&frame.header), frame.len).err();
+        }
+    }
+
+    /// A close look at a frame, as far as it takes one. What was seen of it is in `head` from then on.
+    #[inline(never)]
+    fn look(&mut self, at: usize, head: &mut Head, sources: &Sources, leases: &[Ipv4Addr]) -> Result<(), DropReason> {
         let frame = &self.frames[at];
+        sources.check_mac(&EthernetHeader::parse(&frame.header))?;
+        if !sources.wants(&frame.header) {
+            return Ok(());
+        }
         let body = &mut head[LONG_HEADER..];
         body[..EthernetHeader::LEN].copy_from_slice(&frame.header);
-        let mut seen = if frame.len <= INSPECTED_LEN { frame.len } else { GLANCED_LEN };
-        let mut copied = match frame.chain.single() {
-            Some(piece) => piece.read_into(self.header_len + EthernetHeader::LEN, &mut body[EthernetHeader::LEN..seen]),
-            None => self.payload(frame).read(&mut body[EthernetHeader::LEN..seen]),
-        };
-        let mut finding = sources.inspect(&body[..seen], frame.len, leases);
-        if finding == Finding::NeedsMore && seen < INSPECTED_LEN.min(frame.len) {
-            copied &= self.payload(frame).skip(seen - EthernetHeader::LEN).read(&mut body[seen..INSPECTED_LEN]);
-            seen = INSPECTED_LEN;
-            finding = sources.inspect(body, frame.len, leases);
-        }
+        let seen = frame.len.min(INSPECTED_LEN);
+        let copied = self.payload(frame).read(&mut body[EthernetHeader::LEN..seen]);
         debug_assert!(copied, "a frame has the length that was counted");
-        match finding {
+        match sources.inspect(&body[..seen], frame.len, leases) {
             Finding::Pass => {
                 self.begin_in(at, head, seen);
                 Ok(())
@@ -260,7 +309,6 @@ impl Batch {
     }
 
     /// The first `len` bytes of a frame are in `head` from now on, the others where they were.
-    #[inline(always)]
     fn begin_in(&mut self, at: usize, head: &mut Head, len: usize) {
         let (room, left) = (self.header_len, self.frames[at].len - len);
         let chain = &mut self.frames[at].chain;

@@ -306,9 +306,9 @@ impl GatewayState {
                 Some(self.receive_outside(now, &packet, place, &mut answers))
             }
             Outcome::Neighbour { to, headers, packet } => {
-                let rest = &packet.ip.bytes()[headers.len() - EthernetHeader::LEN..];
+                // What is to be done to the frame was checked for the whole of it: it keeps what follows the packet.
                 let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
-                let frame = [&headers, rest].concat();
+                let frame = [&headers, &bytes[headers.len()..]].concat();
                 out.push(Dispatch { to: Receivers::One(to.port), from: Some(port), frame, offload, stamp: None });
                 Some(Passage::Taken)
             }

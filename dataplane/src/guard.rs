@@ -23,6 +23,8 @@ pub(crate) struct PortGuard {
     wants_leases: bool,
     /// There may be a router behind the port.
     pub(crate) may_route: bool,
+    /// Nothing passes: the guest connects its port with another one.
+    pub(crate) bars: bool,
     state: Mutex<State>,
 }
 
@@ -44,8 +46,16 @@ impl PortGuard {
             sources,
             wants_leases,
             may_route: protections.router,
+            bars: false,
             state: Mutex::new(State { meters, leases: Vec::new() }),
         })
+    }
+
+    /// What lets nothing pass.
+    pub(crate) fn barrier() -> Self {
+        let sources = Sources::new(&Protections::NONE);
+        let state = Mutex::new(State { meters: Meters::default(), leases: Vec::new() });
+        Self { sources, wants_leases: false, may_route: false, bars: true, state }
     }
 
     /// Looks at what has come from the guest. Returns how many frames to addresses that nobody knows may go on, if that is limited; what is left of that is to be
@@ -53,10 +63,9 @@ impl PortGuard {
     pub(crate) fn screen(&self, batch: &mut Batch, now: Timestamp) -> Option<Allowance> {
         let mut state = self.lock();
         let State { meters, leases } = &mut *state;
-        if meters.is_needed() {
-            batch.screen(&self.sources, leases, |header, len| meters.admit(now, header, len));
-        } else {
-            batch.screen(&self.sources, leases, |_, _| Ok(()));
+        let screened = batch.screen(&self.sources, leases);
+        if meters.is_needed() && (screened.has_multicast || !meters.admit_all(now, screened.bytes)) {
+            batch.meter(|header, len| meters.admit(now, header, len));
         }
         let bytes = || batch.frames().iter().map(|frame| frame.len).sum();
         if meters.limits_unknown() { meters.draw_unknown(now, batch.frames().len(), bytes()) } else { None }

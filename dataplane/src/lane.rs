@@ -10,6 +10,7 @@ use mio::Events;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::Interest;
 use weft_switch::guard::Allowance;
+use weft_switch::loops::is_probe;
 use weft_switch::vlan::Vlan;
 use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, PortId, Timestamp, Verdict, forward};
 
@@ -168,6 +169,11 @@ impl Lane {
         batch: &mut Batch,
         now: Timestamp,
     ) {
+        if guard.bars {
+            port.counters.drop_frames(DropReason::LoopPaused, batch.frames().len() as u64);
+            batch.frames().iter().filter(|frame| is_probe(&frame.header)).for_each(|frame| note_probe(port, batch, frame));
+            return;
+        }
         self.unknown = guard.screen(batch, now);
         self.forward_batch(snapshot, port, batch, now);
         if let Some(left) = self.unknown.take() {
@@ -317,6 +323,10 @@ impl Lane {
             Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
             Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
             Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
+            Verdict::Flood if is_probe(&frame.header) => {
+                ingress.counters.drop_frames(DropReason::LoopProbe, 1);
+                note_probe(ingress, batch, frame);
+            }
             Verdict::Flood if self.unknown.is_some() && self.is_too_much(frame) => {
                 ingress.counters.drop_frames(DropReason::UnknownStorm, 1);
             }
@@ -436,6 +446,18 @@ impl Lane {
             self.dispatched_on = network;
         }
         self.dispatches.push(frame.into());
+    }
+
+    /// Sends a frame to a port's guest, as one without a tag where that has a meaning.
+    pub(crate) fn send_to(&mut self, snapshot: &Snapshot, port: PortId, frame: Vec<u8>) {
+        let Some(link) = snapshot.port(port) else { return };
+        let vlans = snapshot.network(link.network).and_then(|network| network.vlans.as_ref());
+        let stamp = vlans.and_then(|vlans| vlans.role(link).untagged()).map(Stamp::of);
+        if self.dispatched_on != link.network || self.dispatches.len() >= BATCH {
+            self.finish_sending(snapshot);
+            self.dispatched_on = link.network;
+        }
+        self.dispatches.push(Dispatch { to: Receivers::One(port), from: None, frame, offload: Offload::NONE, stamp });
     }
 
     /// Sends all frames that are in weft's own memory.
@@ -639,6 +661,14 @@ impl RingChoice {
 #[inline(never)]
 fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
     network.gateway.as_ref().is_some_and(|gateway| gateway.interest(batch, frame) != Interest::Foreign)
+}
+
+/// The owner is to see that a probe has come in here.
+#[cold]
+fn note_probe(ingress: &PortLink, batch: &Batch, frame: &Frame) {
+    if let Some(token) = batch.payload(frame).read_array() {
+        ingress.loop_sign.leave(u64::from_be_bytes(token));
+    }
 }
 
 /// The places of the frames in a mask.

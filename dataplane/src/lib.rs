@@ -16,6 +16,7 @@ mod from_guest;
 mod gateway;
 mod guard;
 mod lane;
+mod loops;
 #[allow(unsafe_code)]
 mod memory;
 mod multicast;

@@ -19,6 +19,7 @@ use crate::fabric::Fabric;
 use crate::from_guest::FromGuest;
 use crate::guard::PortGuard;
 use crate::lane::Fault;
+use crate::loops::LoopSign;
 use crate::ring::RingFault;
 use crate::snapshot::{PortLink, RingLink, RunningRings};
 use crate::vhost_user::connection::{Connection, ConnectionError};
@@ -58,6 +59,9 @@ struct Wiring {
     role: Option<Arc<PortRole>>,
     guard: Option<Arc<PortGuard>>,
     isolation: Isolation,
+    /// Its guest connects it with another one.
+    paused: bool,
+    loop_sign: Arc<LoopSign>,
     counters: Arc<LiveCounters>,
     disposal: Disposal,
 }
@@ -65,9 +69,10 @@ struct Wiring {
 impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
-        let (role, guard, counters) = (self.role.clone(), self.guard.clone(), Arc::clone(&self.counters));
+        let (role, counters, loop_sign) = (self.role.clone(), Arc::clone(&self.counters), Arc::clone(&self.loop_sign));
+        let guard = if self.paused { Some(Arc::new(PortGuard::barrier())) } else { self.guard.clone() };
         let Self { port: id, network, isolation, .. } = *self;
-        Arc::new(PortLink { id, network, role, guard, isolation, counters, rings })
+        Arc::new(PortLink { id, network, role, guard, isolation, loop_sign, counters, rings })
     }
 }
 
@@ -146,7 +151,7 @@ impl Host for PortHost<'_> {
     }
 
     fn announce(&mut self, station: MacAddr) {
-        self.fabric.inject(Injection { port: self.wiring.port, frame: rarp_request(station) });
+        self.fabric.inject(Injection::From { port: self.wiring.port, frame: rarp_request(station) });
     }
 
     fn dispose(&mut self, memory: impl Send + 'static) {
@@ -161,7 +166,17 @@ impl Port {
         let role = settings.vlan.clone().map(Arc::new);
         let guard = PortGuard::new(&settings.protections).map(Arc::new);
         let (network, isolation) = (settings.network, settings.protections.isolation);
-        let wiring = Wiring { port: id, network, role, guard, isolation, counters: Arc::default(), disposal };
+        let wiring = Wiring {
+            port: id,
+            network,
+            role,
+            guard,
+            isolation,
+            paused: false,
+            loop_sign: Arc::default(),
+            counters: Arc::default(),
+            disposal,
+        };
         Self { wiring, settings, endpoint, guest: None, connections: 0, last_stop: None, log: PortLog::default() }
     }
 
@@ -174,6 +189,16 @@ impl Port {
         self.wiring.guard = PortGuard::new(&protections).map(Arc::new);
         self.wiring.isolation = protections.isolation;
         self.settings.protections = protections;
+        self.relink(fabric);
+    }
+
+    /// Lets nothing in or out, or ends that; the caller publishes.
+    pub(crate) fn set_paused(&mut self, paused: bool, fabric: &mut Fabric) {
+        self.wiring.paused = paused;
+        self.relink(fabric);
+    }
+
+    fn relink(&self, fabric: &mut Fabric) {
         if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
             *link = self.wiring.link(link.rings.clone());
         }
@@ -313,6 +338,7 @@ impl Port {
             guest_mtu: session.and_then(Session::guest_mtu),
             rings: session.map(ring_statuses).unwrap_or_default(),
             counters: self.counters_view(),
+            loop_with: None,
         }
     }
 

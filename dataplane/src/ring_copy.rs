@@ -36,14 +36,14 @@ impl Segment {
         Some(bytes)
     }
 
-    /// Copies the bytes from `offset` on to private memory; false when there are not as many.
+    /// Copies `N` bytes from `offset` on to private memory; false when there are not as many.
     #[inline(always)]
-    pub(crate) fn read_into(&self, offset: usize, into: &mut [u8]) -> bool {
-        if self.len < offset + into.len() {
+    pub(crate) fn read_into<const N: usize>(&self, offset: usize, into: &mut [u8; N]) -> bool {
+        if self.len < offset + N {
             return false;
         }
-        // SAFETY: the piece is mapped memory with as many bytes from `offset` on; private memory can't overlap it.
-        unsafe { copy(self.ptr.add(offset), into.as_mut_ptr(), into.len()) };
+        // SAFETY: the piece is mapped memory with at least `N` bytes from `offset` on; private memory can't overlap it.
+        unsafe { self.ptr.add(offset).copy_to_nonoverlapping(into.as_mut_ptr(), N) };
         true
     }
 }

@@ -27,6 +27,7 @@ use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
 use crate::gateway::GatewayLink;
 use crate::guard::PortGuard;
+use crate::loops::LoopSign;
 use crate::multicast::SnooperLink;
 use crate::to_guest::ToGuest;
 use crate::vlan::VlanLink;
@@ -72,6 +73,7 @@ pub(crate) struct PortLink {
     pub(crate) guard: Option<Arc<PortGuard>>,
     /// Which ports it hears, and which hear from it.
     pub(crate) isolation: Isolation,
+    pub(crate) loop_sign: Arc<LoopSign>,
     pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
 }
@@ -180,7 +182,7 @@ impl Snapshot {
         let mut networks: Vec<_> = networks.collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
-            let receives = !port.rings.to_guest.is_empty();
+            let receives = !port.rings.to_guest.is_empty() && !port.guard.as_ref().is_some_and(|guard| guard.bars);
             if let Some(Some(network)) = networks.get_mut(port.network.index()) {
                 network.isolates |= port.isolation != Isolation::None;
                 if receives {

@@ -110,7 +110,8 @@ impl Dataplane {
         Some(self.fabric.network(link.network)?.fdb.census().port(id))
     }
 
-    /// The stations that moved too often since this was last asked, and how many more there were than could be kept.
+    /// The stations that moved too often since this was last asked, and how many more there were than could be kept. Their ports are looked at: they may be in a
+    /// loop.
     pub fn take_flaps(&mut self) -> Vec<(NetworkId, Vec<Flap>, u64)> {
         let networks = self.fabric.networks.iter().enumerate().filter_map(|(place, network)| Some((place, network.as_ref()?)));
         let all = networks.map(|(place, network)| {
@@ -118,6 +119,8 @@ impl Dataplane {
             // No truncation: there are at most as many as that can number.
             (NetworkId(place as u16), flaps, more)
         });
-        all.filter(|(_, flaps, _)| !flaps.is_empty()).collect()
+        let all: Vec<_> = all.filter(|(_, flaps, _)| !flaps.is_empty()).collect();
+        all.iter().for_each(|(_, flaps, _)| self.suspect_loops(flaps));
+        all
     }
 }

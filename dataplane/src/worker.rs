@@ -255,8 +255,11 @@ impl Worker {
         let mut busy = false;
         // Before the generation is noted: whoever waits for that may rely on all of them having been forwarded. At most as many as
         // fit are there.
-        for Injection { port, frame } in self.injected.try_iter().take(INJECTIONS) {
-            self.lane.inject(snapshot, port, frame, now);
+        for injection in self.injected.try_iter().take(INJECTIONS) {
+            match injection {
+                Injection::From { port, frame } => self.lane.inject(snapshot, port, frame, now),
+                Injection::To { port, frame } => self.lane.send_to(snapshot, port, frame),
+            }
             busy = true;
         }
         for (network, frame) in self.from_gateways.try_iter().take(GATEWAY_FRAMES) {

@@ -156,11 +156,21 @@ impl Drop for Watch {
     }
 }
 
-/// A frame that weft made, to be forwarded as if `port` had sent it.
+/// A frame that weft made.
 #[derive(Debug)]
-pub(crate) struct Injection {
-    pub(crate) port: PortId,
-    pub(crate) frame: Vec<u8>,
+pub(crate) enum Injection {
+    /// To be forwarded as if a port had sent it.
+    From { port: PortId, frame: Vec<u8> },
+    /// For the guest on a port.
+    To { port: PortId, frame: Vec<u8> },
+}
+
+impl Injection {
+    pub(crate) fn port(&self) -> PortId {
+        match self {
+            Self::From { port, .. } | Self::To { port, .. } => *port,
+        }
+    }
 }
 
 impl Workers {

@@ -110,6 +110,10 @@ pub enum DropReason {
     UnknownStorm,
     /// More than the port may send in all.
     OverLimit,
+    /// One of weft's own probes, which came back: the guest connects two ports.
+    LoopProbe,
+    /// The port is paused, because the guest connects it with another one.
+    LoopPaused,
     /// The source is a station that the port has no room for.
     MacLimit,
     /// The source is a station that the forwarding database has no room for.

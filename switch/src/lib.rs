@@ -19,6 +19,7 @@ pub mod guard;
 mod host_name;
 mod id;
 mod log_limit;
+pub mod loops;
 mod mac;
 pub mod multicast;
 pub mod nat;

@@ -230,7 +230,7 @@ fn dhcp() {
             while let Some(action) = actions.pop() {
                 match action {
                     dhcp::Action::Send(frame) => expect_readable(&[frame]),
-                    dhcp::Action::Persist { ticket, .. } => server.confirm(ticket, &mut actions),
+                    dhcp::Action::Persist { ticket, .. } => server.confirm(now, ticket, &mut actions),
                     _ => {}
                 }
             }

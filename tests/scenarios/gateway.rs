@@ -10,7 +10,7 @@ use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
 };
 use weft_dataplane::{NetworkSettings, ServiceMessage, WorkerSettings};
-use weft_guest::Guest;
+use weft_guest::{Guest, Header, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
 use weft_switch::{DropReason, Egress, FdbSettings, MacAddr, NetworkId, Outgoing, PortId, Station};
 
@@ -210,6 +210,27 @@ fn a_guest_reaches_another_through_the_gateway() {
 }
 
 #[test]
+fn what_follows_a_packet_reaches_the_neighbour_with_the_checksum_that_lies_there() {
+    let switch = start(1);
+    let (_, mut a) = switch.guest(|builder| builder.features(feature::DEFAULT | feature::CSUM));
+    let me = mac(1);
+    // It is its own neighbour, at two addresses.
+    for nth in [1, 2] {
+        a.send(&who_has(me, address(nth), GATEWAY)).unwrap();
+        next(&mut a);
+    }
+    let mut sent = udp(GATEWAY_MAC, me, (address(1), 1), (address(2), 2), b"");
+    sent.resize(200, 0);
+    let header = Header { flags: Header::NEEDS_CSUM, csum_start: 150, csum_offset: 6, ..Header::default() };
+    a.send_with_header(&header, &sent, &Shape::one()).unwrap();
+    let came = next(&mut a);
+    assert_eq!((came.len(), &came[..6]), (200, &me[..]));
+    assert_eq!(came[156..158], [0xff, 0xff], "the sum of nothing, as UDP has it");
+    a.send(&ping(me, address(1), GATEWAY, 64, b"still there?")).unwrap();
+    assert!(next(&mut a).ends_with(b"still there?"));
+}
+
+#[test]
 fn dhcp_and_dns_come_to_the_owner_and_to_nobody_else_and_answers_go_back() {
     let switch = start(2);
     let ((port_a, mut a), (_, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
@@ -307,7 +328,9 @@ fn guests_on_several_workers_talk_to_the_gateway_at_the_same_time() {
 fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
     for workers in [1, 2] {
         let switch = start(workers);
-        let ((port_a, mut a), (port_b, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
+        let offloads = feature::DEFAULT | feature::CSUM | feature::HOST_TSO;
+        let ((port_a, mut a), (port_b, mut b)) =
+            (switch.guest(|builder| builder.features(offloads)), switch.guest(|builder| builder));
         let good = [
             who_has(mac(1), address(1), GATEWAY),
             arp(GATEWAY_MAC, ArpOperation::REPLY, mac(1), address(1), GATEWAY),
@@ -332,7 +355,21 @@ fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
                 bad[at] = random() as u8;
             }
             bad.truncate(14.max(if random() % 4 == 0 { random() % bad.len() } else { bad.len() }));
-            a.send(&bad).unwrap();
+            if random() % 4 == 0 {
+                bad.resize(bad.len() + random() % 100, 0);
+            }
+            let header = match random() % 4 {
+                0 => Header {
+                    flags: Header::NEEDS_CSUM,
+                    csum_start: (random() % (bad.len() + 1)) as u16,
+                    csum_offset: [6, 16][random() % 2],
+                    gso_type: [0, 1, 4][random() % 3],
+                    gso_size: (random() % 60) as u16,
+                    ..Header::default()
+                },
+                _ => Header::default(),
+            };
+            a.send_with_header(&header, &bad, &Shape::one()).unwrap();
             // What it gets does not matter, but its buffers are to be free.
             while a.receive(Duration::ZERO).unwrap().is_some() {}
             if round % 500 == 0 {

@@ -61,12 +61,22 @@ pub(super) fn lease(command: LeaseCommand, client: &mut Client, output: &Output)
             let lease = StaticLease { address, owner, hostname };
             let line = client.call::<api::AddLease>(&LeaseAdd { network, lease })?;
             output.show(&line, |_, line| {
-                format!("{} is kept for {}.\n", line.address, line.client.as_deref().unwrap_or("its port"))
+                let holder = line.client.as_deref().unwrap_or("its port");
+                match &line.kept_for {
+                    None => format!("{} is kept for {holder}.\n", line.address),
+                    Some(kept_for) if line.state == "leased" => {
+                        let left = render::duration(line.seconds_left.unwrap_or_default());
+                        format!("{} is kept for {kept_for}, as soon as the lease of {holder} ends (in {left}).\n", line.address)
+                    }
+                    Some(kept_for) => {
+                        format!("{} is kept for {kept_for}, as soon as it is not {} any more.\n", line.address, line.state)
+                    }
+                }
             })
         }
         LeaseCommand::Remove { network, address } => {
             let removed = client.call::<api::RemoveLease>(&LeaseOf { network, address })?;
-            output.show(&removed, |_, removed| format!("The lease of {} is gone.\n", removed.address))
+            output.show(&removed, |_, removed| format!("The lease of {} is gone, and it is kept for nobody.\n", removed.address))
         }
     }
 }

@@ -14,14 +14,14 @@ use crate::values::Name;
 pub(super) enum ForwardCommand {
     /// Let the outside reach a guest by ports of this host.
     ///
-    /// The guest sees who is there: the client's own address, unless that is the host itself or another guest of the network, who both appear
-    /// as the gateway.
+    /// The guest sees who is there: the client's own address. Programs of this host that use its loopback appear as the gateway, and other guests of
+    /// the network as this host.
     Add {
         /// The network.
         network: Name,
         /// The ports of this host, as in tcp:8080, udp:53, tcp:8000-8010 or tcp:127.0.0.1:8080 for one of its addresses.
         from: ForwardFrom,
-        /// The guest and its port, as in 10.77.0.10:80, or web:80 with what DHCP calls it; the first port of several. Without a port: the
+        /// The guest and its port, as in 10.77.0.10:80, or web:80 with its port's name or what it calls itself; the first port of several. Without a port: the
         /// same as outside.
         to: ForwardTo,
     },

@@ -75,7 +75,7 @@ impl DhcpService {
     /// Changes are on disk, or will never be.
     pub(super) fn confirm(&mut self, written: Written, dataplane: &mut Dataplane, leases: &LeaseStore) {
         if written.done {
-            self.step(dataplane, leases, |server, _, actions| server.confirm(written.ticket, actions));
+            self.step(dataplane, leases, |server, now, actions| server.confirm(now, written.ticket, actions));
         } else {
             self.server.fail(written.ticket);
         }

@@ -122,6 +122,45 @@ fn an_address_can_be_kept_for_a_client_and_for_a_port() {
 }
 
 #[test]
+fn an_address_that_somebody_has_is_kept_from_when_that_lease_ends() {
+    let weft = Weft::start_with_config(LAB);
+    let mut holder = Client::plug(&weft.at("vm1.sock"), 1);
+    holder.lease();
+    let words = ["lease", "add", "default", "10.78.9.10", "--mac", "02:00:00:00:00:02"];
+    let said = weft.run(&words).stdout;
+    assert!(
+        said.starts_with("10.78.9.10 is kept for 02:00:00:00:00:02, as soon as the lease of 02:00:00:00:00:01 ends"),
+        "{said}"
+    );
+    let held = weft.json(&["lease", "list"])[0].clone();
+    assert_eq!((&held["client"], &held["fixed"]), (&json!("02:00:00:00:00:01"), &json!(false)));
+    assert_eq!((&held["state"], &held["kept_for"]), (&json!("leased"), &json!("02:00:00:00:00:02")));
+    let mut heir = Client::plug(&weft.at("vm2.sock"), 2);
+    heir.hostname = Some("heir".to_owned());
+    heir.lease();
+    assert_eq!(heir.address, Ipv4Addr::new(10, 78, 9, 11), "it gets another until then");
+    holder.release();
+    wait_for_leases(&weft, |leases| leases.iter().all(|lease| lease["mac"] != "02:00:00:00:00:01"));
+    heir.lease();
+    assert_eq!(heir.address, Ipv4Addr::new(10, 78, 9, 10));
+    let leases = wait_for_leases(&weft, |leases| leases.len() == 1);
+    assert_eq!((&leases[0]["address"], &leases[0]["hostname"]), (&json!("10.78.9.10"), &json!("heir")));
+    assert_eq!((&leases[0]["fixed"], &leases[0]["kept_for"]), (&json!(true), &Value::Null));
+}
+
+#[test]
+fn a_kept_name_is_nobody_elses() {
+    let weft = Weft::start_with_config(LAB);
+    let mut guest = Client::plug(&weft.at("vm1.sock"), 1);
+    guest.hostname = Some("web".to_owned());
+    guest.lease();
+    let refused =
+        |name| weft.refused(&["lease", "add", "default", "10.78.9.50", "--mac", "02:00:00:00:00:09", "--hostname", name]);
+    assert!(refused("web").contains("web of network \"default\" is 10.78.9.10 already"));
+    assert!(refused("gateway").contains("gateway can't be a host's name"));
+}
+
+#[test]
 fn addresses_can_be_kept_in_a_subnet_that_weft_chose() {
     let weft = Weft::start();
     let subnet = weft.json(&["network", "show", "default"])["subnet"].as_str().unwrap().to_owned();

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Instant;
 
+use hickory_proto::rr::RecordType;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -91,6 +92,37 @@ fn the_outside_reaches_a_guest_by_address_and_by_name_until_the_forward_is_gone(
 }
 
 #[test]
+fn a_forward_to_a_ports_name_reaches_the_guest_behind_it_whatever_that_calls_itself() {
+    let weft = Weft::start_with_config(LAB);
+    let mut guest = Client::plug(&weft.at("vm1.sock"), 1);
+    guest.hostname = Some("debian".to_owned());
+    guest.lease();
+    let port = free_port();
+    let added = weft.json(&["forward", "add", "default", &format!("udp:127.0.0.1:{port}"), "vm1:7"]);
+    assert_eq!((&added["state"], &added["guest"]), (&json!("open"), &json!(guest.address)));
+    talk(&mut guest, port);
+    assert_eq!(guest.look_up("vm1", RecordType::A), [guest.address.to_string()]);
+}
+
+#[test]
+fn a_forward_says_when_nobody_is_there() {
+    let weft = Weft::start_with_config(LAB);
+    let mut guest = Client::plug(&weft.at("vm1.sock"), 1);
+    guest.lease();
+    weft.json(&["lease", "add", "default", "10.78.9.200", "--mac", "02:00:00:00:00:09", "--hostname", "absent"]);
+    for to in [format!("{}:7", guest.address), "absent:7".to_owned()] {
+        weft.json(&["forward", "add", "default", &format!("udp:127.0.0.1:{}", free_port()), &to]);
+    }
+    let reasons =
+        || weft.json(&["forward", "list"]).as_array().unwrap().iter().map(|line| line["reason"].clone()).collect::<Vec<_>>();
+    assert_eq!(reasons(), [Value::Null, json!("nobody has 10.78.9.200 yet")]);
+    let address = guest.address;
+    drop(guest);
+    let gone = json!(format!("{address} belongs to port vm1, where no guest is running"));
+    wait_for("the forward to say so", || (reasons()[0] == gone).then_some(()));
+}
+
+#[test]
 fn forwards_that_cannot_be_are_refused_and_nothing_changes() {
     let config = format!("{LAB}[networks.lab]\nmode = \"private\"\n");
     let weft = Weft::start_with_config(&config);
@@ -109,6 +141,7 @@ fn forwards_that_cannot_be_are_refused_and_nothing_changes() {
     assert!(add("udp:192.0.2.200:8080", "web").contains("not an address of this host"));
     assert!(add("tcp:8080", "10.79.0.10:80").contains("no guest of network \"default\" can be"));
     assert!(add("tcp:8080", "10.78.9.1:80").contains("its gateway"));
+    assert!(add("tcp:8080", "gateway:80").contains("its gateway"));
     assert!(add("tcp:8080", "10.78.9.255:80").contains("broadcast address"));
     assert!(add("tcp:8080", "10.78.9.0:80").contains("10.78.9.0/24 itself"));
     assert!(weft.refused(&["forward", "add", "lab", "tcp:8080", "web:80"]).contains("only a network of mode nat"));
@@ -116,7 +149,7 @@ fn forwards_that_cannot_be_are_refused_and_nothing_changes() {
     assert!(weft.refused(&["forward", "remove", "default", "tcp:8080"]).contains("does not forward tcp:8080"));
     let free = format!("tcp:127.0.0.1:{}", free_port());
     weft.json(&["forward", "add", "default", &free, "10.78.9.10:80"]);
-    assert!(add(&free, "10.78.9.11:80").contains("already"));
+    assert!(add(&free, "10.78.9.11:80").contains("has, too"));
     let elsewhere = weft.refused(&["forward", "remove", "default", &free, "10.78.9.11:80"]);
     assert!(elsewhere.contains("to 10.78.9.10:80, and not there"), "{elsewhere}");
     weft.json(&["forward", "remove", "default", &free, "10.78.9.10:80"]);

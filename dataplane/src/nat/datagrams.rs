@@ -61,10 +61,10 @@ struct Mapped {
     callers: Callers,
 }
 
-/// Ports of the host's loopback from which a forwarded endpoint was sent something, and when last. The guest sees them under the gateway's address, where it may
+/// Ports of the host's loopback from which a forwarded endpoint was sent something, by which of its addresses, and when last. The guest sees them under the gateway's address, where it may
 /// go for nothing else.
 #[derive(Debug, Default)]
-struct Callers(HashMap<u16, Timestamp, ahash::RandomState>);
+struct Callers(HashMap<u16, (Ipv4Addr, Timestamp), ahash::RandomState>);
 
 type Key = (Protocol, SocketAddrV4);
 
@@ -101,11 +101,15 @@ impl Datagrams {
         if remote.port() == 0 {
             return Disposition::Drop(DropReason::BadTransport);
         }
-        let (id, to) = match self.mapping(common, now, packet.station, (Protocol::Udp, inside), remote) {
-            Ok(id) => (id, common.outward(remote)),
+        let id = match self.mapping(common, now, packet.station, (Protocol::Udp, inside), remote) {
+            Ok(id) => id,
             Err(disposition) => return disposition,
         };
         let Some(mapped) = self.flows.value_mut(id) else { return Disposition::Taken };
+        let mut to = common.outward(remote);
+        if mapped.forwarded && to.ip().is_loopback() {
+            to.set_ip(mapped.callers.find(now, to.port()).unwrap_or(*to.ip()));
+        }
         if let Carrier::Udp(mapping) = &mut mapped.carrier {
             mapping.outbound(now, *to.ip(), len - UDP_HEADER_LEN);
         }
@@ -330,7 +334,7 @@ impl Datagrams {
     /// True if somebody on the host's loopback has sent something from that port to an inside endpoint lately, by a forward.
     pub(super) fn was_asked(&self, now: Timestamp, inside: SocketAddrV4, by: u16) -> bool {
         let mapped = self.flows.find(&(Protocol::Udp, inside)).and_then(|id| self.flows.value(id));
-        mapped.and_then(|mapped| mapped.callers.0.get(&by)).is_some_and(|last| now.since(*last) < CALLER_TIMEOUT)
+        mapped.and_then(|mapped| mapped.callers.find(now, by)).is_some()
     }
 
     /// Takes that back.
@@ -521,7 +525,7 @@ impl Mapped {
                     return;
                 }
                 if self.forwarded && from.ip().is_loopback() {
-                    self.callers.note(now, from.port());
+                    self.callers.note(now, from);
                 }
                 let fits = size + UDP_HEADERS_LEN - ETHERNET_LEN <= usize::from(mtu);
                 let offloads = guests.offloads(station.port);
@@ -623,12 +627,17 @@ impl Mapped {
 }
 
 impl Callers {
-    fn note(&mut self, now: Timestamp, port: u16) {
-        if self.0.len() >= CALLERS && !self.0.contains_key(&port) {
-            let oldest = self.0.iter().min_by_key(|(_, last)| **last).map(|(port, _)| *port);
+    fn note(&mut self, now: Timestamp, from: SocketAddrV4) {
+        if self.0.len() >= CALLERS && !self.0.contains_key(&from.port()) {
+            let oldest = self.0.iter().min_by_key(|(_, (_, last))| *last).map(|(port, _)| *port);
             oldest.map(|port| self.0.remove(&port));
         }
-        self.0.insert(port, now);
+        self.0.insert(from.port(), (*from.ip(), now));
+    }
+
+    /// By which address of the loopback somebody has called from this port lately.
+    fn find(&self, now: Timestamp, port: u16) -> Option<Ipv4Addr> {
+        self.0.get(&port).filter(|(_, last)| now.since(*last) < CALLER_TIMEOUT).map(|(address, _)| *address)
     }
 }
 

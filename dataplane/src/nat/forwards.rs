@@ -1,8 +1,8 @@
 //! Ways in: addresses of the host by which the outside reaches a guest.
 //!
 //! The guest sees who is there: a client's own address and port are what its connection comes from, as far as they mean something to the
-//! guest. A client on the host itself (loopback) or in the guest's own network (which came out and in again: hairpinning, RFC 4787, REQ-9) is seen
-//! under the gateway's address, so that the answer finds its way back.
+//! guest. A client on the loopback, or one with an address of the guest's own network, is seen under the gateway's address, so that the answer finds its way
+//! back. Another guest that came out and in again (hairpinning, RFC 4787, REQ-9) is seen as the outside sees it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;

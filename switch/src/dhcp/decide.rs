@@ -143,7 +143,8 @@ impl DhcpServer {
     }
 
     fn offer(&mut self, asker: &Asker, address: Ipv4Addr, actions: &mut Vec<Action>) {
-        let hostname = self.names.choose(address, &asker.client.port, asker.request.hostname.as_ref());
+        let left = self.left_by(&asker.client, address);
+        let hostname = self.names.choose(address, &left, &asker.client.port, asker.request.hostname.as_ref());
         let grant = Grant { address, lease_time: self.lease_time(&asker.request), hostname };
         self.counters.offers += 1;
         self.reply(asker, &Answer::Offer(grant), actions);
@@ -234,6 +235,7 @@ impl DhcpServer {
 
     /// Gives or renews a lease. The client hears of it when it is written down.
     fn lease(&mut self, now: Timestamp, asker: &Asker, address: Ipv4Addr, actions: &mut Vec<Action>) -> Result<(), DropReason> {
+        let left = self.left_by(&asker.client, address);
         self.pending.retain(|pending| pending.client != asker.client);
         let of_port = self.pending.iter().filter(|pending| pending.station.port == asker.station.port).count();
         if self.pending.len() >= PENDING_MAX || of_port >= PENDING_PER_PORT {
@@ -243,15 +245,21 @@ impl DhcpServer {
         let known =
             self.table.entry(address).filter(|entry| entry.client == asker.client).and_then(|entry| entry.hostname.clone());
         let wanted = asker.request.hostname.clone().or(known);
-        let hostname = self.names.choose(address, &asker.client.port, wanted.as_ref());
+        let hostname = self.names.choose(address, &left, &asker.client.port, wanted.as_ref());
         let lease_time = self.lease_time(&asker.request);
         let until = now.after(Duration::from_secs(lease_time.into()));
         self.replace(address, asker, State::Leased { until }, hostname.clone(), actions);
         self.counters.leases += 1;
         let ticket = self.persist_entry(address, actions);
         let frames = self.frames(asker, &Answer::Ack(Grant { address, lease_time, hostname }));
-        self.pending.push_back(Pending { ticket, address, client: asker.client.clone(), station: asker.station, frames });
+        self.pending.push_back(Pending { ticket, address, left, client: asker.client.clone(), station: asker.station, frames });
         Ok(())
+    }
+
+    /// What the client has had and has no more when it hears that this address is its own.
+    fn left_by(&self, client: &Client, address: Ipv4Addr) -> Vec<Ipv4Addr> {
+        let pending = self.pending.iter().filter(|pending| pending.client == *client).flat_map(|pending| &pending.left).copied();
+        pending.chain(self.table.lease_of(client)).filter(|left| *left != address).collect()
     }
 
     /// Section 4.3.3: the client found somebody else at the address.

@@ -166,6 +166,8 @@ struct Probe {
 struct Pending {
     ticket: Ticket,
     address: Ipv4Addr,
+    /// What the client had before: it has one lease (RFC 2131, section 2.1), and uses that one until it hears of this.
+    left: Vec<Ipv4Addr>,
     client: Client,
     station: Station,
     frames: Vec<Outgoing>,
@@ -258,16 +260,27 @@ impl DhcpServer {
     }
 
     /// Every change up to `ticket` is written down: what waited for that is sent.
-    pub fn confirm(&mut self, ticket: Ticket, actions: &mut Vec<Action>) {
+    pub fn confirm(&mut self, now: Timestamp, ticket: Ticket, actions: &mut Vec<Action>) {
         let confirmed = self.pending.partition_point(|pending| pending.ticket <= ticket);
-        for pending in self.pending.drain(..confirmed) {
-            let entry = self.table.entry(pending.address);
+        let confirmed: Vec<_> = self.pending.drain(..confirmed).collect();
+        for Pending { address, left, client, station, frames, .. } in confirmed {
             // A release may have overtaken it.
-            if entry.is_some_and(|entry| entry.client == pending.client && matches!(entry.state, State::Leased { .. })) {
-                actions.push(Action::Leased { address: pending.address, station: pending.station });
-                actions.extend(pending.frames.into_iter().map(Action::Send));
+            if !self.is_leased_to(&client, address) {
+                continue;
             }
+            for left in left {
+                if self.is_leased_to(&client, left) {
+                    self.end_lease(now, left, actions);
+                }
+            }
+            actions.push(Action::Leased { address, station });
+            actions.extend(frames.into_iter().map(Action::Send));
         }
+    }
+
+    fn is_leased_to(&self, client: &Client, address: Ipv4Addr) -> bool {
+        let entry = self.table.entry(address);
+        entry.is_some_and(|entry| entry.client == *client && matches!(entry.state, State::Leased { .. }))
     }
 
     /// The changes up to `ticket` could not be written down: what waited for that is not sent, and the clients will ask again. The
@@ -298,10 +311,10 @@ impl DhcpServer {
         self.table.entries().filter_map(|(address, entry)| self.record(address, entry))
     }
 
-    /// The address of the host of this name.
+    /// The address of the host of this name. A port's name is also that of the guest behind it, whatever that calls itself, unless there are several.
     #[must_use]
     pub fn address_of(&self, name: &HostName) -> Option<Ipv4Addr> {
-        self.names.address(name)
+        self.names.address(name).or_else(|| self.table.only_lease_of(self.names.port(name)?))
     }
 
     /// The name of the host that has this address.

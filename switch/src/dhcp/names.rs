@@ -10,6 +10,8 @@ use std::sync::Arc;
 use super::settings::Reservation;
 use crate::HostName;
 
+/// Names that stand for the gateway and for whoever asks.
+pub(super) const TAKEN: [&str; 2] = ["gateway", "localhost"];
 /// Names that no guest gets: the gateway's own, and those that are looked up unasked for (proxies, tunnels), so that who has them
 /// could redirect others' traffic.
 const FORBIDDEN: [&str; 4] = ["gateway", "localhost", "wpad", "isatap"];
@@ -39,15 +41,23 @@ impl Names {
         self.ports.retain(|_, other| other != port);
     }
 
-    /// The name for a host: the one reserved for its address, the one that it wants, or that of its port, whichever can be had first.
-    pub(super) fn choose(&self, address: Ipv4Addr, port: &Arc<str>, wanted: Option<&HostName>) -> Option<HostName> {
+    /// The name for a host: the one reserved for its address, the one that it wants, or that of its port, whichever can be had first. It leaves the
+    /// addresses in `left`, and may take their names along.
+    pub(super) fn choose(
+        &self,
+        address: Ipv4Addr,
+        left: &[Ipv4Addr],
+        port: &Arc<str>,
+        wanted: Option<&HostName>,
+    ) -> Option<HostName> {
         if let Some((name, _)) = self.reserved.iter().find(|(_, other)| **other == address) {
             return Some(name.clone());
         }
         let of_port = HostName::from_port(port);
         let can_have = |name: &&HostName| {
             let foreign_port = self.ports.get(*name).is_some_and(|other| other != port);
-            let taken = self.leased.get(*name).is_some_and(|other| *other != address) || self.reserved.contains_key(*name);
+            let foreign = |other: &Ipv4Addr| *other != address && !left.contains(other);
+            let taken = self.leased.get(*name).is_some_and(foreign) || self.reserved.contains_key(*name);
             !foreign_port && !taken && !FORBIDDEN.contains(&name.as_str())
         };
         wanted.into_iter().chain(&of_port).find(can_have).cloned()
@@ -68,6 +78,11 @@ impl Names {
     /// The address of the host of this name.
     pub(super) fn address(&self, name: &HostName) -> Option<Ipv4Addr> {
         self.reserved.get(name).or_else(|| self.leased.get(name)).copied()
+    }
+
+    /// The port of this name.
+    pub(super) fn port(&self, name: &HostName) -> Option<&str> {
+        self.ports.get(name).map(AsRef::as_ref)
     }
 
     /// The name reserved for an address.

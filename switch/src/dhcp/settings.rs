@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::lease::ClientIdentifier;
+use super::names::TAKEN;
 use crate::{AddressRange, DomainName, HostName, MacAddr, Subnet};
 
 /// What a DHCP server is made of.
@@ -104,6 +105,9 @@ pub enum DhcpSettingsError {
     /// Two reservations with one name.
     #[error("two reservations are named {0}: give one of them another name")]
     SameName(HostName),
+    /// A reservation with a name that has a meaning of its own.
+    #[error("{0} can't be a host's name, because it means another: choose another name")]
+    TakenName(HostName),
     /// Too many reservations.
     #[error("{0} reservations are too many: at most {max}", max = DhcpSettings::RESERVATIONS_MAX)]
     TooManyReservations(usize),
@@ -201,6 +205,9 @@ impl DhcpSettings {
             if let Some(other) = owners.insert(owner, *address) {
                 return Err(DhcpSettingsError::SameOwner { other, address: *address });
             }
+            if let Some(name) = hostname.as_ref().filter(|name| TAKEN.contains(&name.as_str())) {
+                return Err(DhcpSettingsError::TakenName(name.clone()));
+            }
             if let Some(name) = hostname
                 && names.insert(name, ()).is_some()
             {
@@ -249,6 +256,7 @@ mod tests {
             [reservation(a.clone(), 20, None), reservation(b.clone(), 20, None)],
             [reservation(a.clone(), 20, None), reservation(a.clone(), 21, None)],
             [reservation(a.clone(), 20, Some("web")), reservation(b.clone(), 21, Some("WEB"))],
+            [reservation(a.clone(), 20, Some("gateway")), reservation(b.clone(), 21, None)],
             [reservation(a.clone(), 1, None), reservation(b.clone(), 21, None)],
             [reservation(a.clone(), 255, None), reservation(b, 21, None)],
         ] {

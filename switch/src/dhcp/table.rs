@@ -68,6 +68,8 @@ pub(super) struct Table {
     entries: BTreeMap<Ipv4Addr, Entry>,
     /// Where a client's newest entry is.
     by_client: BTreeMap<Client, Ipv4Addr>,
+    /// What is leased to whom behind a port.
+    leased: BTreeMap<Arc<str>, BTreeMap<ClientId, Ipv4Addr>>,
     deadlines: BTreeSet<(Timestamp, Ipv4Addr)>,
     /// Free addresses of the pool, by how long they have been free.
     free: BTreeSet<(Timestamp, Ipv4Addr)>,
@@ -97,6 +99,7 @@ impl Table {
             leases_per_port,
             entries: BTreeMap::new(),
             by_client: BTreeMap::new(),
+            leased: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             free: BTreeSet::new(),
             unused_from: pool.first().to_bits(),
@@ -117,6 +120,17 @@ impl Table {
     /// Where the client's newest entry is.
     pub(super) fn address_of(&self, client: &Client) -> Option<Ipv4Addr> {
         self.by_client.get(client).copied()
+    }
+
+    /// What is leased to the client.
+    pub(super) fn lease_of(&self, client: &Client) -> Option<Ipv4Addr> {
+        self.leased.get(&client.port)?.get(&client.id).copied()
+    }
+
+    /// What is leased to the client behind a port, if that is one only.
+    pub(super) fn only_lease_of(&self, port: &str) -> Option<Ipv4Addr> {
+        let leased = self.leased.get(port)?;
+        leased.values().next().filter(|_| leased.len() == 1).copied()
     }
 
     /// True for addresses that whoever asks may get.
@@ -148,6 +162,10 @@ impl Table {
                 self.by_client.insert(entry.client.clone(), address);
             }
         }
+        if let State::Leased { .. } = entry.state {
+            let Client { port, id } = entry.client.clone();
+            self.leased.entry(port).or_default().insert(id, address);
+        }
         self.entries.insert(address, entry);
     }
 
@@ -160,6 +178,14 @@ impl Table {
         }
         if self.by_client.get(&entry.client) == Some(&address) {
             self.by_client.remove(&entry.client);
+        }
+        if let Some(leased) = self.leased.get_mut(&entry.client.port)
+            && leased.get(&entry.client.id) == Some(&address)
+        {
+            leased.remove(&entry.client.id);
+            if leased.is_empty() {
+                self.leased.remove(&entry.client.port);
+            }
         }
         match entry.state {
             State::Free { since } => drop(self.free.remove(&(since, address))),
@@ -274,6 +300,13 @@ mod tests {
         for (client, address) in &table.by_client {
             let entry = &table.entries[address];
             assert!(entry.client == *client && !matches!(entry.state, State::Quarantined { .. }));
+        }
+        for (port, leased) in &table.leased {
+            assert!(!leased.is_empty());
+            for (id, address) in leased {
+                let entry = &table.entries[address];
+                assert!(entry.client.port == *port && entry.client.id == *id && matches!(entry.state, State::Leased { .. }));
+            }
         }
     }
 

@@ -258,7 +258,7 @@ impl Bench {
                     match &mut self.unconfirmed {
                         Some(tickets) => tickets.push(ticket),
                         None => {
-                            self.act(|server, _, actions| server.confirm(ticket, actions));
+                            self.act(|server, now, actions| server.confirm(now, ticket, actions));
                         }
                     }
                 }

@@ -142,7 +142,7 @@ pub enum Outcome<'f> {
     /// TCP or UDP for the gateway's own address, and for none of its services.
     Local(Packet<'f>),
     /// For another guest of the same network: the caller sends it on with these new headers in front of what follows the first 34
-    /// bytes of the frame, or the first 20 of the packet. A fragment passes as it is.
+    /// bytes of the frame. A fragment passes as it is.
     Neighbour {
         /// Where to.
         to: Station,

@@ -8,13 +8,11 @@ use crate::vlan::TagKind;
 use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ICMP, TCP, UDP};
 use crate::{DropReason, EthernetHeader, MacAddr, MacKey};
 
-/// As much of a frame as nearly every look needs, in bytes: the headers up to UDP's of IPv4 and IPv6, or ARP.
-pub const GLANCED_LEN: usize = 64;
+/// As much of a frame as nearly every look needs, in bytes, and as short as Ethernet's frames are (IEEE 802.3-2018, 3.2.7, without FCS): the headers up to TCP's
+/// and UDP's of IPv4, or ARP.
+pub const GLANCED_LEN: usize = 60;
 /// As much of a frame as is ever looked at, in bytes. Headers that go on behind this can't be checked.
 pub const INSPECTED_LEN: usize = 244;
-
-/// Up to the ports of TCP and UDP over IPv4 without options, in bytes.
-const PLAIN_LEN: usize = 38;
 
 const ETHER_TYPE_RARP: u16 = 0x8035;
 const ETHER_TYPE_IPV6: u16 = 0x86dd;
@@ -99,6 +97,59 @@ struct View<'a> {
     leases: &'a [Ipv4Addr],
 }
 
+/// What [`Sources::passes_at_a_glance`] looks at, which is the same in most frames of a batch. Words are as they are in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Glance {
+    /// Source MAC address and type.
+    link: u64,
+    /// The first byte of an IPv4 header, and what makes a fragment.
+    ip: u64,
+    /// Protocol and source address.
+    source: u64,
+    ports: u32,
+    /// The packet is long enough for a UDP header.
+    holds_ports: bool,
+}
+
+impl Glance {
+    const IP: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
+    const SOURCE: u64 = u64::from_ne_bytes([0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    /// Without options, and no fragment.
+    const PLAIN_IP: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+    /// Of an IPv4 and a UDP header.
+    const LEAST_LEN: u16 = 28;
+
+    /// What no frame looks like that passes.
+    pub const NOTHING: Self = Self { link: 0, ip: 0, source: 0, ports: 0, holds_ports: false };
+
+    /// True if both are the same, compared without a branch.
+    #[must_use]
+    #[inline(always)]
+    pub fn is(&self, other: &Self) -> bool {
+        let ports = (self.ports ^ other.ports) | u32::from(self.holds_ports != other.holds_ports);
+        (self.link ^ other.link) | (self.ip ^ other.ip) | (self.source ^ other.source) | u64::from(ports) == 0
+    }
+
+    /// A glance at a frame's beginning.
+    #[must_use]
+    #[inline(always)]
+    pub fn at(bytes: &[u8; GLANCED_LEN]) -> Self {
+        let word = |at: usize| u64::from_ne_bytes(*bytes[at..].first_chunk().expect("it is within a glance"));
+        Self {
+            link: word(6),
+            ip: word(14) & Self::IP,
+            source: word(22) & Self::SOURCE,
+            ports: u32::from_ne_bytes(*bytes[34..].first_chunk().expect("it is within a glance")),
+            holds_ports: u16::from_be_bytes([bytes[16], bytes[17]]) >= Self::LEAST_LEN,
+        }
+    }
+
+    fn link([a, b, c, d, e, f]: [u8; 6], ether_type: u16) -> u64 {
+        let [g, h] = ether_type.to_be_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
 /// What is behind the extension headers of an IPv6 packet.
 struct Upper {
     protocol: u8,
@@ -157,34 +208,37 @@ impl Sources {
         }
     }
 
+    /// True for what nearly every frame is: IPv4 without tags and options, no fragment, TCP or UDP with ports that are no servers', from addresses that may be used. Of
+    /// others nothing is said: [`Self::check_mac`] and [`Self::inspect`] know. `leases` are the addresses that were leased to the port, sorted.
+    #[must_use]
+    #[inline]
+    pub fn passes_at_a_glance(&self, glance: &Glance, leases: &[Ipv4Addr]) -> bool {
+        let Glance { link, ip, source, ports, holds_ports } = *glance;
+        let [mac @ .., _, _] = link.to_ne_bytes();
+        let [_, protocol, _, _, source @ ..] = source.to_ne_bytes();
+        let is_harmless = match protocol {
+            TCP => true,
+            UDP => {
+                let [a, b, c, d] = ports.to_ne_bytes();
+                let ports = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                holds_ports && (self.dhcp_server || DHCP.refuse_server(ports).is_ok())
+            }
+            _ => false,
+        };
+        // The type is compared with the address in front of it.
+        link == Glance::link(mac, ETHER_TYPE_IPV4)
+            && ip == Glance::PLAIN_IP
+            && is_harmless
+            && self.macs.as_ref().is_none_or(|macs| macs.contains(&MacKey::from(MacAddr(mac))))
+            && self.allows_ipv4(Ipv4Addr::from(source), leases)
+    }
+
     /// Looks at a frame of `len` bytes that begins with `bytes`. `leases` are the addresses that were leased to the port, sorted.
     ///
     /// [`Finding::NeedsMore`] is never said of a whole frame, or of [`INSPECTED_LEN`] bytes.
     #[must_use]
-    #[inline(always)]
-    pub fn inspect(&self, bytes: &[u8], len: usize, leases: &[Ipv4Addr]) -> Finding {
-        match bytes.first_chunk() {
-            Some(plain) if self.passes_plainly(plain, leases) => Finding::Pass,
-            _ => self.inspect_closely(bytes, len, leases),
-        }
-    }
-
-    /// What nearly every frame is: IPv4 without tags and options, no fragment, TCP or UDP with ports that are no servers', from an address that may be used. Of
-    /// others nothing is said.
-    #[inline(always)]
-    fn passes_plainly(&self, bytes: &[u8; PLAIN_LEN], leases: &[Ipv4Addr]) -> bool {
-        let number = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-        let is_plain = number(12) == ETHER_TYPE_IPV4 && bytes[14] == 0x45 && number(20) & 0x3fff == 0;
-        let is_harmless = match bytes[23] {
-            TCP => true,
-            UDP => number(16) >= 24 && (self.dhcp_server || DHCP.refuse_server((number(34), number(36))).is_ok()),
-            _ => false,
-        };
-        is_plain && is_harmless && self.allows_ipv4(Ipv4Addr::from([bytes[26], bytes[27], bytes[28], bytes[29]]), leases)
-    }
-
     #[inline(never)]
-    fn inspect_closely(&self, bytes: &[u8], len: usize, leases: &[Ipv4Addr]) -> Finding {
+    pub fn inspect(&self, bytes: &[u8], len: usize, leases: &[Ipv4Addr]) -> Finding {
         let Some((link, _)) = bytes.split_first_chunk::<{ EthernetHeader::LEN }>() else {
             return Finding::Drop(DropReason::TooShort);
         };
@@ -196,7 +250,10 @@ impl Sources {
         }
     }
 
-    fn inspects_ip(&self) -> bool {
+    /// True if IP packets are looked into.
+    #[must_use]
+    #[inline]
+    pub fn inspects_ip(&self) -> bool {
         self.ips.is_some() || !self.dhcp_server || !self.router
     }
 

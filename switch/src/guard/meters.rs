@@ -114,6 +114,12 @@ impl Meters {
         take(&mut self.limit_in, now, len, DropReason::OverLimit)
     }
 
+    /// Counts all frames of a batch, of `bytes` bytes in all, that go to one station each. False when there was too much: then none is counted, and
+    /// [`Self::admit`] says which may pass.
+    pub fn admit_all(&mut self, now: Timestamp, bytes: usize) -> bool {
+        take(&mut self.limit_in, now, bytes, DropReason::OverLimit).is_ok()
+    }
+
     /// Takes out what `frames` frames of `bytes` bytes in all need if nobody knows whom they are for, or what there is. Nothing if there is no limit.
     pub fn draw_unknown(&mut self, now: Timestamp, frames: usize, bytes: usize) -> Option<Allowance> {
         let Meter { bucket, frame, byte } = self.unknown.as_mut()?;

@@ -23,7 +23,7 @@ mod inspect;
 mod meters;
 
 pub use bucket::{TokenBucket, Volume};
-pub use inspect::{Finding, GLANCED_LEN, INSPECTED_LEN, Sources};
+pub use inspect::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 pub use meters::{Allowance, Limit, Meters, StormLimits};
 
 use std::net::IpAddr;

@@ -32,6 +32,9 @@ fn look(protections: &Protections, frame: &[u8]) -> Result<(), DropReason> {
         let glance = sources.inspect(&frame[..len], frame.len(), &[LEASED]);
         assert!(glance == Finding::NeedsMore || glance == whole, "after {len} bytes {glance:?}, in the end {whole:?}");
     }
+    if frame.first_chunk().is_some_and(|first| sources.passes_at_a_glance(&Glance::at(first), &[LEASED])) {
+        assert_eq!(whole, Finding::Pass, "a glance has missed something: {frame:02x?}");
+    }
     match whole {
         Finding::Pass => Ok(()),
         Finding::Drop(reason) => Err(reason),

@@ -13,6 +13,7 @@ use mio::{Events, Poll, Token, Waker};
 use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, WorkerSettings};
 use weft_guest::{Builder, Guest, Order, feature};
 use weft_switch::guard::Protections;
+use weft_switch::loops::is_probe;
 use weft_switch::{DropReason, FdbSettings, MacAddr, NetworkId, PortId};
 
 /// The longest that anything here is waited for.
@@ -258,6 +259,16 @@ pub(crate) fn numbered(to: [u8; 6], from: [u8; 6], number: u32) -> Vec<u8> {
 /// The number in a frame.
 pub(crate) fn number(frame: &[u8]) -> u32 {
     u32::from_be_bytes([frame[14], frame[15], frame[16], frame[17]])
+}
+
+/// The next frame that was sent by a guest: no probe for loops.
+pub(crate) fn receive_traffic(guest: &mut Guest, limit: Duration) -> Option<Vec<u8>> {
+    loop {
+        let frame = guest.receive(limit).unwrap()?;
+        if !is_probe(frame.first_chunk().unwrap()) {
+            return Some(frame);
+        }
+    }
 }
 
 /// Asserts that the next frame to come is this one.

@@ -78,6 +78,21 @@ fn a_guest_may_answer_whoever_asks_from_the_hosts_loopback_and_nobody_else_there
 }
 
 #[test]
+fn the_answer_goes_to_the_address_of_the_loopback_from_which_the_question_came() {
+    let mut world = World::new();
+    let guest = world.udp_socket(7);
+    let now = world.now();
+    let address = world.engine.add_forward(now, forward(true, anywhere(), 7)).unwrap();
+    let (caller, port) = far_udp("127.0.0.2");
+    caller.send_to(b"question", address).unwrap();
+    let (from, _) = world.receive(guest);
+    assert_eq!(from, SocketAddrV4::new(GATEWAY, port));
+    world.udp(guest).send_slice(b"answer", from).unwrap();
+    let mut buffer = [0; 10];
+    world.until("the answer", |_| caller.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"answer"));
+}
+
+#[test]
 fn a_port_on_which_the_guest_does_not_listen_resets_the_client() {
     let mut world = World::new();
     let now = world.now();

@@ -125,7 +125,7 @@ fn live(bench: &mut Bench, beliefs: &mut Beliefs, step: &Step) {
         Step::Claim { port, last } => bench.heard(address(*last), *port, mac(200 + *port as u8)),
         Step::Confirm => {
             let tickets = bench.unconfirmed.replace(Vec::new()).unwrap();
-            tickets.last().iter().for_each(|last| bench.act(|server, _, actions| server.confirm(**last, actions)));
+            tickets.last().iter().for_each(|last| bench.act(|server, now, actions| server.confirm(now, **last, actions)));
         }
         Step::Fail => {
             let tickets = bench.unconfirmed.replace(Vec::new()).unwrap();

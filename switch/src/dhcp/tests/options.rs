@@ -211,6 +211,22 @@ fn a_host_is_known_by_its_name_as_soon_as_it_has_its_lease() {
 }
 
 #[test]
+fn a_guest_is_found_by_its_ports_name_too_unless_there_are_several() {
+    let mut bench = Bench::new();
+    let name = |text: &str| text.parse::<HostName>().unwrap();
+    let request = Message::new(1, REQUEST).with(12, b"debian").from(FIRST);
+    bench.ask_on(3, &request).unwrap();
+    assert_eq!(bench.server.address_of(&name("debian")), Some(FIRST));
+    assert_eq!(bench.server.address_of(&name("vm3")), Some(FIRST));
+    assert_eq!(bench.server.address_of(&name("vm4")), None);
+    let another = Message::new(2, REQUEST).with(12, b"inner").from(SECOND);
+    bench.ask_on(3, &another).unwrap();
+    assert_eq!(bench.server.address_of(&name("vm3")), None, "which of the two is meant?");
+    bench.ask_on(3, &Message::new(2, RELEASE).from(SECOND)).unwrap();
+    assert_eq!(bench.server.address_of(&name("vm3")), Some(FIRST));
+}
+
+#[test]
 fn names_belong_to_one_host_each_and_some_to_no_guest() {
     let reserved =
         Reservation { owner: ReservationOwner::Mac(mac(9)), address: address(100), hostname: Some("mail".parse().unwrap()) };

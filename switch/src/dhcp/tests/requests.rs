@@ -272,6 +272,21 @@ fn a_client_moves_to_the_address_that_is_reserved_for_it_meanwhile() {
 }
 
 #[test]
+fn a_client_that_moves_leaves_its_old_address_and_takes_its_name_along_rfc_2131_2_1() {
+    let mut bench = Bench::new();
+    let named = |kind, name: &[u8]| Message::new(1, kind).with(12, name);
+    assert_eq!(kind(bench.ask(&named(REQUEST, b"web").from(FIRST))), Some(ACK));
+    let reservations = vec![Reservation { owner: ReservationOwner::Mac(mac(1)), address: address(50), hostname: None }];
+    bench.act(|server, now, actions| server.reconfigure(now, DhcpSettings { reservations, ..settings() }, actions)).unwrap();
+    assert_eq!(kind(bench.ask(&named(REQUEST, b"web").from(FIRST))), Some(NAK));
+    assert_eq!(bench.ask(&named(DISCOVER, b"web")).unwrap().yiaddr, address(50));
+    assert_eq!(kind(bench.ask(&named(REQUEST, b"web").asking_for(address(50)).naming(SERVER))), Some(ACK));
+    assert_eq!(bench.owners.keys().collect::<Vec<_>>(), [&address(50)]);
+    assert_eq!(bench.server.address_of(&"web".parse().unwrap()), Some(address(50)));
+    assert_eq!(bench.book.records().map(|record| record.address).collect::<Vec<_>>(), [address(50)]);
+}
+
+#[test]
 fn leases_outside_of_changed_settings_end_and_the_others_stay() {
     let mut bench = Bench::new();
     bench.lease(1);

@@ -11,9 +11,9 @@ fn a_client_hears_of_its_lease_when_it_is_written_down_and_not_before() {
     assert_eq!(bench.ask(&request), None);
     assert!(bench.owners.is_empty());
     let tickets = bench.unconfirmed.take().unwrap();
-    bench.act(|server, _, actions| server.confirm(tickets[0], actions));
+    bench.act(|server, now, actions| server.confirm(now, tickets[0], actions));
     assert_eq!((bench.owners.len(), bench.replies.len()), (1, 1));
-    bench.act(|server, _, actions| server.confirm(tickets[0], actions));
+    bench.act(|server, now, actions| server.confirm(now, tickets[0], actions));
     assert_eq!(bench.replies.len(), 1, "once");
 }
 
@@ -26,7 +26,7 @@ fn one_confirmation_stands_for_all_changes_before_it() {
     }
     let tickets = bench.unconfirmed.take().unwrap();
     assert!(tickets.is_sorted());
-    bench.act(|server, _, actions| server.confirm(tickets[2], actions));
+    bench.act(|server, now, actions| server.confirm(now, tickets[2], actions));
     assert_eq!(bench.replies.iter().map(|reply| reply.yiaddr.octets()[3]).collect::<Vec<_>>(), [10, 11, 12]);
 }
 
@@ -37,7 +37,7 @@ fn a_lease_that_can_not_be_written_down_is_not_given() {
     bench.ask(&Message::new(1, REQUEST).from(FIRST));
     let ticket = bench.unconfirmed.take().unwrap()[0];
     bench.server.fail(ticket);
-    bench.act(|server, _, actions| server.confirm(ticket, actions));
+    bench.act(|server, now, actions| server.confirm(now, ticket, actions));
     assert_eq!(bench.replies, []);
     assert_eq!(bench.ask(&Message::new(2, REQUEST).from(FIRST)).unwrap().kind(), NAK, "the address stays the client's");
     assert_eq!(bench.ask(&Message::new(1, REQUEST).from(FIRST)).unwrap().kind(), ACK, "which asks again");
@@ -51,12 +51,12 @@ fn a_request_that_is_repeated_is_answered_once_and_a_release_overtakes_it() {
         bench.ask(&Message::new(1, REQUEST).from(FIRST));
     }
     let last = *bench.unconfirmed.as_ref().unwrap().last().unwrap();
-    bench.act(|server, _, actions| server.confirm(last, actions));
+    bench.act(|server, now, actions| server.confirm(now, last, actions));
     assert_eq!(bench.replies.drain(..).count(), 1);
     bench.ask(&Message::new(1, REQUEST).from(FIRST));
     bench.ask(&Message::new(1, RELEASE).from(FIRST));
     let last = *bench.unconfirmed.as_ref().unwrap().last().unwrap();
-    bench.act(|server, _, actions| server.confirm(last, actions));
+    bench.act(|server, now, actions| server.confirm(now, last, actions));
     assert_eq!(bench.replies, []);
 }
 
