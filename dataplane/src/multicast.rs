@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ahash::RandomState;
 use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
+use weft_switch::guard::Isolation;
 use weft_switch::multicast::{
     Arrival, DomainNews, Effects, Family, News, Outbound, Passage, Scope, Snooper, SnoopingSettings, SnoopingStatus, concerns,
     scope,
@@ -213,6 +214,7 @@ impl Lane {
         self.dispatched_on = ingress.network;
         let mut frames = std::mem::take(&mut self.for_snooper);
         let may_route = ingress.guard.as_ref().is_none_or(|guard| guard.may_route);
+        let is_isolated = ingress.isolation != Isolation::None;
         let (dispatches, queries) = snooper.with(|state, effects| {
             let mut dispatches = Vec::new();
             while frames != 0 {
@@ -230,7 +232,7 @@ impl Lane {
                 let passage = if offload.segmentation.is_some() {
                     Passage::Ordinary
                 } else {
-                    state.receive(now, &Arrival { port: ingress.id, vlan, may_route, frame: &bytes }, effects)
+                    state.receive(now, &Arrival { port: ingress.id, vlan, may_route, is_isolated, frame: &bytes }, effects)
                 };
                 let to = match passage {
                     Passage::Drop(reason) => {

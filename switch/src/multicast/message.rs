@@ -140,11 +140,12 @@ impl Message {
         if !matches!(message.first(), Some(&(QUERY_V6 | 131 | 132 | 143))) {
             return Ok(Self::Other);
         }
-        // RFC 3810, sections 5, 5.1.14 and 5.2.13: hop limit 1, a router alert, from a link-local address, or from none as long as a host has none (RFC 3590).
+        // RFC 3810, sections 5, 5.1.14 and 5.2.13: version 6, hop limit 1, a router alert, from a link-local address, or from none as long as a host has none (RFC 3590).
         let is_query = message[0] == QUERY_V6;
         let from_nobody = source.is_unspecified() && !is_query;
         let is_local = source.is_unicast_link_local() || from_nobody;
-        let fits = ip[7] == 1 && is_local && is_sent_to(to, destination.into()) && has_router_alert(&options[2..]);
+        let fits =
+            ip[0] >> 4 == 6 && ip[7] == 1 && is_local && is_sent_to(to, destination.into()) && has_router_alert(&options[2..]);
         if !fits || checksum_v6(ip, ICMPV6, message) != 0 {
             return Err(BAD);
         }

@@ -21,7 +21,8 @@
 //!
 //! **The querier.** weft asks with IGMPv3 and MLDv2, from the gateway's address where there is one, else from 0.0.0.0, which takes no part in elections
 //! (RFC 4541, section 2.1.1), and for MLD from the link-local address of the network's MAC address. It goes silent when somebody with a lower address asks (with any, if its own
-//! is 0.0.0.0), until that has not been heard of for the other-querier-present interval (RFC 3376, section 8.5). A port that may be no router can't be one here either.
+//! is 0.0.0.0), until that has not asked for all groups for the other-querier-present interval (RFC 3376, section 8.5). A port that may be no router can't be one here either,
+//! and an isolated one does not make weft silent: not everybody hears it.
 //!
 //! **Leaving.** A port that leaves is asked twice whether somebody behind it still wants the group; so is one that blocks sources, which may be all that it wanted. With
 //! fast leave it is not asked. Where somebody else queries, that one asks, and its question is what shortens the time.
@@ -110,6 +111,8 @@ pub struct Arrival<'a> {
     pub vlan: Vlan,
     /// There may be a router behind the port.
     pub may_route: bool,
+    /// What the port sends does not reach everybody: questions of it would not be answered, so weft goes on asking beside it.
+    pub is_isolated: bool,
     /// The whole frame, without the VLAN's tag, its checksums complete.
     pub frame: &'a [u8],
 }
@@ -478,14 +481,15 @@ impl Snooper {
         let Some(domain) = self.domains.get_mut(&(vlan, family)) else { return };
         let yields = !self.settings.querier || own.is_unspecified() || query.source < own;
         let is_lowest = domain.other.is_none_or(|other| query.source <= other.address);
-        if yields && is_lowest {
+        // One group's question keeps nobody a querier: who only asks for that would let all other memberships run out.
+        let (was_elected, asked) = (domain.other.map(|other| other.address) == Some(query.source), query.group.is_none());
+        if yields && is_lowest && !arrival.is_isolated && (asked || !was_elected) {
             let is_first = domain.other.is_none();
             let until = now.after(self.settings.other_querier());
             let before = domain.other.replace(Other { address: query.source, port: arrival.port, until });
             self.timers.set(Timer::Other(vlan, family), before.map(|other| other.until), Some(until));
             self.timers.set(Timer::Query(vlan, family), domain.next_query.take(), None);
             let settled = now.after(query.response.max(self.settings.response_interval) + GRACE);
-            let asked = query.group.is_none();
             let all: Vec<_> = self.ports.keys().copied().filter(|port| self.is_member(*port, vlan)).collect();
             for port in all {
                 let domain = &self.domains[&(vlan, family)];
