@@ -15,6 +15,7 @@ use crate::addressing::StaticLease;
 use crate::config::{Changes, Config, NetworkConfig, PortConfig};
 use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
+use crate::multicast::{MulticastInfo, MulticastMode};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
 use crate::values::{Name, NetworkMode, PollingMode, PortMac};
@@ -600,6 +601,9 @@ pub struct NetworkInfo {
     /// Static entries.
     #[serde(default)]
     pub fdb_static: usize,
+    /// To whom frames for groups go.
+    #[serde(default)]
+    pub multicast: MulticastMode,
     /// What its forwarding database did.
     pub fdb: FdbCounts,
 }
@@ -836,6 +840,8 @@ methods! {
     "fdb.remove" => RemoveFdb, fdb_remove(FdbOf) -> FdbOf;
     /// Forgets the MAC addresses that were learned.
     "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
+    /// Who wants which multicast groups, and who asks for that.
+    "multicast.list" => ListMulticast, multicast_list(MaybeNetwork) -> Vec<MulticastInfo>;
     /// The addresses that clients have, and those that are kept for one.
     "lease.list" => ListLeases, lease_list(MaybeNetwork) -> Vec<LeaseLine>;
     /// Keeps an address for one client.

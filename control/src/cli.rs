@@ -3,6 +3,7 @@
 mod fdb;
 mod leases;
 mod man;
+mod multicast;
 mod networks;
 mod protections;
 mod ways;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
+use self::multicast::{MulticastCommand, multicast};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
 use self::ways::{ForwardCommand, NatCommand, forward, nat};
@@ -76,6 +78,9 @@ enum Command {
     /// MAC addresses: which one is behind which port.
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// Multicast: who wants which groups.
+    #[command(subcommand)]
+    Multicast(MulticastCommand),
     /// Leases: which address belongs to which client.
     #[command(subcommand)]
     Lease(LeaseCommand),
@@ -313,6 +318,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Port(command) => port(command, &mut connect()?, output),
         Command::Network(command) => network(command, &mut connect()?, output),
         Command::Fdb(command) => fdb(command, &mut connect()?, output),
+        Command::Multicast(command) => multicast(command, &mut connect()?, output),
         Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),

@@ -13,6 +13,7 @@ use crate::api::{
     Warning, WorkerInfo,
 };
 use crate::config::Config;
+use crate::multicast::MulticastInfo;
 use crate::refusal::Refusal;
 use crate::render::duration;
 use crate::rpc::RpcError;
@@ -120,6 +121,10 @@ impl Handler for Switch {
 
     fn fdb_list(&mut self, params: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> {
         self.list_fdb(&params)
+    }
+
+    fn multicast_list(&mut self, params: MaybeNetwork) -> Result<Vec<MulticastInfo>, RpcError> {
+        self.list_multicast(&params)
     }
 
     fn fdb_add(&mut self, params: FdbAdd) -> Result<FdbLine, RpcError> {
@@ -296,6 +301,7 @@ impl Switch {
             fdb_entries: status.fdb_entries,
             fdb_full: config.fdb_full,
             fdb_static: config.fdb.len(),
+            multicast: config.multicast,
             fdb: FdbCounts {
                 learned: fdb.learned,
                 moved: fdb.moved,

@@ -23,6 +23,8 @@ mod handler;
 pub mod host;
 mod lease_handler;
 mod logging;
+pub mod multicast;
+mod multicast_handler;
 pub mod nat_config;
 pub mod plan;
 pub mod processors;

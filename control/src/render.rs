@@ -1,11 +1,13 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
+mod multicast;
 mod ways;
 
 use std::fmt::Display;
 
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
+pub(crate) use self::multicast::multicast;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status, VlanLine,
@@ -119,6 +121,7 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     }
     rows.extend([
         ("MTU", network.mtu.to_string()),
+        ("Multicast", network.multicast.name().to_owned()),
         ("Ageing", format!("{} s", network.ageing_seconds)),
         ("MAC addresses", mac_addresses(network)),
         ("Learned", fdb.learned.to_string()),
