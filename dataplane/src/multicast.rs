@@ -292,7 +292,7 @@ impl Fabric {
     pub(crate) fn sync_snoopers(&self) {
         let mut ports: Vec<_> =
             self.networks.iter().map(|network| network.as_ref()?.snooper.as_ref().map(|_| BTreeMap::new())).collect();
-        for link in self.links.iter().flatten().filter(|link| !link.rings.to_guest.is_empty()) {
+        for link in self.links.iter().flatten().filter(|link| link.receives()) {
             if let Some(Some(ports)) = ports.get_mut(link.network.index()) {
                 ports.insert(link.id, link.role.clone());
             }

@@ -78,6 +78,13 @@ pub(crate) struct PortLink {
     pub(crate) rings: RunningRings,
 }
 
+impl PortLink {
+    /// Frames for everybody go there.
+    pub(crate) fn receives(&self) -> bool {
+        !self.rings.to_guest.is_empty() && !self.guard.as_ref().is_some_and(|guard| guard.bars)
+    }
+}
+
 /// The rings of a port that run.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunningRings {
@@ -182,10 +189,9 @@ impl Snapshot {
         let mut networks: Vec<_> = networks.collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
-            let receives = !port.rings.to_guest.is_empty() && !port.guard.as_ref().is_some_and(|guard| guard.bars);
             if let Some(Some(network)) = networks.get_mut(port.network.index()) {
                 network.isolates |= port.isolation != Isolation::None;
-                if receives {
+                if port.receives() {
                     network.members.push(port.id);
                     if let Some(vlans) = &mut network.vlans {
                         vlans.add_member(port);

@@ -9,6 +9,7 @@ mod fdb;
 mod kept;
 mod leases;
 mod life;
+mod multicast;
 mod ways;
 mod weft;
 mod workers;

@@ -20,7 +20,7 @@ pub(super) struct Groups {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
     pub(super) until: Timestamp,
-    /// The oldest version that was used.
+    /// The version that was used last; 1 once that was used.
     pub(super) version: u8,
     /// When it is asked once more, if it was asked already.
     pub(super) ask_at: Option<Timestamp>,
@@ -78,7 +78,9 @@ impl Groups {
         let Some(member) = member else { return false };
         timers.set(timer(place, port), Some(member.until), Some(until));
         timers.set(Timer::Ask(place.0, place.1, port), member.ask_at.take(), None);
-        (member.until, member.version) = (until, version);
+        member.until = until;
+        // There may be several hosts, and one of them would not answer when it is asked (RFC 2236, section 5).
+        member.version = if member.version == 1 { 1 } else { version };
         true
     }
 
