@@ -5,7 +5,7 @@ mod common;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, Port, SOON, TestSwitch, eventually, mac};
+use common::{BROADCAST, Background, LIMIT, Port, SOON, TestSwitch, eventually, frame, mac};
 use etherparse::checksum::u32_16bit_word::{add_slice, ones_complement};
 use weft_dataplane::{NetworkSettings, PortSettings};
 use weft_guest::Guest;
@@ -296,6 +296,36 @@ fn isolated_members_get_no_stream_of_each_other() {
     switch.expect_drops(&isolated, DropReason::Isolated, 1);
     a.send(&stream(1, GROUP)).unwrap();
     expect(&mut c, &stream(1, GROUP));
+}
+
+/// A bridge between two ports, as a guest makes one, and nothing that would tell it to stop.
+#[test]
+fn a_port_that_is_paused_for_a_loop_is_no_member() {
+    let (switch, [(one, a), (two, b), (_, mut c), (_, mut d)]) = plain();
+    say(&switch, &mut c, &report(3, GROUP, true), 1);
+    let bridge = Background::start([a, b], |[a, b]: &mut [Guest; 2], _| {
+        while let Some(frame) = a.receive(Duration::ZERO).unwrap() {
+            b.send(&frame).unwrap();
+        }
+        while let Some(frame) = b.receive(Duration::ZERO).unwrap() {
+            a.send(&frame).unwrap();
+        }
+    });
+    d.send(&frame(BROADCAST, mac(4), 60)).unwrap();
+    let paused = || [&one, &two].into_iter().find(|port| switch.status(port).loop_with.is_some());
+    assert!(eventually(|| {
+        drop(switch.with(weft_dataplane::Dataplane::take_flaps));
+        paused().is_some()
+    }));
+    let lame = paused().unwrap().id;
+    let is_known = |status: &SnoopingStatus| {
+        let members = status.groups.iter().flat_map(|group| &group.members).map(|(time, _)| time.port);
+        let unsettled =
+            status.queriers.iter().flat_map(|querier| querier.unsettled.iter().chain(&querier.routers)).map(|time| time.port);
+        members.chain(unsettled).any(|port| port == lame)
+    };
+    assert!(!is_known(&status(&switch)), "{:?}", status(&switch));
+    drop(bridge.stop());
 }
 
 #[test]
