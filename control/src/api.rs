@@ -18,6 +18,7 @@ use crate::fdb::{AtMaxMacs, FdbFull, StaticEntry};
 use crate::forward::{ForwardFrom, ForwardRule, ForwardTo};
 use crate::lines::{Impair, Wait};
 use crate::mirror_handler::{MirrorAdd, MirrorLine};
+use crate::multicast::{MulticastInfo, MulticastMode};
 use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
 use crate::trace::{TraceAnswer, TraceAsked};
@@ -656,6 +657,9 @@ pub struct NetworkInfo {
     /// Static entries.
     #[serde(default)]
     pub fdb_static: usize,
+    /// To whom frames for groups go.
+    #[serde(default)]
+    pub multicast: MulticastMode,
     /// What its forwarding database did.
     pub fdb: FdbCounts,
 }
@@ -897,6 +901,8 @@ methods! {
     "fdb.remove" => RemoveFdb, fdb_remove(FdbOf) -> FdbOf;
     /// Forgets the MAC addresses that were learned.
     "fdb.flush" => FlushFdb, fdb_flush(MaybeNetwork) -> Flushed;
+    /// Who wants which multicast groups, and who asks for that.
+    "multicast.list" => ListMulticast, multicast_list(MaybeNetwork) -> Vec<MulticastInfo>;
     /// The addresses that clients have, and those that are kept for one.
     "lease.list" => ListLeases, lease_list(MaybeNetwork) -> Vec<LeaseLine>;
     /// Keeps an address for one client.

@@ -6,6 +6,7 @@ mod leases;
 mod lines;
 mod man;
 mod mirror;
+mod multicast;
 mod networks;
 mod protections;
 mod trace;
@@ -27,6 +28,7 @@ use self::fdb::{FdbCommand, fdb};
 use self::leases::{LeaseCommand, lease};
 use self::lines::LineArgs;
 use self::mirror::{MirrorCommand, mirror};
+use self::multicast::{MulticastCommand, multicast};
 use self::networks::{NetworkCommand, network};
 use self::protections::ProtectionArgs;
 use self::trace::{TraceArgs, trace};
@@ -84,6 +86,9 @@ enum Command {
     /// MAC addresses: which one is behind which port.
     #[command(subcommand)]
     Fdb(FdbCommand),
+    /// Multicast: who wants which groups.
+    #[command(subcommand)]
+    Multicast(MulticastCommand),
     /// Leases: which address belongs to which client.
     #[command(subcommand)]
     Lease(LeaseCommand),
@@ -340,6 +345,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Port(command) => port(command, &mut connect()?, output),
         Command::Network(command) => network(command, &mut connect()?, output),
         Command::Fdb(command) => fdb(command, &mut connect()?, output),
+        Command::Multicast(command) => multicast(command, &mut connect()?, output),
         Command::Lease(command) => lease(command, &mut connect()?, output),
         Command::Forward(command) => forward(command, &mut connect()?, output),
         Command::Nat(command) => nat(command, &mut connect()?, output),

@@ -20,6 +20,7 @@ use crate::gateway_plan::GatewayPlan;
 use crate::host::Host;
 use crate::lines::{BurstOut, Impair, Wait};
 use crate::mirror::MirrorConfig;
+use crate::multicast::{MulticastMode, QueryInterval};
 use crate::nat_config::NatConfig;
 use crate::protections::{AllowedParts, BitRate, Burst, IsolationGroup, StormRate};
 use crate::render::counted;
@@ -101,6 +102,14 @@ pub struct NetworkConfig {
     pub fdb: Vec<StaticEntry>,
     /// The MTU that guests are told, in bytes. A change holds for ports that are added afterwards.
     pub mtu: Mtu,
+    /// To whom frames for groups go: `snoop` (who asked for them) or `flood` (everybody).
+    pub multicast: MulticastMode,
+    /// weft asks who wants which groups, where nobody else does.
+    pub querier: bool,
+    /// How often, in seconds.
+    pub query_interval_seconds: QueryInterval,
+    /// Who leaves a group is believed at once: there is one host behind each port.
+    pub fast_leave: bool,
     /// Limits and times of the way out.
     #[serde(skip_serializing_if = "NatConfig::is_default")]
     pub nat: NatConfig,
@@ -454,6 +463,10 @@ impl Default for NetworkConfig {
             fdb_full: FdbFull::default(),
             fdb: Vec::new(),
             mtu: Mtu::of::<1500>(),
+            multicast: MulticastMode::default(),
+            querier: true,
+            query_interval_seconds: QueryInterval::of::<125>(),
+            fast_leave: false,
             nat: NatConfig::default(),
             default_vlan: DEFAULT_VLAN,
             vlans: VlanNames::default(),

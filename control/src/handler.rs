@@ -15,6 +15,7 @@ use crate::api::{
 use crate::capture::{CaptureAsked, CaptureStarted, Streaming};
 use crate::config::Config;
 use crate::mirror_handler::{MirrorAdd, MirrorLine};
+use crate::multicast::MulticastInfo;
 use crate::refusal::Refusal;
 use crate::render::duration;
 use crate::rpc::RpcError;
@@ -124,6 +125,10 @@ impl Handler for Switch {
 
     fn fdb_list(&mut self, params: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> {
         self.list_fdb(&params)
+    }
+
+    fn multicast_list(&mut self, params: MaybeNetwork) -> Result<Vec<MulticastInfo>, RpcError> {
+        self.list_multicast(&params)
     }
 
     fn fdb_add(&mut self, params: FdbAdd) -> Result<FdbLine, RpcError> {
@@ -326,6 +331,7 @@ impl Switch {
             fdb_entries: status.fdb_entries,
             fdb_full: config.fdb_full,
             fdb_static: config.fdb.len(),
+            multicast: config.multicast,
             fdb: FdbCounts {
                 learned: fdb.learned,
                 moved: fdb.moved,

@@ -27,6 +27,8 @@ pub mod lines;
 mod logging;
 pub mod mirror;
 pub mod mirror_handler;
+pub mod multicast;
+mod multicast_handler;
 pub mod nat_config;
 pub mod plan;
 pub mod processors;

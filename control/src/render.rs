@@ -1,6 +1,7 @@
 //! Answers as tables for people. Programs get JSON, which does not come through here.
 
 mod mirrors;
+mod multicast;
 mod ways;
 
 use std::fmt::Display;
@@ -8,6 +9,7 @@ use std::fmt::Display;
 use comfy_table::{Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Table, presets};
 
 pub(crate) use self::mirrors::mirrors;
+pub(crate) use self::multicast::multicast;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, LineInfo, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status,
@@ -122,6 +124,7 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     }
     rows.extend([
         ("MTU", network.mtu.to_string()),
+        ("Multicast", network.multicast.name().to_owned()),
         ("Ageing", format!("{} s", network.ageing_seconds)),
         ("MAC addresses", mac_addresses(network)),
         ("Learned", fdb.learned.to_string()),

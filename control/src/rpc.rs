@@ -215,6 +215,7 @@ mod tests {
     use crate::capture::{CaptureAsked, CaptureStarted};
     use crate::config::Config;
     use crate::mirror_handler::{MirrorAdd, MirrorLine};
+    use crate::multicast::MulticastInfo;
     use crate::trace::{TraceAnswer, TraceAsked};
 
     /// Knows nothing but its own version, and how to forget.
@@ -247,6 +248,7 @@ mod tests {
         fn fdb_add(&mut self, _: FdbAdd) -> Result<FdbLine, RpcError> { unreachable!() }
         fn fdb_remove(&mut self, _: FdbOf) -> Result<FdbOf, RpcError> { unreachable!() }
         fn fdb_list(&mut self, _: MaybeNetwork) -> Result<Vec<FdbLine>, RpcError> { unreachable!() }
+        fn multicast_list(&mut self, _: MaybeNetwork) -> Result<Vec<MulticastInfo>, RpcError> { unreachable!() }
         fn lease_list(&mut self, _: MaybeNetwork) -> Result<Vec<LeaseLine>, RpcError> { unreachable!() }
         fn lease_add(&mut self, _: LeaseAdd) -> Result<LeaseLine, RpcError> { unreachable!() }
         fn lease_remove(&mut self, _: LeaseOf) -> Result<LeaseOf, RpcError> { unreachable!() }

@@ -399,7 +399,9 @@ impl Switch {
     }
 
     fn network_settings(&self, name: &Name, network: &NetworkConfig, gateway: Option<GatewaySettings>) -> NetworkSettings {
-        NetworkSettings { fdb: network.fdb(), default_vlan: self.config.default_vlan(name), gateway, nat: network.nat() }
+        let (default_vlan, mac) = (self.config.default_vlan(name), self.host.gateway_mac(name));
+        let multicast = network.snooping(mac, gateway.map(|gateway| gateway.address), default_vlan);
+        NetworkSettings { fdb: network.fdb(), default_vlan, gateway, nat: network.nat(), multicast }
     }
 
     fn remove_network(&mut self, name: &Name) -> Result<(), StepError> {

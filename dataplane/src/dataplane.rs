@@ -531,6 +531,7 @@ impl Dataplane {
                 next = next.min(due);
             }
         }
+        next = self.tick_snoopers(now).map_or(next, |at| next.min(at));
         if self.unfinished.is_empty() { next.since(now) } else { Duration::ZERO }
     }
 

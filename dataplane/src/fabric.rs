@@ -19,10 +19,11 @@ use std::sync::Arc;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use weft_switch::vlan::{StaticStations, VlanId, VlanTables};
-use weft_switch::{Fdb, FdbSettings, NetworkId, Outgoing};
+use weft_switch::{Fdb, FdbSettings, NetworkId};
 
 use crate::from_guest::FromGuest;
-use crate::gateway::{GatewayLink, SharedGateway};
+use crate::gateway::{Dispatch, GatewayLink, SharedGateway};
+use crate::multicast::SnooperLink;
 use crate::snapshot::{NetworkLink, PortLink, RingLink, Snapshot};
 use crate::vlan::VlanLink;
 use crate::worker::KICK_TOKEN;
@@ -52,18 +53,21 @@ pub(crate) struct Network {
     pub(crate) gateway: Option<GatewayLink>,
     /// The static entries.
     pub(crate) stations: StaticStations,
+    /// Who listens to what is said about groups, if anybody does.
+    pub(crate) snooper: Option<SnooperLink>,
 }
 
 impl Network {
     pub(crate) fn new(settings: FdbSettings, default_vlan: VlanId, gateway: Option<GatewayLink>) -> Self {
         let fdb = Arc::new(Fdb::new(settings, &Arc::default()));
-        Self { settings, default_vlan, fdb, vlans: None, gateway, stations: StaticStations::new() }
+        Self { settings, default_vlan, fdb, vlans: None, gateway, stations: StaticStations::new(), snooper: None }
     }
 
     /// The network as workers see it, without members.
     fn link(&self) -> NetworkLink {
         let vlans = self.vlans.as_ref().map(VlanLink::new);
-        NetworkLink { fdb: Arc::clone(&self.fdb), gateway: self.gateway.clone(), vlans, members: Vec::new(), isolates: false }
+        let (gateway, snooper) = (self.gateway.clone(), self.snooper.clone());
+        NetworkLink { fdb: Arc::clone(&self.fdb), gateway, vlans, snooper, members: Vec::new(), isolates: false }
     }
 }
 
@@ -122,6 +126,7 @@ impl Fabric {
     /// # Errors
     /// When a worker is stuck. The others are shown everything all the same, and no ring moves.
     pub(crate) fn publish(&mut self) -> Result<(), WorkerStuck> {
+        self.sync_snoopers();
         let moves = self.moves();
         if !moves.is_empty() {
             let staying = self.snapshot(|ring| !moves.contains_key(&ring));
@@ -144,12 +149,10 @@ impl Fabric {
         self.workers.inject(home.map_or(0, |home| home.worker), injection);
     }
 
-    /// Hands frames of a gateway to its home worker. Returns those for which there is no room.
-    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Outgoing>) -> Vec<Outgoing> {
-        match self.gateway(network) {
-            Some(gateway) => self.workers.handles[gateway.home].send(network, frames),
-            None => Vec::new(),
-        }
+    /// Hands frames of weft's own to the worker that sends those of a network: its gateway's home, if it has one. Returns those for which there is no room.
+    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Dispatch>) -> Vec<Dispatch> {
+        let home = self.gateway(network).map_or(network.index() % self.workers.count(), |gateway| gateway.home);
+        if frames.is_empty() { frames } else { self.workers.handles[home].send(network, frames) }
     }
 
     /// How many rings each worker polls.

@@ -71,6 +71,12 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
+    /// True if it is for a group and not for everybody, as the private copy of the header says.
+    #[inline(always)]
+    pub(crate) fn is_for_group(&self) -> bool {
+        self.header[0] & 1 == 1 && self.header[0] != 0xff
+    }
+
     /// True if a tag follows the addresses, as the private copy of the header says.
     #[inline(always)]
     fn is_tagged(&self) -> bool {

@@ -21,6 +21,8 @@ pub(crate) struct PortGuard {
     sources: Sources,
     /// Leased addresses are among those that the guest may use.
     wants_leases: bool,
+    /// There may be a router behind the port.
+    pub(crate) may_route: bool,
     /// Nothing passes: the guest connects its port with another one.
     pub(crate) bars: bool,
     state: Mutex<State>,
@@ -40,14 +42,20 @@ impl PortGuard {
         let meters = Meters::new(&protections.storm, protections.limit_in);
         let is_needed = sources.is_needed() || meters.is_needed() || meters.limits_unknown();
         let wants_leases = protections.ips.as_ref().is_some_and(|lock| lock.leased);
-        is_needed.then(|| Self { sources, wants_leases, bars: false, state: Mutex::new(State { meters, leases: Vec::new() }) })
+        is_needed.then(|| Self {
+            sources,
+            wants_leases,
+            may_route: protections.router,
+            bars: false,
+            state: Mutex::new(State { meters, leases: Vec::new() }),
+        })
     }
 
     /// What lets nothing pass.
     pub(crate) fn barrier() -> Self {
         let sources = Sources::new(&Protections::NONE);
         let state = Mutex::new(State { meters: Meters::default(), leases: Vec::new() });
-        Self { sources, wants_leases: false, bars: true, state }
+        Self { sources, wants_leases: false, may_route: false, bars: true, state }
     }
 
     /// Looks at what has come from the guest. Returns how many frames to addresses that nobody knows may go on, if that is limited; what is left of that is to be

@@ -15,7 +15,7 @@ use weft_switch::gateway::Interest;
 use weft_switch::guard::Allowance;
 use weft_switch::loops::is_probe;
 use weft_switch::vlan::{Vlan, VlanCounters, VlanTraffic};
-use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, Outgoing, PortId, Timestamp, Verdict, forward};
+use weft_switch::{DropReason, EthernetHeader, Fdb, FlowHash, NetworkId, Offload, PortId, Timestamp, Verdict, forward};
 
 use crate::dataplane::MAX_QUEUE_PAIRS;
 use crate::from_guest::{Batch, Frame};
@@ -62,11 +62,13 @@ pub(crate) struct Lane {
     receivers: Vec<PortId>,
     /// The frames of the batch that the gateway sees before anybody else does. Zero between batches.
     for_gateway: FrameMask,
+    /// Those that are about groups.
+    pub(crate) for_snooper: FrameMask,
     /// How many frames of the batch may go to everybody because nobody knows their destination, if that is limited.
     unknown: Option<Allowance>,
     /// Frames in weft's own memory that are to be sent on a network. None between rounds.
-    dispatches: Vec<Dispatch>,
-    dispatched_on: NetworkId,
+    pub(crate) dispatches: Vec<Dispatch>,
+    pub(crate) dispatched_on: NetworkId,
     pub(crate) own_batch: Option<Box<Batch>>,
     /// None between rounds.
     pub(crate) copies: Copies,
@@ -96,6 +98,7 @@ impl Lane {
             masks: Vec::new(),
             receivers: Vec::new(),
             for_gateway: 0,
+            for_snooper: 0,
             unknown: None,
             dispatches: Vec::new(),
             dispatched_on: NetworkId(0),
@@ -230,6 +233,9 @@ impl Lane {
         if let Some(gateway) = network.gateway.as_ref().filter(|_| self.for_gateway != 0) {
             self.pass_gateway(snapshot, (network, gateway), ingress, batch, now);
         }
+        if let Some(snooper) = network.snooper.as_ref().filter(|_| self.for_snooper != 0) {
+            self.pass_snooper(snapshot, (network, snooper), ingress, batch, now);
+        }
     }
 
     /// Makes room for what is kept for each port.
@@ -357,6 +363,11 @@ impl Lane {
                 ingress.counters.drop_frames(DropReason::UnknownStorm, 1);
             }
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
+            Verdict::Flood if network.snooper.is_some() && frame.is_for_group() => {
+                if let Some(snooper) = &network.snooper {
+                    self.carry_group((network, snooper), ingress, (batch, frame, bit), flood);
+                }
+            }
             Verdict::Flood => {
                 if !flood(self) {
                     ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
@@ -376,7 +387,7 @@ impl Lane {
     /// Takes frames away from receivers that are isolated from where they came from, which `origin` says by frame. One of which nobody else gets a copy is counted there.
     #[inline(never)]
     fn isolate<'s>(&mut self, snapshot: &'s Snapshot, origin: impl Fn(usize) -> Option<&'s PortLink>) {
-        let (mut kept, mut taken) = (self.for_gateway, 0);
+        let (mut kept, mut taken) = (self.for_gateway | self.for_snooper, 0);
         let masks = &mut self.masks;
         self.receivers.retain(|receiver| {
             let mask = &mut masks[receiver.index()];
@@ -461,7 +472,7 @@ impl Lane {
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].
-    pub(crate) fn send(&mut self, snapshot: &Snapshot, network: NetworkId, frame: Outgoing) {
+    pub(crate) fn send(&mut self, snapshot: &Snapshot, network: NetworkId, frame: impl Into<Dispatch>) {
         if self.dispatched_on != network || self.dispatches.len() >= BATCH {
             self.finish_sending(snapshot);
             self.dispatched_on = network;
@@ -504,7 +515,10 @@ impl Lane {
                     };
                     match vlans {
                         None => self.add_all(network, but, bit),
-                        Some((vlans, vlan)) => self.add_each(vlans.members(vlan), but, bit),
+                        Some((vlans, vlan)) => {
+                            let vlan = self.dispatches[bit].stamp.map_or(vlan, |stamp| stamp.vlan);
+                            self.add_each(vlans.members(vlan), but, bit)
+                        }
                     };
                 }
             }
@@ -538,6 +552,16 @@ impl Lane {
             found = true;
         }
         found
+    }
+
+    /// As [`Self::add_receiver`], for a port that may be gone. True if it may be there.
+    #[inline]
+    pub(crate) fn add_if_there(&mut self, port: PortId, bit: usize) -> bool {
+        let is_there = port.index() < self.masks.len();
+        if is_there {
+            self.add_receiver(port, bit);
+        }
+        is_there
     }
 
     #[inline]

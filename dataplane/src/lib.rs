@@ -21,6 +21,7 @@ mod line;
 mod loops;
 #[allow(unsafe_code)]
 mod memory;
+mod multicast;
 mod nat;
 mod port;
 #[allow(unsafe_code)]

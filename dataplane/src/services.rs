@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use weft_switch::gateway::{Gateway, GatewaySettings};
+use weft_switch::multicast::SnoopingSettings;
 use weft_switch::nat::Audit;
 use weft_switch::vlan::VlanId;
-use weft_switch::{DropReason, Egress, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
+use weft_switch::{DropReason, FdbSettings, NetworkId, Outgoing, PortId, Timestamp};
 
 use crate::dataplane::{Dataplane, DataplaneError, free_place};
 use crate::fabric::Network;
-use crate::gateway::{GatewayLink, GatewayState, ServiceMessage, SharedGateway};
+use crate::gateway::{Dispatch, GatewayLink, GatewayState, Receivers, ServiceMessage, SharedGateway};
 use crate::nat::{Engine, EngineSettings, Forward, ForwardError, MappingStatus, NatSettings};
 
 /// What a network is made of.
@@ -23,12 +24,14 @@ pub struct NetworkSettings {
     pub gateway: Option<GatewaySettings>,
     /// The gateway's way outside, if it has one: through the host's own sockets.
     pub nat: Option<NatSettings>,
+    /// How its multicast is treated; it goes to everybody if nothing is said.
+    pub multicast: Option<SnoopingSettings>,
 }
 
 impl From<FdbSettings> for NetworkSettings {
     /// A network without a gateway.
     fn from(fdb: FdbSettings) -> Self {
-        Self { fdb, default_vlan: VlanId::DEFAULT, gateway: None, nat: None }
+        Self { fdb, default_vlan: VlanId::DEFAULT, gateway: None, nat: None, multicast: None }
     }
 }
 
@@ -38,11 +41,12 @@ impl Dataplane {
     /// # Errors
     /// When there are too many, the gateway's settings contradict each other, or a worker is stuck. Nothing is left behind then.
     pub fn add_network(&mut self, settings: impl Into<NetworkSettings>) -> Result<NetworkId, DataplaneError> {
-        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
+        let NetworkSettings { fdb, default_vlan, gateway, nat, multicast } = settings.into();
         let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
         let limit = Self::MAX_NETWORKS;
         let place = free_place(&mut self.fabric.networks, limit).ok_or(DataplaneError::TooMany { what: "networks", limit })?;
         self.fabric.networks[place] = Some(Network::new(fdb, default_vlan, gateway));
+        self.set_snooping(NetworkId(place as u16), multicast);
         self.fabric.divide(NetworkId(place as u16));
         if let Err(stuck) = self.fabric.publish() {
             self.fabric.networks[place] = None;
@@ -56,7 +60,14 @@ impl Dataplane {
     /// # Errors
     /// When the gateway's settings contradict each other, nothing is changed. When a worker is stuck, the change is made all the same.
     pub fn set_network(&mut self, id: NetworkId, settings: impl Into<NetworkSettings>) -> Result<(), DataplaneError> {
-        let NetworkSettings { fdb, default_vlan, gateway, nat } = settings.into();
+        let settings = settings.into();
+        let multicast = settings.multicast;
+        self.change_network(id, settings)?;
+        self.apply_snooping(id, multicast)
+    }
+
+    fn change_network(&mut self, id: NetworkId, settings: NetworkSettings) -> Result<(), DataplaneError> {
+        let NetworkSettings { fdb, default_vlan, gateway, nat, .. } = settings;
         let Some(old) = self.fabric.network(id).and_then(|network| network.gateway.clone()) else {
             let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
             return self.replace_network(id, fdb, default_vlan, gateway);
@@ -113,8 +124,8 @@ impl Dataplane {
         if frames.is_empty() {
             return;
         }
-        for lost in self.fabric.send(id, frames) {
-            if let Egress::Port(port) = lost.to {
+        for lost in self.fabric.send(id, frames.into_iter().map(Dispatch::from).collect()) {
+            if let Receivers::One(port) = lost.to {
                 self.count_drop(port, DropReason::ServicesBusy);
             }
         }

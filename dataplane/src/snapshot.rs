@@ -29,6 +29,7 @@ use crate::gateway::GatewayLink;
 use crate::guard::PortGuard;
 use crate::line::{PortLine, PortLines, Way};
 use crate::loops::LoopSign;
+use crate::multicast::SnooperLink;
 use crate::tap::PortTaps;
 use crate::to_guest::ToGuest;
 use crate::vlan::VlanLink;
@@ -57,6 +58,8 @@ pub(crate) struct NetworkLink {
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) gateway: Option<GatewayLink>,
     pub(crate) vlans: Option<VlanLink>,
+    /// Who is asked where multicast goes, unless it goes to everybody.
+    pub(crate) snooper: Option<SnooperLink>,
     /// The ports that can receive right now.
     pub(crate) members: Vec<PortId>,
     /// Some of its ports are isolated from others.
@@ -81,6 +84,15 @@ pub(crate) struct PortLink {
     pub(crate) loop_sign: Arc<LoopSign>,
     pub(crate) counters: Arc<LiveCounters>,
     pub(crate) rings: RunningRings,
+}
+
+impl PortLink {
+    /// Frames for everybody go there.
+    pub(crate) fn receives(&self) -> bool {
+        let is_monitor = self.taps.as_ref().is_some_and(|taps| taps.is_monitor);
+        let is_paused = self.guard.as_ref().is_some_and(|guard| guard.bars);
+        !self.rings.to_guest.is_empty() && !is_monitor && !is_paused
+    }
 }
 
 /// The rings of a port that run.
@@ -187,12 +199,9 @@ impl Snapshot {
         let mut networks: Vec<_> = networks.collect();
         let mut polled: Vec<Vec<PolledRing>> = (0..workers).map(|_| Vec::new()).collect();
         for port in ports.iter().flatten() {
-            let is_monitor = port.taps.as_ref().is_some_and(|taps| taps.is_monitor);
-            let is_paused = port.guard.as_ref().is_some_and(|guard| guard.bars);
-            let receives = !port.rings.to_guest.is_empty() && !is_monitor && !is_paused;
             if let Some(Some(network)) = networks.get_mut(port.network.index()) {
                 network.isolates |= port.isolation != Isolation::None;
-                if receives {
+                if port.receives() {
                     network.members.push(port.id);
                     if let Some(vlans) = &mut network.vlans {
                         vlans.add_member(port);

@@ -17,10 +17,11 @@ use crossbeam::channel::{Receiver, Sender};
 use mio::{Events, Poll, Registry, Token, Waker};
 use rustix::thread::CpuSet;
 use weft_switch::line::Moment;
-use weft_switch::{NetworkId, Outgoing, Timestamp};
+use weft_switch::{NetworkId, Timestamp};
 
 use crate::alarm::Alarm;
 use crate::from_guest::Batch;
+use crate::gateway::Dispatch;
 use crate::lane::{FaultReports, Lane};
 use crate::nat::Engine;
 use crate::snapshot::{PolledRing, Snapshot};
@@ -76,7 +77,7 @@ pub(crate) struct WorkerHandle {
     pub(crate) registry: Registry,
     pub(crate) waker: Arc<Waker>,
     injections: Sender<Injection>,
-    gateway_frames: Sender<(NetworkId, Outgoing)>,
+    gateway_frames: Sender<(NetworkId, Dispatch)>,
     pub(crate) thread: Arc<WorkerThread>,
     /// The processor that it is pinned to.
     pub(crate) cpu: Option<usize>,
@@ -150,7 +151,7 @@ impl WorkerHandle {
     }
 
     /// Hands over frames of a gateway; returns those for which there is no room.
-    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Outgoing>) -> Vec<Outgoing> {
+    pub(crate) fn send(&self, network: NetworkId, frames: Vec<Dispatch>) -> Vec<Dispatch> {
         let mut lost = Vec::new();
         for frame in frames {
             if let Err(error) = self.gateway_frames.try_send((network, frame)) {
@@ -215,7 +216,7 @@ pub(crate) struct Worker {
     clock: Clock,
     snapshots: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     injected: Receiver<Injection>,
-    from_gateways: Receiver<(NetworkId, Outgoing)>,
+    from_gateways: Receiver<(NetworkId, Dispatch)>,
     poll: Poll,
     /// Those that were not dealt with yet.
     events: Events,

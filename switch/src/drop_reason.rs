@@ -126,6 +126,12 @@ pub enum DropReason {
     LineFull,
     /// Lost on an impaired line.
     ImpairmentLoss,
+    /// A message about groups (IGMP, MLD) that contradicts itself, or that its RFC says to ignore.
+    BadGroupMessage,
+    /// A report of a port that is a member of too many groups already.
+    GroupLimit,
+    /// Nobody has asked for the group that the frame is for.
+    NoMember,
 }
 
 impl DropReason {

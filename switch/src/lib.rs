@@ -23,6 +23,7 @@ pub mod line;
 mod log_limit;
 pub mod loops;
 mod mac;
+pub mod multicast;
 pub mod nat;
 mod offload;
 mod rate;

@@ -13,6 +13,7 @@ use crate::api::{self, Named, NetworkAdd, NetworkSet, Nothing};
 use crate::client::Client;
 use crate::config::NetworkConfig;
 use crate::fdb::FdbFull;
+use crate::multicast::{MulticastMode, QueryInterval};
 use crate::render;
 use crate::values::{AgeingSeconds, FdbCapacity, LeaseSeconds, Mtu, Name, NetworkMode};
 use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef};
@@ -79,6 +80,18 @@ pub(super) struct NetworkArgs {
     /// What becomes of a station that there is no room for: `evict` an older one, `forward` its frames without learning it, or `drop` them.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = FdbFull::Evict)]
     fdb_full: FdbFull,
+    /// To whom frames for groups go: to who asked for them (`snoop`), or to everybody (`flood`).
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = MulticastMode::Snoop)]
+    multicast: MulticastMode,
+    /// Don't ask who wants which groups, where nobody else does; with nobody who asks, multicast goes to everybody.
+    #[arg(long)]
+    no_querier: bool,
+    /// How often weft asks that, 4 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value_t = NetworkConfig::default().query_interval_seconds)]
+    query_interval: QueryInterval,
+    /// Believe who leaves a group at once: there is one host behind each port.
+    #[arg(long)]
+    fast_leave: bool,
     /// The MTU that guests are told, 68 to 65535 bytes.
     #[arg(long, value_name = "BYTES", default_value_t = NetworkConfig::default().mtu)]
     mtu: Mtu,
@@ -127,6 +140,18 @@ pub(super) struct NetworkChanges {
     /// What becomes of a station that there is no room for: `evict` an older one, `forward` its frames without learning it, or `drop` them.
     #[arg(long, value_name = "WHAT", value_enum)]
     fdb_full: Option<FdbFull>,
+    /// To whom frames for groups go: to who asked for them (`snoop`), or to everybody (`flood`).
+    #[arg(long, value_name = "HOW", value_enum)]
+    multicast: Option<MulticastMode>,
+    /// Ask who wants which groups, where nobody else does; with =false, don't.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    querier: Option<bool>,
+    /// How often weft asks that, 4 to 3600.
+    #[arg(long, value_name = "SECONDS")]
+    query_interval: Option<QueryInterval>,
+    /// Believe who leaves a group at once: there is one host behind each port; with =false, ask first.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    fast_leave: Option<bool>,
     /// The MTU that guests are told, 68 to 65535 bytes; holds for ports that are added afterwards.
     #[arg(long, value_name = "BYTES")]
     mtu: Option<Mtu>,
@@ -155,6 +180,10 @@ impl NetworkChanges {
             ageing,
             fdb_capacity,
             fdb_full,
+            multicast,
+            querier,
+            query_interval,
+            fast_leave,
             mtu,
             host_access,
             default_vlan,
@@ -171,6 +200,10 @@ impl NetworkChanges {
             "ageing_seconds": ageing,
             "fdb_capacity": fdb_capacity,
             "fdb_full": fdb_full,
+            "multicast": multicast,
+            "querier": querier,
+            "query_interval_seconds": query_interval,
+            "fast_leave": fast_leave,
             "mtu": mtu,
             "host_access": host_access,
             "default_vlan": default_vlan,
@@ -194,6 +227,10 @@ impl NetworkArgs {
             ageing,
             fdb_capacity,
             fdb_full,
+            multicast,
+            no_querier,
+            query_interval,
+            fast_leave,
             mtu,
             host_access,
             default_vlan,
@@ -210,6 +247,10 @@ impl NetworkArgs {
             ageing_seconds: ageing,
             fdb_capacity,
             fdb_full,
+            multicast,
+            querier: !no_querier,
+            query_interval_seconds: query_interval,
+            fast_leave,
             mtu,
             host_access,
             default_vlan,

@@ -27,7 +27,8 @@ fn plug(weft: &Weft, port: &str) -> Guest {
 
 #[test]
 fn an_address_in_two_places_stays_in_one_and_everybody_can_see_it() {
-    let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n[ports.vm2]\n");
+    let weft =
+        Weft::start_with_config("[networks.default]\nmode = \"private\"\nmulticast = \"flood\"\n[ports.vm1]\n[ports.vm2]\n");
     let (mut a, mut b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
     let both = frame(BROADCAST, [2, 0, 0, 0, 0, 9]);
     for _ in 0..8 {
@@ -50,7 +51,8 @@ fn an_address_in_two_places_stays_in_one_and_everybody_can_see_it() {
 
 #[test]
 fn a_guest_with_too_many_addresses_is_limited_while_it_is_there() {
-    let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n[ports.vm2]\n");
+    let weft =
+        Weft::start_with_config("[networks.default]\nmode = \"private\"\nmulticast = \"flood\"\n[ports.vm1]\n[ports.vm2]\n");
     let (mut a, mut b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
     let send = |guest: &mut Guest, last| guest.send(&frame(BROADCAST, [2, 0, 0, 0, 0, last])).unwrap();
     for last in 1..=3 {

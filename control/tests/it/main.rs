@@ -10,6 +10,7 @@ mod kept;
 mod leases;
 mod life;
 mod lines;
+mod multicast;
 mod seeing;
 mod ways;
 mod weft;

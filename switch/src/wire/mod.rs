@@ -67,7 +67,7 @@ pub(crate) fn internet_checksum(pieces: &[&[u8]]) -> u16 {
 }
 
 /// The fixed-size piece of `bytes` at `at`, which the caller knows to be there.
-fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+pub(crate) fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut field = [0; N];
     field.copy_from_slice(&bytes[at..at + N]);
     field

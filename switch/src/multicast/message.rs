@@ -1,0 +1,269 @@
+//! What hosts and routers say about groups: IGMP (RFC 1112, RFC 2236, RFC 3376), MLD (RFC 2710, RFC 3810) and the hello of PIM (RFC 7761, section 4.9.2).
+//!
+//! `etherparse` reads IGMP, and not MLD. Reports of both look the same but for the length of addresses, so one reader is here for both.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::group_mac;
+use crate::wire::{ETHER_TYPE_IPV4, Ipv4Packet, LinkHeader, internet_checksum};
+use crate::{DropReason, MacAddr};
+
+pub(super) const IGMP: u8 = 2;
+pub(super) const ICMPV6: u8 = 58;
+pub(super) const HOP_BY_HOP: u8 = 0;
+const PIM: u8 = 103;
+pub(super) const ETHER_TYPE_IPV6: u16 = 0x86dd;
+pub(super) const QUERY_V4: u8 = 0x11;
+pub(super) const QUERY_V6: u8 = 130;
+const ALL_HOSTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+const ALL_HOSTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// What routers of IGMPv3 and MLDv2 listen to.
+const REPORTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 22);
+const REPORTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+/// The router alert option of IPv6 for MLD (RFC 2711, section 2.1).
+pub(super) const ROUTER_ALERT: [u8; 4] = [5, 2, 0, 0];
+const BAD: DropReason = DropReason::BadGroupMessage;
+
+/// A frame, as far as groups are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// A router asks.
+    Query(Query),
+    /// A host says what has changed, or how things are.
+    Report(Vec<Record>),
+    /// A router of PIM is here.
+    RouterHello,
+    /// Something else.
+    Other,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Query {
+    pub(super) source: IpAddr,
+    /// The group that is asked for; all if there is none.
+    pub(super) group: Option<IpAddr>,
+    /// In which time hosts answer.
+    pub(super) response: Duration,
+    /// Only some sources of the group are asked for.
+    pub(super) of_sources: bool,
+}
+
+/// What a host says about a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) group: IpAddr,
+    pub(super) change: Change,
+    /// 1 to 3 of IGMP, of which MLD's are 2 and 3.
+    pub(super) version: u8,
+}
+
+/// A record, when sources are not told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It wants the group, whatever the sources.
+    Join,
+    /// It wants nothing of the group any more.
+    Leave,
+    /// It wants less of the group than before, and maybe nothing (RFC 3376, section 5.1: `BLOCK_OLD_SOURCES`).
+    Narrow,
+}
+
+impl Message {
+    /// Reads a whole frame, without tags.
+    ///
+    /// # Errors
+    /// [`DropReason::BadGroupMessage`] for a message that contradicts itself, or that its RFC says to ignore; and what is wrong with IPv4.
+    pub(super) fn parse(frame: &[u8]) -> Result<Self, DropReason> {
+        let (link, rest) = LinkHeader::parse(frame)?;
+        match link.ether_type {
+            ETHER_TYPE_IPV4 => Self::parse_v4(link.destination, rest),
+            ETHER_TYPE_IPV6 => Self::parse_v6(link.destination, rest),
+            _ => Ok(Self::Other),
+        }
+    }
+
+    fn parse_v4(to: MacAddr, bytes: &[u8]) -> Result<Self, DropReason> {
+        if !matches!(bytes.get(9), Some(&(IGMP | PIM))) {
+            return Ok(Self::Other);
+        }
+        let packet = Ipv4Packet::parse(bytes)?;
+        let (ip, payload) = (packet.header(), packet.payload());
+        if ip.more_fragments || ip.fragment_offset != 0 || !is_sent_to(to, ip.destination.into()) {
+            return Err(BAD);
+        }
+        if ip.protocol == PIM {
+            return Ok(if is_hello(payload) { Self::RouterHello } else { Self::Other });
+        }
+        if internet_checksum(&[payload]) != 0 {
+            return Err(BAD);
+        }
+        let &[kind, code, _, _, a, b, c, d, ref rest @ ..] = payload else { return Err(BAD) };
+        let group = Ipv4Addr::new(a, b, c, d);
+        let about = |change, version| checked_record(group.into(), change, version).map(|record| Self::Report(vec![record]));
+        match kind {
+            QUERY_V4 => {
+                let (response, of_sources) = match rest {
+                    // IGMPv1 has none, and its hosts take ten seconds (RFC 2236, section 4).
+                    [] if code == 0 => (100, false),
+                    [] => (u32::from(code), false),
+                    [_, _, high, low, sources @ ..] => {
+                        let count = usize::from(u16::from_be_bytes([*high, *low]));
+                        (spread(code.into(), 4), count_of(sources, count, 4)?)
+                    }
+                    _ => return Err(BAD),
+                };
+                let response = Duration::from_millis(u64::from(response) * 100);
+                query(ip.source.into(), group.into(), ip.destination.into(), (response, of_sources))
+            }
+            0x12 | 0x16 if ip.destination == group => about(Change::Join, if kind == 0x12 { 1 } else { 2 }),
+            // To all routers; some say it to the group (RFC 2236, section 6).
+            0x17 => about(Change::Leave, 2),
+            0x22 if ip.destination == REPORTS_V4 => records::<4>(c, d, rest),
+            // What is newer is for those who know it.
+            0x12 | 0x16 | 0x22 => Err(BAD),
+            _ => Ok(Self::Other),
+        }
+    }
+
+    fn parse_v6(to: MacAddr, bytes: &[u8]) -> Result<Self, DropReason> {
+        let Some((ip, rest)) = bytes.split_first_chunk::<40>() else { return Ok(Self::Other) };
+        let [source, destination] = [8, 24].map(|at| Ipv6Addr::from(crate::wire::field::<16>(ip, at)));
+        let end = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
+        if ip[6] == PIM {
+            let is_router = rest.get(..end).is_some_and(|pim| pim.first() == Some(&0x20) && checksum_v6(ip, PIM, pim) == 0);
+            return Ok(if is_router { Self::RouterHello } else { Self::Other });
+        }
+        let (Some(HOP_BY_HOP), Some(rest)) = (ip.get(6).copied(), rest.get(..end)) else { return Ok(Self::Other) };
+        let &[ICMPV6, len, ..] = rest else { return Ok(Self::Other) };
+        let Some((options, message)) = rest.split_at_checked(8 + 8 * usize::from(len)) else { return Ok(Self::Other) };
+        if !matches!(message.first(), Some(&(QUERY_V6 | 131 | 132 | 143))) {
+            return Ok(Self::Other);
+        }
+        // RFC 3810, sections 5, 5.1.14 and 5.2.13: version 6, hop limit 1, a router alert, from a link-local address, or from none as long as a host has none (RFC 3590).
+        let is_query = message[0] == QUERY_V6;
+        let from_nobody = source.is_unspecified() && !is_query;
+        let is_local = source.is_unicast_link_local() || from_nobody;
+        let fits =
+            ip[0] >> 4 == 6 && ip[7] == 1 && is_local && is_sent_to(to, destination.into()) && has_router_alert(&options[2..]);
+        if !fits || checksum_v6(ip, ICMPV6, message) != 0 {
+            return Err(BAD);
+        }
+        let &[kind, _, _, _, high, low, c, d, ref body @ ..] = message else { return Err(BAD) };
+        if kind == 143 {
+            return if destination == REPORTS_V6 { records::<16>(c, d, body) } else { Err(BAD) };
+        }
+        let (group, rest) = body.split_first_chunk::<16>().ok_or(BAD)?;
+        let group = Ipv6Addr::from(*group);
+        let about = |change| checked_record(group.into(), change, 2).map(|record| Self::Report(vec![record]));
+        match kind {
+            QUERY_V6 => {
+                let code = u16::from_be_bytes([high, low]);
+                let (response, of_sources) = match rest {
+                    [] => (u32::from(code), false),
+                    [_, _, high, low, sources @ ..] => {
+                        let count = usize::from(u16::from_be_bytes([*high, *low]));
+                        (spread(code, 12), count_of(sources, count, 16)?)
+                    }
+                    _ => return Err(BAD),
+                };
+                let response = Duration::from_millis(response.into());
+                query(source.into(), group.into(), destination.into(), (response, of_sources))
+            }
+            131 if destination == group => about(Change::Join),
+            131 => Err(BAD),
+            _ => about(Change::Leave),
+        }
+    }
+}
+
+/// A query with its group; one for all of them goes to all hosts (RFC 3376, section 4.1.12).
+fn query(
+    source: IpAddr,
+    group: IpAddr,
+    destination: IpAddr,
+    (response, of_sources): (Duration, bool),
+) -> Result<Message, DropReason> {
+    let all = if group.is_ipv4() { IpAddr::V4(ALL_HOSTS_V4) } else { ALL_HOSTS_V6.into() };
+    let group = (!group.is_unspecified()).then_some(group);
+    let fits = match group {
+        Some(group) => group.is_multicast() && (destination == group || destination == all),
+        None => destination == all && !of_sources,
+    };
+    if fits && !source.is_multicast() { Ok(Message::Query(Query { source, group, response, of_sources })) } else { Err(BAD) }
+}
+
+/// The records of a report (RFC 3376, section 4.2; RFC 3810, section 5.2), with addresses of `N` bytes.
+fn records<const N: usize>(high: u8, low: u8, mut rest: &[u8]) -> Result<Message, DropReason> {
+    let mut records = Vec::new();
+    for _ in 0..u16::from_be_bytes([high, low]) {
+        let &[kind, words, many, few, ref body @ ..] = rest else { return Err(BAD) };
+        let (group, body) = body.split_first_chunk::<N>().ok_or(BAD)?;
+        let sources = usize::from(u16::from_be_bytes([many, few]));
+        rest = body.get(sources * N + usize::from(words) * 4..).ok_or(BAD)?;
+        let change = match (kind, sources) {
+            // An empty list of sources to be included is nothing.
+            (1 | 3, 0) => Change::Leave,
+            // Nothing has changed; and unknown ones are ignored (RFC 3376, section 4.2.12).
+            (5 | 6, 0) => continue,
+            (1..=5, _) => Change::Join,
+            (6, _) => Change::Narrow,
+            _ => continue,
+        };
+        let group = match group.first_chunk::<16>() {
+            Some(long) => Ipv6Addr::from(*long).into(),
+            None => Ipv4Addr::new(group[0], group[1], group[2], group[3]).into(),
+        };
+        records.push(checked_record(group, change, 3)?);
+    }
+    Ok(Message::Report(records))
+}
+
+fn checked_record(group: IpAddr, change: Change, version: u8) -> Result<Record, DropReason> {
+    if group.is_multicast() { Ok(Record { group, change, version }) } else { Err(BAD) }
+}
+
+/// Whether there are sources, of which there must be as many as is said.
+fn count_of(sources: &[u8], count: usize, len: usize) -> Result<bool, DropReason> {
+    if sources.len() < count * len { Err(BAD) } else { Ok(count > 0) }
+}
+
+/// The number behind a code whose exponent stands at bit `at`: 4 of 8 bits, 12 of 16 (RFC 3376, section 4.1.1; RFC 3810, section 5.1.3).
+fn spread(code: u16, at: u32) -> u32 {
+    let code = u32::from(code);
+    if code >> (at + 3) == 0 {
+        return code;
+    }
+    ((code & ((1 << at) - 1)) | 1 << at) << ((code >> at & 7) + 3)
+}
+
+/// True if the frame's address is that of the packet's group.
+fn is_sent_to(mac: MacAddr, group: IpAddr) -> bool {
+    group.is_multicast() && group_mac(group) == mac
+}
+
+/// The hello of PIM version 2: type 0.
+fn is_hello(pim: &[u8]) -> bool {
+    pim.first() == Some(&0x20) && internet_checksum(&[pim]) == 0
+}
+
+/// Zero for an upper-layer message with its right checksum (RFC 8200, section 8.1).
+pub(super) fn checksum_v6(ip: &[u8; 40], protocol: u8, message: &[u8]) -> u16 {
+    // No truncation: a packet is shorter.
+    let len = (message.len() as u32).to_be_bytes();
+    internet_checksum(&[&ip[8..], &len, &[0, 0, 0, protocol], message])
+}
+
+fn has_router_alert(mut options: &[u8]) -> bool {
+    loop {
+        match options {
+            [5, 2, 0, 0, ..] => return true,
+            [0, rest @ ..] => options = rest,
+            [_, len, rest @ ..] => match rest.get(usize::from(*len)..) {
+                Some(rest) => options = rest,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+}
