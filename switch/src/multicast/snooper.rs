@@ -82,6 +82,10 @@ impl Snooper {
         if arrival.vlan.kind() == TagKind::Service {
             return Passage::Everybody;
         }
+        // Its own question came back: a guest connects two ports, and would have it go round for ever.
+        if arrival.frame.get(6..12) == Some(&self.settings.mac.0) {
+            return Passage::Drop(DropReason::LoopProbe);
+        }
         let message = match Message::parse(arrival.frame) {
             Ok(message) => message,
             Err(reason) => {

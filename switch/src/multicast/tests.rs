@@ -360,6 +360,17 @@ fn a_port_that_may_not_route_is_no_querier() {
 }
 
 #[test]
+fn a_question_that_comes_back_goes_nowhere() {
+    let mut rig = Rig::new(2, |_| ());
+    let questions = rig.tick(at(0));
+    assert_eq!(questions.len(), 2);
+    for question in questions {
+        let (passage, frames) = rig.hear(at(1), 1, &question.frame);
+        assert_eq!((passage, frames), (Passage::Drop(DropReason::LoopProbe), vec![]));
+    }
+}
+
+#[test]
 fn an_isolated_port_does_not_silence_weft() {
     let mut rig = Rig::settled(3, |_| ());
     let frame = query_of(QUERIER, None);
