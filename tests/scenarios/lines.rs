@@ -305,7 +305,8 @@ fn what_waits_takes_no_more_memory_than_its_bound_and_holds_up_nobody() {
         switch.expect_drops(&port, DropReason::LineFull, 100);
         let sent = frame(mac(receiving), mac(9), 100);
         c.send(&sent).unwrap();
-        expect_frame(receiver, &sent);
+        // Perhaps behind what two others said to each other when they were not known yet, which has waited, too.
+        assert!(std::iter::from_fn(|| receiver.receive(SOON).unwrap()).any(|frame| frame == sent));
     }
 }
 

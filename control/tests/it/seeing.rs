@@ -11,7 +11,7 @@ use weft_guest::Guest;
 
 use crate::weft::{PATIENCE, Weft, command};
 
-const CONFIG: &str = "[networks.default]\nmode = \"private\"\n[ports.vm1]\n[ports.vm2]\n[ports.ids]\n";
+const CONFIG: &str = "[networks.default]\nmode = \"private\"\nmulticast = \"flood\"\n[ports.vm1]\n[ports.vm2]\n[ports.ids]\n";
 const MAC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const MAC2: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
