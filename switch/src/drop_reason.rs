@@ -110,7 +110,7 @@ pub enum DropReason {
     UnknownStorm,
     /// More than the port may send in all.
     OverLimit,
-    /// One of weft's own probes, which came back: the guest connects two ports.
+    /// One of weft's own probes or queries, which came back: the guest connects two ports.
     LoopProbe,
     /// The port is paused, because the guest connects it with another one.
     LoopPaused,

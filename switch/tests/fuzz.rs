@@ -1,5 +1,5 @@
 //! Good messages that are broken in every way, for each path on which bytes from guests or upstreams are read: IP and ARP at the gateway, DHCP,
-//! DNS, and the NAT's state machine for TCP. Nothing may panic, and nothing may be answered that can't be read.
+//! DNS, IGMP and MLD, and the NAT's state machine for TCP. Nothing may panic, and nothing may be answered that can't be read.
 //!
 //! Each target runs for `WEFT_FUZZ_SECONDS` (half a second unless told) from `WEFT_FUZZ_SEED` (another one each time unless told), which it names when
 //! it fails. Property tests beside the code know more about what is right; this one has the larger number of tries.
@@ -20,8 +20,10 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 use weft_switch::dhcp::{self, DhcpServer, DhcpSettings, LeaseBook, UnixSeconds};
 use weft_switch::dns::{self, ClientTransport, DnsClient, DnsForwarder, DnsSettings, UpstreamTransport};
 use weft_switch::gateway::{Arrival, Gateway, GatewaySettings, Outcome};
+use weft_switch::multicast::{self, Effects, Family, Snooper, SnoopingSettings};
 use weft_switch::nat::echo;
 use weft_switch::nat::tcp::{Action, Connection, Flags, Segment, Seq, TcpSettings};
+use weft_switch::vlan::{Vlan, VlanId};
 use weft_switch::{MacAddr, Outgoing, PortId, Station, Timestamp, UdpDatagram};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -158,6 +160,73 @@ fn expect_readable(out: &[Outgoing]) {
     for Outgoing { frame, .. } in out {
         SlicedPacket::from_ethernet(frame).expect("an answer can be read");
     }
+}
+
+/// IGMP with one of two groups, in all its versions, with the checksums of the header and of the message.
+fn group_messages() -> Vec<Vec<u8>> {
+    let message = |to: [u8; 4], igmp: &[u8]| {
+        let mut frame = [&[1, 0, 0x5e, to[1] & 0x7f, to[2], to[3]][..], &STATION.mac.0, &[8, 0, 0x45, 0, 0]].concat();
+        frame.extend([20 + igmp.len() as u8, 0, 0, 0, 0, 1, 2, 0, 0]);
+        [&frame[..], &GUEST.octets(), &to, igmp].concat()
+    };
+    let report = [0x22, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0, 0, 239, 1, 2, 3, 5, 0, 0, 1, 239, 1, 2, 4, 192, 0, 2, 9];
+    vec![
+        message([239, 1, 2, 3], &[0x12, 0, 0, 0, 239, 1, 2, 3]),
+        message([239, 1, 2, 3], &[0x16, 0, 0, 0, 239, 1, 2, 3]),
+        message([224, 0, 0, 2], &[0x17, 0, 0, 0, 239, 1, 2, 3]),
+        message([224, 0, 0, 22], &report),
+        message([224, 0, 0, 1], &[0x11, 10, 0, 0, 0, 0, 0, 0, 2, 20, 0, 0]),
+        message([239, 1, 2, 3], &[0x11, 10, 0, 0, 239, 1, 2, 3, 2, 20, 0, 1, 192, 0, 2, 9]),
+    ]
+}
+
+/// IGMP's checksum made right again.
+fn mend_igmp(frame: &mut [u8]) {
+    let Some(igmp) = frame.get_mut(34..).filter(|igmp| igmp.len() >= 4) else { return };
+    igmp[2..4].fill(0);
+    let sum: u32 = igmp.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    igmp[2..4].copy_from_slice(&sum.to_be_bytes());
+}
+
+#[test]
+fn groups() {
+    let messages = group_messages();
+    let vlan = Vlan::customer(VlanId::DEFAULT);
+    fuzz("groups", |noise| {
+        let mut snooper = Snooper::new(SnoopingSettings::new(GATEWAY_MAC, vlan));
+        let (mut effects, mut now) = (Effects::default(), Timestamp::from_millis(1_000_000));
+        snooper.set_ports((0..3).map(|port| (PortId(port), None)).collect(), &mut effects);
+        for _ in 0..1 + noise.below(24) {
+            let mut frame = noise.pick(&messages).clone();
+            if noise.once_in(2) {
+                noise.spoil(&mut frame, &messages);
+            }
+            if !noise.once_in(4) {
+                mend_igmp(&mut frame);
+                mend(&mut frame);
+            }
+            now = now.after(Duration::from_millis(noise.below(100_000) as u64));
+            let mut effects = Effects::default();
+            let arrival = multicast::Arrival {
+                port: PortId(noise.below(3) as u16),
+                vlan,
+                may_route: true,
+                is_isolated: false,
+                frame: &frame,
+            };
+            let _ = snooper.receive(now, &arrival, &mut effects);
+            snooper.tick(now, &mut effects);
+            assert!(effects.frames.len() <= 300, "{} queries", effects.frames.len());
+            for query in &effects.frames {
+                SlicedPacket::from_ethernet(&query.frame).expect("a question can be read");
+            }
+            let status = snooper.status(now);
+            assert!(status.groups.iter().all(|group| group.members.iter().all(|(time, _)| time.port.index() < 3)));
+            assert!(status.queriers.iter().filter(|querier| querier.family == Family::V4).count() <= 1);
+        }
+    });
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 use serde::Serialize;
 use weft_guest::{GuestAddr, GuestMemory, Header};
 
-use super::traffic::{ETHERNET_LEN, Traffic, fold, guest_of, is_introduction, sum, tags};
+use super::traffic::{ETHERNET_LEN, Traffic, fold, guest_of, is_introduction, is_question, sum, tags};
 
 /// The stream's number and the place in it, at the start of the payload.
 pub const MARK_LEN: usize = 12;
@@ -175,7 +175,7 @@ impl Checker {
             self.unknown += 1;
             return true;
         }
-        if is_introduction(frame) {
+        if is_introduction(frame) || is_question(frame) {
             return false;
         }
         let sender = guest_of(&frame[6..12]).filter(|&from| from != self.me && from < self.senders.len());
@@ -414,6 +414,16 @@ mod tests {
             let frames = [retag(&frame(&traffic, 0, 0)), frame(&traffic, 0, 1)];
             assert_eq!(findings(&traffic, &frames), Findings { intact: 2, retagged: 1, ..Findings::default() }, "{traffic:?}");
         }
+    }
+
+    #[test]
+    fn questions_of_the_switch_are_no_findings() {
+        let mut checker = checker(&traffic(Payload::Plain, 60, &[]));
+        for to in [[1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+            let question = [&to[..], &[2, 1, 2, 3, 4, 5], &[0; 40]].concat();
+            assert!(!checker.check(&Header::default(), &question));
+        }
+        assert_eq!(checker.unknown(), 0);
     }
 
     #[test]

@@ -194,6 +194,12 @@ pub fn is_introduction(frame: &[u8]) -> bool {
     frame.get(ETHERNET_LEN + tags_len..).is_some_and(|payload| payload.starts_with(INTRODUCTION))
 }
 
+/// True for a frame with which a switch asks all hosts what groups they want (IGMP, MLD): it is none of ours.
+#[must_use]
+pub fn is_question(frame: &[u8]) -> bool {
+    frame.starts_with(&[1, 0, 0x5e, 0, 0, 1]) || frame.starts_with(&[0x33, 0x33, 0, 0, 0, 1])
+}
+
 /// The address of a station behind a guest's port.
 #[must_use]
 pub fn station(guest: usize, number: u16) -> [u8; 6] {

@@ -77,7 +77,7 @@ impl Snooper {
         }
     }
 
-    /// A frame for which [`concerns`] is true.
+    /// A frame for which [`concerns`](super::concerns) is true.
     pub fn receive(&mut self, now: Timestamp, arrival: &Arrival<'_>, effects: &mut Effects) -> Passage {
         if arrival.vlan.kind() == TagKind::Service {
             return Passage::Everybody;
