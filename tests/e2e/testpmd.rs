@@ -169,6 +169,8 @@ fn assert_echo(side: Side, layout: &str, args: &[&str]) {
 fn assert_echo_of(shortest: usize, side: Side, layout: &str, args: &[&str]) {
     let frames = frames_for(layout);
     let weft = Weft::start();
+    // What comes is compared, and weft's own questions about groups are none of it.
+    weft.cli(&["network", "set", "default", "--multicast", "flood"]);
     let echo = match side {
         Side::Server => VirtioUser::new(&weft.socket("vm2"), MAC2).options(layout),
         Side::Client => VirtioUser::new(&weft.add_client_port("vm9"), MAC2).options(layout).listens(),
@@ -270,6 +272,8 @@ fn is_packed(layout: &str) -> bool {
 fn assert_closed_loop(side: Side, layout: &str, args: &[&str], segments: Option<&str>) {
     let frames = frames_for(layout);
     let weft = Weft::start();
+    // What comes is compared, and weft's own questions about groups are none of it.
+    weft.cli(&["network", "set", "default", "--multicast", "flood"]);
     let frame_len: u64 = segments.map_or(64, |list| list.split(',').map(|len| len.parse::<u64>().expect("a length")).sum());
     let ports = match side {
         Side::Server => {
