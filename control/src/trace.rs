@@ -34,7 +34,7 @@ pub struct TraceAnswer {
 /// One thing that was found out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TraceLine {
-    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `isolate`, `release`, `line` or `drop`.
+    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `multicast`, `isolate`, `release`, `line` or `drop`.
     pub stage: String,
     /// A sentence.
     pub says: String,

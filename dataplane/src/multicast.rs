@@ -77,6 +77,16 @@ enum Audience {
     Named,
 }
 
+/// Where a frame for a group would go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Foreseen {
+    /// It is about groups: the snooper decides when it comes.
+    Message,
+    Everybody,
+    /// To these, some of them twice.
+    Named(Vec<PortId>),
+}
+
 impl<K: Copy + Eq + Hash, V> Table<K, V> {
     fn new() -> Self {
         Self { hashes: RandomState::new(), buckets: (0..BUCKETS).map(|_| ArcSwapOption::empty()).collect() }
@@ -152,6 +162,21 @@ impl SnooperLink {
 
     fn deadline(&self) -> Option<Timestamp> {
         Some(self.shared.deadline.load(Ordering::Relaxed)).filter(|at| *at != u64::MAX).map(Timestamp::from_millis)
+    }
+
+    /// What [`Lane::carry_group`] would do with a frame that begins like this, on a network with VLANs in this one.
+    pub(crate) fn foresee(&self, frame: &[u8], vlan: Option<Vlan>) -> Foreseen {
+        let Some(header) = frame.first_chunk() else { return Foreseen::Everybody };
+        if frame[EthernetHeader::LEN..].first_chunk().is_some_and(|rest| concerns(header, *rest)) {
+            return Foreseen::Message;
+        }
+        let Scope::Members(family) = scope(header) else { return Foreseen::Everybody };
+        let (mut ports, group) = (Vec::new(), EthernetHeader::parse(header).destination);
+        let vlan = vlan.unwrap_or(self.default_vlan);
+        match self.shared.view.audience(vlan, group, family, |port| ports.push(port)) {
+            Audience::Everybody => Foreseen::Everybody,
+            Audience::Named => Foreseen::Named(ports),
+        }
     }
 
     fn vlan(&self, network: &NetworkLink, batch: &Batch, at: usize) -> Vlan {

@@ -10,6 +10,7 @@ use weft_switch::vlan::{OuterTag, Release, TAGGED_HEADER_LEN, Tag, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, Fdb, Learned, MAX_FRAME_LEN, MacAddr, PortId, TAG_LEN, Verdict, foresee};
 
 use crate::dataplane::Dataplane;
+use crate::multicast::Foreseen;
 use crate::snapshot::{PortLink, Snapshot};
 use crate::vlan::VlanLink;
 
@@ -29,7 +30,7 @@ pub struct Trace {
 /// One thing that was found out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceStep {
-    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `isolate`, `release`, `line`, `drop`.
+    /// Where: `port`, `guard`, `vlan`, `learn`, `decide`, `gateway`, `multicast`, `isolate`, `release`, `line`, `drop`.
     pub stage: &'static str,
     /// A sentence.
     pub says: String,
@@ -209,7 +210,8 @@ impl Tracer<'_> {
                         guard.foresee_unknown(len, now)?;
                     }
                 } else {
-                    self.say("decide", format!("{destination} is for everybody"));
+                    let whom = if destination.0 == [0xff; 6] { "for everybody" } else { "for a group" };
+                    self.say("decide", format!("{destination} is {whom}"));
                 }
                 let interest = gateway.map(|gateway| gateway.screen.interest(&frame[..frame.len().min(SCREENED_LEN)]));
                 match interest {
@@ -225,14 +227,39 @@ impl Tracer<'_> {
                     }
                 }
                 let others = |port: &PortId| *port != ingress.id;
-                let found: Vec<_> = match vlan {
-                    None => network.members.iter().copied().filter(others).collect(),
-                    Some((vlans, vlan, ..)) => vlans.members(vlan).filter(others).collect(),
-                };
-                if found.is_empty() && !self.trace.gateway {
-                    return Err(DropReason::NoOtherPort);
+                let snooper = network
+                    .snooper
+                    .as_ref()
+                    .filter(|_| destination.is_multicast() && destination.0 != [0xff; 6] && !self.trace.gateway);
+                match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|(_, vlan, ..)| vlan))) {
+                    Some(Foreseen::Message) => {
+                        self.say(
+                            "multicast",
+                            "it says something about groups, which weft looks at before it goes to whom that concerns",
+                        );
+                        return Ok(());
+                    }
+                    Some(Foreseen::Named(mut ports)) => {
+                        ports.sort_unstable();
+                        ports.dedup();
+                        ports.retain(others);
+                        self.say("multicast", "it goes to those who asked for the group, and to routers");
+                        if ports.is_empty() {
+                            return Err(DropReason::NoMember);
+                        }
+                        ports
+                    }
+                    None | Some(Foreseen::Everybody) => {
+                        let found: Vec<_> = match vlan {
+                            None => network.members.iter().copied().filter(others).collect(),
+                            Some((vlans, vlan, ..)) => vlans.members(vlan).filter(others).collect(),
+                        };
+                        if found.is_empty() && !self.trace.gateway {
+                            return Err(DropReason::NoOtherPort);
+                        }
+                        found
+                    }
                 }
-                found
             }
         };
         receivers.sort_unstable();

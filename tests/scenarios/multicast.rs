@@ -236,6 +236,22 @@ fn guests_are_asked_when_they_come_up() {
 }
 
 #[test]
+fn a_trace_says_who_has_asked() {
+    let (switch, [(a, _guest), _, (c_port, mut c), _]) = plain();
+    say(&switch, &mut c, &report(3, GROUP, true), 1);
+    wait_settled(&switch);
+    let id = a.id;
+    let trace = |frame: Vec<u8>| switch.with(move |dataplane| dataplane.trace(id, &frame, &|id| format!("{id:?}"))).unwrap();
+    let places = |frame| trace(frame).receivers.iter().map(|receiver| receiver.port).collect::<Vec<_>>();
+    assert_eq!(places(stream(1, GROUP)), [c_port.id]);
+    assert_eq!(trace(stream(1, OTHER)).drops, [(id, DropReason::NoMember)]);
+    assert_eq!(places(frame(BROADCAST, mac(1), 60)).len(), 3);
+    let about_groups = trace(report(1, OTHER, true));
+    assert!(about_groups.receivers.is_empty() && about_groups.steps.iter().any(|step| step.stage == "multicast"));
+    assert_eq!(counted(&switch), 1, "nothing was learned of that");
+}
+
+#[test]
 fn another_querier_gets_everything_and_hears_the_reports() {
     let (switch, [(_, mut a), (_, mut b), (_, mut c)]) = plain();
     let question = query(3, Ipv4Addr::new(10, 0, 0, 3));
