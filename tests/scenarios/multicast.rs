@@ -237,7 +237,7 @@ fn guests_are_asked_when_they_come_up() {
 
 #[test]
 fn a_trace_says_who_has_asked() {
-    let (switch, [(a, _guest), _, (c_port, mut c), _]) = plain();
+    let (switch, [(a, _a), _b, (c_port, mut c), _d]) = plain();
     say(&switch, &mut c, &report(3, GROUP, true), 1);
     wait_settled(&switch);
     let id = a.id;
