@@ -224,8 +224,8 @@ impl Batch {
     #[inline(always)]
     pub(crate) fn note_groups(&mut self) -> u64 {
         let (mut groups, mut bytes) = (0, 0);
-        for (at, frame) in self.frames().iter().enumerate() {
-            groups |= FrameMask::from(frame.header[0] & 1) << at;
+        for frame in self.frames().iter().rev() {
+            groups = groups << 1 | FrameMask::from(frame.header[0] & 1);
             bytes += frame.len as u64;
         }
         self.groups = groups;

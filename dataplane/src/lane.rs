@@ -363,13 +363,10 @@ impl Lane {
                 ingress.counters.drop_frames(DropReason::UnknownStorm, 1);
             }
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
-            Verdict::Flood if network.snooper.is_some() && frame.is_for_group() => {
-                if let Some(snooper) = &network.snooper {
-                    self.carry_group((network, snooper), ingress, (batch, frame, bit), flood);
-                }
-            }
             Verdict::Flood => {
-                if !flood(self) {
+                let is_snooped = network.snooper.is_some() && frame.is_for_group();
+                let has_receivers = is_snooped && self.carry_group(network, ingress, (batch, frame, bit));
+                if !has_receivers && !flood(self) {
                     ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
                 }
             }

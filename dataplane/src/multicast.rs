@@ -191,18 +191,18 @@ impl SharedSnooper {
 }
 
 impl Lane {
-    /// Notes the receivers of a frame for a group; `flood` notes everybody, and says whether there is anybody.
+    /// Notes the receivers of a frame for a group. False if it is for everybody.
     #[inline(never)]
     pub(crate) fn carry_group(
         &mut self,
-        (network, snooper): (&NetworkLink, &SnooperLink),
+        network: &NetworkLink,
         ingress: &PortLink,
         (batch, frame, bit): (&Batch, &Frame, usize),
-        flood: impl FnOnce(&mut Self) -> bool,
-    ) {
+    ) -> bool {
+        let Some(snooper) = &network.snooper else { return false };
         if batch.payload(frame).read_array().is_some_and(|rest| concerns(&frame.header, rest)) {
             self.for_snooper |= 1 << bit;
-            return;
+            return true;
         }
         let group = EthernetHeader::parse(&frame.header).destination;
         let mut found = false;
@@ -216,13 +216,10 @@ impl Lane {
                     .audience(vlan, group, family, |port| found |= port != ingress.id && self.add_if_there(port, bit))
             }
         };
-        if audience == Audience::Everybody {
-            if !flood(self) {
-                ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
-            }
-        } else if !found {
+        if audience == Audience::Named && !found {
             ingress.counters.drop_frames(DropReason::NoMember, 1);
         }
+        audience == Audience::Named
     }
 
     /// Shows the snooper what hosts and routers say about groups, and sends what comes of that.
