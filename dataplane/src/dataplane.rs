@@ -429,6 +429,7 @@ impl Dataplane {
         let Some(port) = self.ports.get_mut(id.index()).and_then(Option::take) else {
             return Ok(());
         };
+        let is_quiet = self.watches.is_empty();
         self.forget_watched(id);
         let network = port.settings.network;
         let removed = port.remove(&self.registry, &mut self.fabric);
@@ -436,14 +437,15 @@ impl Dataplane {
         self.loops.forget(id);
         self.fabric.forget_stations(network, id);
         self.fabric.divide(network);
-        let published = self.fabric.publish();
+        // Others may have copied their frames to it.
+        let published = if is_quiet { self.fabric.publish().map_err(Into::into) } else { self.connect_watches() };
         if let Some(gateway) = self.fabric.gateway(network) {
             let now = self.clock.now();
             let mut state = gateway.shared.lock();
             state.forget_port(now, id);
             gateway.shared.note_nat(now, &state, false);
         }
-        Ok(removed.and(published)?)
+        Ok(removed.map_err(Into::into).and(published)?)
     }
 
     /// How a port is, or `None` if there is no such port.

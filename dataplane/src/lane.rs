@@ -596,9 +596,10 @@ impl Lane {
         frames: FrameMask,
         tagged: FrameMask,
     ) {
-        if let Some(taps) = &port.taps {
-            self.watch_outward::<TAGS>(snapshot, taps, batch, frames, tagged);
-        }
+        let frames = match &port.taps {
+            None => frames,
+            Some(taps) => self.watch_outward::<TAGS>(snapshot, (port, taps), batch, frames, tagged),
+        };
         self.deliver::<TAGS>(port, batch, frames, tagged);
     }
 

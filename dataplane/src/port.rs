@@ -75,9 +75,13 @@ impl Wiring {
     /// The port as workers see it, with these rings.
     fn link(&self, rings: RunningRings) -> Arc<PortLink> {
         let (role, counters, loop_sign) = (self.role.clone(), Arc::clone(&self.counters), Arc::clone(&self.loop_sign));
-        let guard = if self.paused { Some(Arc::new(PortGuard::barrier())) } else { self.guard.clone() };
+        let (guard, taps) = if self.paused {
+            (Some(Arc::new(PortGuard::barrier())), Some(Arc::new(PortTaps::paused(self.taps.as_deref()))))
+        } else {
+            (self.guard.clone(), self.taps.clone())
+        };
         let Self { port: id, network, isolation, .. } = *self;
-        let (lines, taps) = (self.lines.clone(), self.taps.clone());
+        let lines = self.lines.clone();
         Arc::new(PortLink { id, network, role, guard, isolation, lines, taps, loop_sign, counters, rings })
     }
 }

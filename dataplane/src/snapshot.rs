@@ -21,7 +21,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use weft_switch::guard::Isolation;
 use weft_switch::vlan::PortRole;
-use weft_switch::{Fdb, NetworkId, PortId};
+use weft_switch::{DropReason, Fdb, NetworkId, PortId};
 
 use crate::counters::LiveCounters;
 use crate::from_guest::FromGuest;
@@ -89,9 +89,12 @@ pub(crate) struct PortLink {
 impl PortLink {
     /// Frames for everybody go there.
     pub(crate) fn receives(&self) -> bool {
-        let is_monitor = self.taps.as_ref().is_some_and(|taps| taps.is_monitor);
-        let is_paused = self.guard.as_ref().is_some_and(|guard| guard.bars);
-        !self.rings.to_guest.is_empty() && !is_monitor && !is_paused
+        !self.rings.to_guest.is_empty() && self.shut().is_none()
+    }
+
+    /// Why nothing that others send goes to its guest, if that is so.
+    pub(crate) fn shut(&self) -> Option<DropReason> {
+        self.taps.as_ref().and_then(|taps| taps.shut)
     }
 }
 

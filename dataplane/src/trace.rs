@@ -89,7 +89,7 @@ impl Tracer<'_> {
         if ingress.rings.from_guest.is_empty() {
             self.say("port", "no guest runs here; this is what would become of the frame if there were one");
         }
-        if ingress.taps.as_ref().is_some_and(|taps| taps.is_monitor) {
+        if ingress.shut() == Some(DropReason::MonitorPort) {
             self.say("port", "it is the end of a mirror");
             return Err(DropReason::MonitorPort);
         }
@@ -300,8 +300,8 @@ impl Tracer<'_> {
             };
             let with = tag.map_or("without a tag of the switch".to_owned(), |tag| format!("with the tag of VLAN {}", tag.vlan));
             let is_ready = port.rings.to_guest.iter().any(|ring| ring.is_enabled() && !ring.is_broken());
-            if !is_ready {
-                self.drop_at(id, DropReason::ReceiverDown);
+            if let Some(reason) = port.shut().or((!is_ready).then_some(DropReason::ReceiverDown)) {
+                self.drop_at(id, reason);
                 continue;
             }
             self.say("release", if vlan.is_some() { format!("to port {name}, {with}") } else { format!("to port {name}") });

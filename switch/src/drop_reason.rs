@@ -118,7 +118,7 @@ pub enum DropReason {
     MacLimit,
     /// The source is a station that the forwarding database has no room for.
     FdbFull,
-    /// The port is the end of a mirror, and what its guest sends goes nowhere.
+    /// The port is the end of a mirror: what its guest sends goes nowhere, and it gets nothing but copies.
     MonitorPort,
     /// The frame would wait for too long until its turn comes.
     ShaperFull,

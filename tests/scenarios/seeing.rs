@@ -13,7 +13,7 @@ use weft_dataplane::{Capture, CaptureCounters, MirrorSettings, PortSettings, Wat
 use weft_guest::Guest;
 use weft_switch::guard::{Isolation, Protections};
 use weft_switch::line::{Chance, Impairment, LineSettings, Lines};
-use weft_switch::vlan::{PortRole, Trunk, VlanId};
+use weft_switch::vlan::{PortRole, Trunk, Vlan, VlanId};
 use weft_switch::{DropReason, MacAddr, PortId};
 
 /// More than any frame has.
@@ -237,6 +237,30 @@ fn a_mirror_copies_to_a_port_that_is_nobody_else_any_more() {
 }
 
 #[test]
+fn a_monitor_port_gets_nothing_but_copies_whatever_is_for_its_address() {
+    let switch = TestSwitch::start();
+    let ((a_port, mut a), (b_port, mut b), (c_port, mut monitor)) =
+        (switch.guest(|builder| builder), switch.guest(|builder| builder), switch.guest(|builder| builder));
+    exchange(&mut a, mac(1), &mut b, mac(2));
+    expect_frame(&mut monitor, &frame(mac(2), mac(1), 100));
+    let (network, id) = (switch.network(), c_port.id);
+    let stations = [(Vlan::customer(vlan(1)), vec![(MacAddr(mac(3)), id)])].into_iter().collect();
+    switch.with(move |dataplane| dataplane.set_static_stations(network, stations)).unwrap();
+    mirror(&switch, WatchSettings { outward: false, ..all(&[&a_port]) }, &c_port);
+    let for_it = frame(mac(3), mac(2), 100);
+    let (port, sent) = (b_port.id, for_it.clone());
+    b.send(&for_it).unwrap();
+    switch.expect_drops(&c_port, DropReason::MonitorPort, 1);
+    let trace = switch.with(move |dataplane| dataplane.trace(port, &sent, &|id| format!("{id:?}"))).unwrap();
+    assert_eq!((trace.receivers.len(), trace.drops), (0, vec![(id, DropReason::MonitorPort)]));
+    let copied = frame(mac(2), mac(1), 70);
+    a.send(&copied).unwrap();
+    expect_frame(&mut monitor, &copied);
+    switch.wait_asleep();
+    assert_eq!(monitor.receive(Duration::ZERO).unwrap(), None);
+}
+
+#[test]
 fn mirrors_of_monitor_ports_and_of_each_other_make_no_loop() {
     let switch = TestSwitch::start();
     let guests: Vec<(Port, Guest)> = (0..4).map(|_| switch.guest(|builder| builder)).collect();
@@ -304,6 +328,12 @@ fn the_end_of_a_mirror_that_is_removed_is_a_port_like_others_afterwards() {
     let (again, mut guest) = switch.guest(|builder| builder);
     assert_eq!(again.id, monitor.id);
     exchange(&mut a, mac(1), &mut guest, mac(4));
+    while b.receive(Duration::ZERO).unwrap().is_some() {}
+    let private = frame(mac(2), mac(1), 99);
+    a.send(&private).unwrap();
+    expect_frame(&mut b, &private);
+    switch.wait_asleep();
+    assert_eq!(guest.receive(Duration::ZERO).unwrap(), None, "what is for others");
     let is_monitor = switch.with(move |dataplane| dataplane.is_monitor(again.id));
     assert!(!is_monitor && again.id != PortId::GATEWAY);
 }

@@ -50,7 +50,7 @@ type Target<'a> = (&'a PortLink, &'a RingLink<ToGuest>, usize, Option<VlanTag>);
 impl<'a> GuestRings<'a> {
     /// The ring of `port` to which the engine writes: one and the same, so that frames keep their order.
     fn ring(&self, port: PortId) -> Option<Target<'a>> {
-        let port = self.snapshot.port(port).filter(|port| port.network == self.network)?;
+        let port = self.snapshot.port(port).filter(|port| port.network == self.network && port.receives())?;
         let tag = match &self.snapshot.network(self.network)?.vlans {
             None => None,
             Some(vlans) => vlans.tag_of_gateway(port)?,

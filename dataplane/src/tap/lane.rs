@@ -1,5 +1,8 @@
 //! Taps in the path of a batch.
 
+use std::sync::Arc;
+
+use weft_switch::loops::is_probe;
 use weft_switch::{DropReason, EthernetHeader, Offload, PortId};
 
 use super::{PortTaps, Sink, Tap, WireFrame};
@@ -28,25 +31,32 @@ impl Lane {
         for tap in &taps.inward {
             self.watch::<{ tags::NONE }>(snapshot, tap, batch, frames, 0);
         }
-        if taps.is_monitor {
+        if taps.is_monitor() {
             port.counters.drop_frames(DropReason::MonitorPort, batch.frames().len() as u64);
         }
-        !taps.is_monitor
+        !taps.is_monitor()
     }
 
-    /// Shows what is to be handed to a port's guest to whoever watches.
+    /// Shows what is to be handed to a port's guest to whoever watches. Returns which of these frames it gets.
     #[inline(never)]
     pub(crate) fn watch_outward<const TAGS: u8>(
         &mut self,
         snapshot: &Snapshot,
-        taps: &PortTaps,
+        (port, taps): (&PortLink, &PortTaps),
         batch: &Batch,
-        frames: FrameMask,
+        mut frames: FrameMask,
         tagged: FrameMask,
-    ) {
+    ) -> FrameMask {
+        if let Some(reason) = taps.shut {
+            let is_probe = |at: &usize| reason == DropReason::LoopPaused && is_probe(&batch.frames()[*at].header);
+            let probes = bits(frames).filter(is_probe).fold(0, |mask, at| mask | 1 << at);
+            port.counters.drop_frames(reason, (frames & !probes).count_ones().into());
+            frames = probes;
+        }
         for tap in &taps.outward {
             self.watch::<TAGS>(snapshot, tap, batch, frames, tagged);
         }
+        frames
     }
 
     #[inline(always)]
@@ -57,7 +67,7 @@ impl Lane {
         };
         let picked = tap.pick(batch, frames, |at| tag_at::<TAGS>(batch, at, tagged));
         if picked != 0
-            && let Some(monitor) = snapshot.port(*id)
+            && let Some(monitor) = monitor(snapshot, *id)
         {
             counters.frames.add(picked.count_ones().into());
             counters.bytes.add(bits(picked).map(|at| batch.frames()[at].len as u64).sum());
@@ -104,7 +114,7 @@ impl Lane {
         let mut batch = self.own_batch.take().unwrap_or_else(|| Box::new(Batch::new()));
         let mut copies = std::mem::take(&mut self.copies.0);
         for (id, frame, offload) in copies.drain(..) {
-            let Some(monitor) = snapshot.port(id) else { continue };
+            let Some(monitor) = monitor(snapshot, id) else { continue };
             let dispatch = Dispatch { to: Receivers::One(id), from: None, frame, offload, stamp: None };
             batch.fill_private(std::iter::once(dispatch), crate::vlan::Stamp::NONE);
             capture_copies::<{ tags::NONE }>(monitor, &batch, 1, 0);
@@ -113,6 +123,11 @@ impl Lane {
         self.copies.0 = copies;
         self.own_batch = Some(batch);
     }
+}
+
+/// A port, if it is the end of a mirror: its number may be another one's by now.
+fn monitor(snapshot: &Snapshot, id: PortId) -> Option<&PortLink> {
+    snapshot.port(id).map(Arc::as_ref).filter(|port| port.taps.as_ref().is_some_and(|taps| taps.is_monitor()))
 }
 
 /// What a monitor port gets is seen by captures of it.

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use weft_switch::filter::{Filter, Quick};
 use weft_switch::vlan::push;
-use weft_switch::{EthernetHeader, Offload, PartialChecksum, PortId, TAG_LEN};
+use weft_switch::{DropReason, EthernetHeader, Offload, PartialChecksum, PortId, TAG_LEN};
 
 use crate::counters::Counter;
 use crate::from_guest::{Batch, Frame};
@@ -39,25 +39,35 @@ pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
 pub(crate) use queue::CaptureQueue;
 pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
 
-/// Who watches a port.
-#[derive(Debug, Default)]
+/// Who watches a port, and whether anything goes to its guest at all.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct PortTaps {
     /// What its guest sends.
     pub(crate) inward: Vec<Tap>,
     /// What its guest gets.
     pub(crate) outward: Vec<Tap>,
-    /// It is the end of a mirror, and a member of no network.
-    pub(crate) is_monitor: bool,
+    /// Why it is a member of no network: nothing that others send goes to its guest.
+    pub(crate) shut: Option<DropReason>,
 }
 
 impl PortTaps {
     pub(crate) fn is_empty(&self) -> bool {
-        self.inward.is_empty() && self.outward.is_empty() && !self.is_monitor
+        self.inward.is_empty() && self.outward.is_empty() && self.shut.is_none()
+    }
+
+    /// It is the end of a mirror.
+    pub(crate) fn is_monitor(&self) -> bool {
+        self.shut == Some(DropReason::MonitorPort)
+    }
+
+    /// The same for a port that is paused.
+    pub(crate) fn paused(taps: Option<&Self>) -> Self {
+        Self { shut: Some(DropReason::LoopPaused), ..taps.cloned().unwrap_or_default() }
     }
 }
 
 /// Somebody who watches a port in one direction.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tap {
     wants: Arc<Wants>,
     /// Only what is in this VLAN.
@@ -82,7 +92,7 @@ struct VlanPick {
 }
 
 /// Where frames go that were picked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Sink {
     /// To a capture, as those of one of its interfaces.
     Capture(Arc<CaptureQueue>, usize),

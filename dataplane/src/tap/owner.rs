@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_switch::filter::Filter;
 use weft_switch::vlan::VlanId;
-use weft_switch::{NetworkId, PortId};
+use weft_switch::{DropReason, NetworkId, PortId};
 
 use super::{Capture, CaptureQueue, MirrorCounters, PortTaps, Sink, Tap, VlanPick, Wants};
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -73,13 +73,18 @@ impl Drop for Watches {
 }
 
 impl Watches {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.captures.is_empty() && self.mirrors.is_empty()
+    }
+
     fn is_monitor(&self, port: PortId) -> bool {
         self.mirrors.iter().any(|(settings, _)| settings.to == port)
     }
 
     /// What watches a port; `vlan` says how one of its network's VLANs shows on its wire.
     fn taps(&self, port: PortId, vlan: impl Fn(VlanId) -> VlanPick) -> PortTaps {
-        let mut taps = PortTaps { is_monitor: self.is_monitor(port), ..PortTaps::default() };
+        let shut = self.is_monitor(port).then_some(DropReason::MonitorPort);
+        let mut taps = PortTaps { shut, ..PortTaps::default() };
         let mut add = |settings: &WatchSettings, wants: &Arc<Wants>, sink: &dyn Fn() -> Sink| {
             for (is_wanted, is_inward) in [(settings.inward, true), (settings.outward, false)] {
                 let list = if is_inward { &mut taps.inward } else { &mut taps.outward };
@@ -165,7 +170,7 @@ impl Dataplane {
         }
     }
 
-    /// Nobody watches a port any more that is about to be removed.
+    /// Nobody watches a port any more that is about to be removed, and no copies go there; the caller connects the rest.
     pub(crate) fn forget_watched(&mut self, port: PortId) {
         let place_of = |settings: &WatchSettings| settings.ports.iter().position(|watched| *watched == port);
         for Watcher { settings, sink, .. } in &mut self.watches.captures {
@@ -199,7 +204,7 @@ impl Dataplane {
             };
             let pick = |vlan: VlanId| VlanPick { number: vlan.number(), untagged: untagged == Some(vlan) };
             let taps = self.watches.taps(port.id(), pick);
-            if taps.is_monitor {
+            if taps.is_monitor() {
                 monitors.insert((port.settings.network, port.id()));
             }
             port.watch((!taps.is_empty()).then(|| Arc::new(taps)), &mut self.fabric);
