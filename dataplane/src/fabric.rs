@@ -23,6 +23,7 @@ use weft_switch::{Fdb, FdbSettings, NetworkId};
 
 use crate::from_guest::FromGuest;
 use crate::gateway::{Dispatch, GatewayLink, SharedGateway};
+use crate::line::LineMemory;
 use crate::multicast::SnooperLink;
 use crate::snapshot::{NetworkLink, PortLink, RingLink, Snapshot};
 use crate::vlan::VlanLink;
@@ -38,6 +39,7 @@ pub(crate) struct Fabric {
     pub(crate) links: Vec<Option<Arc<PortLink>>>,
     /// Where each ring from a guest is polled, by [`RingLink::id`].
     homes: BTreeMap<u64, Home>,
+    pub(crate) line_memory: Arc<LineMemory>,
 }
 
 /// What the ports of a network share.
@@ -79,7 +81,7 @@ struct Home {
 
 impl Fabric {
     pub(crate) fn new(workers: Workers) -> Self {
-        Self { workers, networks: Vec::new(), links: Vec::new(), homes: BTreeMap::new() }
+        Self { workers, networks: Vec::new(), links: Vec::new(), homes: BTreeMap::new(), line_memory: Arc::default() }
     }
 
     pub(crate) fn network(&self, id: NetworkId) -> Option<&Network> {

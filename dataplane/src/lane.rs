@@ -581,8 +581,9 @@ impl Lane {
         tagged: FrameMask,
     ) {
         match &port.lines.to_guest {
-            None => self.hand_over::<TAGS>(snapshot, port, batch, frames, tagged),
-            Some(line) => self.hold(port, line, batch, frames, tagged),
+            // What would wait for a guest that is not there would be for the next one.
+            Some(line) if !port.rings.to_guest.is_empty() => self.hold(port, line, batch, frames, tagged),
+            _ => self.hand_over::<TAGS>(snapshot, port, batch, frames, tagged),
         }
     }
 

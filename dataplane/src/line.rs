@@ -17,7 +17,7 @@
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::Waker;
@@ -31,8 +31,16 @@ use crate::gateway::{Dispatch, Receivers};
 
 /// The most memory for frames that wait on one line, in bytes: half a second at 1 Gbit/s.
 const QUEUE_BYTES: usize = 64 << 20;
+/// The most for those of all lines. None has more of it than stays free, so that one is left for whoever comes next.
+const ALL_BYTES: usize = 256 << 20;
 /// What a frame costs beside its bytes.
 const FRAME_COST: usize = 128;
+
+/// The memory of all lines.
+#[derive(Debug, Default)]
+pub(crate) struct LineMemory {
+    in_use: AtomicUsize,
+}
 
 /// The lines of a port.
 #[derive(Clone, Debug, Default)]
@@ -68,8 +76,9 @@ pub(crate) struct PortLine {
 struct Queue {
     line: Line,
     waiting: BinaryHeap<Waiting>,
-    /// What they cost.
+    /// What they cost, which is part of what all lines use.
     bytes: usize,
+    memory: Arc<LineMemory>,
     /// How many have come.
     count: u64,
     /// Kept for its memory: the segment at hand.
@@ -98,7 +107,7 @@ impl PortLines {
         let home = id.index() % fabric.workers.count();
         let line = |way, settings: &LineSettings| {
             let waker = Arc::clone(&fabric.workers.handles[home].waker);
-            (!settings.is_none()).then(|| Arc::new(PortLine::new(way, home, waker, settings)))
+            (!settings.is_none()).then(|| Arc::new(PortLine::new(way, home, waker, settings, &fabric.line_memory)))
         };
         Self {
             from_guest: line(Way::FromGuest, &lines.from_guest),
@@ -133,10 +142,11 @@ impl PortLines {
 }
 
 impl PortLine {
-    fn new(way: Way, home: usize, waker: Arc<Waker>, settings: &LineSettings) -> Self {
+    fn new(way: Way, home: usize, waker: Arc<Waker>, settings: &LineSettings, memory: &Arc<LineMemory>) -> Self {
         // What no one can foretell, if nobody says what it is to be.
         let line = Line::new(settings, RandomState::new().hash_one(way as usize));
-        let queue = Queue { line, waiting: BinaryHeap::new(), bytes: 0, count: 0, part: Vec::new() };
+        let memory = Arc::clone(memory);
+        let queue = Queue { line, waiting: BinaryHeap::new(), bytes: 0, memory, count: 0, part: Vec::new() };
         Self { way, home, waker, settings: *settings, queue: Mutex::new(queue), due: AtomicU64::new(u64::MAX) }
     }
 
@@ -154,7 +164,7 @@ impl PortLine {
     /// False when so much waits that whoever can wait with sending had better do so.
     pub(crate) fn has_room(&self, now: Moment) -> bool {
         let queue = self.lock();
-        queue.bytes <= QUEUE_BYTES / 2 && queue.line.has_room(now)
+        queue.bytes <= queue.limit() / 2 && queue.line.has_room(now)
     }
 
     /// Takes at most `count` frames that are due.
@@ -165,10 +175,20 @@ impl PortLine {
                 break;
             }
             let Some(Waiting { frame, offload, .. }) = queue.waiting.pop() else { break };
-            queue.bytes -= frame.len() + FRAME_COST;
+            queue.give_back(frame.len() + FRAME_COST);
             into.push(Dispatch { to: Receivers::All, from: None, frame, offload, stamp: None });
         }
         self.due.store(queue.due().nanos(), Ordering::Relaxed);
+    }
+
+    /// Whatever waits goes nowhere. Returns how many frames that were.
+    pub(crate) fn discard(&self) -> usize {
+        let mut queue = self.lock();
+        let waiting = std::mem::take(&mut queue.waiting);
+        let bytes = queue.bytes;
+        queue.give_back(bytes);
+        self.due.store(u64::MAX, Ordering::Relaxed);
+        waiting.len()
     }
 
     /// Whatever waits leaves at once, in the order in which it would have.
@@ -187,8 +207,9 @@ impl PortLine {
 }
 
 impl Entrance<'_> {
-    /// A whole frame enters the line.
-    pub(crate) fn put(&mut self, frame: Vec<u8>, offload: Offload) {
+    /// A whole frame enters the line. Its memory is no larger than it is, since that is what is counted.
+    pub(crate) fn put(&mut self, mut frame: Vec<u8>, offload: Offload) {
+        frame.shrink_to_fit();
         let cut = offload.segmentation.filter(|_| self.queue.line.wants_segments()).zip(offload.checksum);
         let Some((segmentation, checksum)) = cut else {
             self.queue.admit(self.now, frame, offload, self.counters);
@@ -244,11 +265,27 @@ impl Queue {
     }
 
     fn has_memory(&self, frame: &[u8]) -> bool {
-        self.bytes + frame.len() + FRAME_COST <= QUEUE_BYTES
+        self.bytes + frame.len() + FRAME_COST <= self.limit()
     }
 
     fn has_memory_for_two(&self, frame: &[u8]) -> bool {
-        self.bytes + 2 * (frame.len() + FRAME_COST) <= QUEUE_BYTES
+        self.bytes + 2 * (frame.len() + FRAME_COST) <= self.limit()
+    }
+
+    /// What its frames may cost: as much as stays free when they do.
+    fn limit(&self) -> usize {
+        let others = self.memory.in_use.load(Ordering::Relaxed).saturating_sub(self.bytes);
+        QUEUE_BYTES.min(ALL_BYTES.saturating_sub(others) / 2)
+    }
+
+    fn take(&mut self, cost: usize) {
+        self.bytes += cost;
+        self.memory.in_use.fetch_add(cost, Ordering::Relaxed);
+    }
+
+    fn give_back(&mut self, cost: usize) {
+        self.bytes -= cost;
+        self.memory.in_use.fetch_sub(cost, Ordering::Relaxed);
     }
 
     /// `offset` is 1 for a duplicate.
@@ -261,8 +298,14 @@ impl Queue {
             }
             frame[bit / 8] ^= 0x80 >> (bit % 8);
         }
-        self.bytes += frame.len() + FRAME_COST;
+        self.take(frame.len() + FRAME_COST);
         self.waiting.push(Waiting { at, nth: self.count + offset, frame, offload });
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.give_back(self.bytes);
     }
 }
 

@@ -8,9 +8,13 @@ use super::*;
 
 const MILLISECOND: u64 = 1_000_000;
 
-fn line(impairment: Impairment) -> PortLine {
+fn line_in(memory: &Arc<LineMemory>, impairment: Impairment) -> PortLine {
     let waker = Waker::new(Poll::new().unwrap().registry(), Token(0)).unwrap();
-    PortLine::new(Way::ToGuest, 0, Arc::new(waker), &LineSettings { shape: None, impairment: Some(impairment) })
+    PortLine::new(Way::ToGuest, 0, Arc::new(waker), &LineSettings { shape: None, impairment: Some(impairment) }, memory)
+}
+
+fn line(impairment: Impairment) -> PortLine {
+    line_in(&Arc::default(), impairment)
 }
 
 fn put(line: &PortLine, now: u64, counters: &LiveCounters, frames: impl IntoIterator<Item = Vec<u8>>) {
@@ -79,6 +83,37 @@ fn duplicates_count_for_the_memory_too() {
     assert!((QUEUE_BYTES - LEN..=QUEUE_BYTES).contains(&line.lock().bytes));
     // One without its duplicate, and ten that had no chance of any.
     assert_eq!((take(&line, 0).len(), drops(&counters)), (2 + room, 11));
+}
+
+#[test]
+fn no_line_takes_more_of_the_common_memory_than_it_leaves() {
+    const LEN: usize = 60_000;
+    let (memory, counters) = (Arc::default(), LiveCounters::default());
+    let lines: Vec<_> = (0..8).map(|_| line_in(&memory, Impairment::default())).collect();
+    // Each as much as it can, as with a broadcast.
+    for line in &lines {
+        put(line, 0, &counters, std::iter::repeat_n(vec![0; LEN], QUEUE_BYTES / LEN + 1));
+    }
+    let used: Vec<_> = lines.iter().map(|line| line.lock().bytes).collect();
+    let free = ALL_BYTES - used.iter().sum::<usize>();
+    assert_eq!(memory.in_use.load(Ordering::Relaxed), ALL_BYTES - free);
+    assert!(used.iter().all(|used| *used > 1 << 20) && used.is_sorted_by(|first, next| first >= next), "{used:?}");
+    assert!(free > used[7] - LEN && !lines[0].has_room(Moment::default()));
+    // One that loses what it has, and one that goes, leave it to the others.
+    let waiting = take(&lines[7], 0).len();
+    assert_eq!((waiting, lines[0].discard()), (used[7] / (LEN + FRAME_COST), used[0] / (LEN + FRAME_COST)));
+    assert_eq!((lines[0].due(), lines[0].lock().bytes), (Moment::NEVER, 0));
+    drop(lines);
+    assert_eq!(memory.in_use.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_frame_costs_what_it_takes() {
+    let (line, counters) = (line(Impairment::default()), LiveCounters::default());
+    let mut frame = Vec::with_capacity(1 << 20);
+    frame.resize(60, 7);
+    put(&line, 0, &counters, [frame]);
+    assert!(line.lock().waiting.peek().is_some_and(|waiting| waiting.frame.capacity() < 100));
 }
 
 proptest! {

@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use weft_switch::guard::{Isolation, Protections};
 use weft_switch::line::Lines;
 use weft_switch::vlan::PortRole;
-use weft_switch::{LogLimit, MacAddr, NetworkId, PortId, Timestamp};
+use weft_switch::{DropReason, LogLimit, MacAddr, NetworkId, PortId, Timestamp};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{PortCounters, PortSettings, PortState, PortStatus, RingStatus};
@@ -430,6 +430,10 @@ impl Port {
     fn end_session(&mut self, session: &mut Session, fabric: &mut Fabric) -> Result<(), WorkerStuck> {
         let mut host = PortHost { fabric, wiring: &mut self.wiring };
         let ended = session.end(&mut host);
+        // What was on its way to this guest is not for the next one.
+        if let Some(line) = &self.wiring.lines.to_guest {
+            self.wiring.counters.drop_frames(DropReason::ReceiverDown, line.discard() as u64);
+        }
         if let Some(network) = fabric.network(self.wiring.network) {
             network.forget_port(self.wiring.port);
         }

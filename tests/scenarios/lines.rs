@@ -376,8 +376,18 @@ fn a_port_goes_with_what_waits_for_it_and_a_guest_that_left_gets_nothing() {
     switch.wait_asleep();
     drop(a);
     switch.wait_listening(&port);
-    set(&switch, &port, to_guest(delayed(2 * HOUR)));
     switch.expect_drops(&port, DropReason::ReceiverDown, 100);
+    let mut a = switch.connect(&port, |builder| builder);
+    let hello = frame(BROADCAST, mac(2), 61);
+    b.send(&hello).unwrap();
+    switch.wait_asleep();
+    set(&switch, &port, Lines::NONE);
+    expect_frame(&mut a, &hello);
+    assert_eq!(a.receive(Duration::ZERO).unwrap(), None);
+    set(&switch, &port, to_guest(delayed(HOUR)));
+    b.send(&hello).unwrap();
+    switch.wait_asleep();
+    drop(a);
     switch.remove(&port);
     // The next port has its number.
     let (next, mut d) = plug(&switch, Lines::NONE, |builder| builder);

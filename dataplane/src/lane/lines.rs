@@ -21,31 +21,33 @@ impl Lane {
     #[cold]
     #[inline(never)]
     pub(super) fn hold_batch(&mut self, port: &PortLink, line: &PortLine, batch: &Batch) {
-        let mut entrance = line.enter(self.clock.moment(), &port.counters);
+        let mut copies = Vec::with_capacity(BATCH);
         for frame in batch.frames() {
             match frame.header() {
-                Ok(_) => {
-                    self.moved += frame.len as u64;
-                    entrance.put(copy_of(batch, frame, None), frame.offload);
-                }
+                Ok(_) => copies.push((copy_of(batch, frame, None), frame.offload)),
                 Err(reason) => port.counters.drop_frames(reason, 1),
             }
         }
-        entrance.leave(self.worker);
+        self.hold_copies(port, line, copies);
     }
 
     /// The frames of a mask enter the line to their receiver.
     #[cold]
     #[inline(never)]
     pub(super) fn hold(&mut self, port: &PortLink, line: &PortLine, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
-        let mut entrance = line.enter(self.clock.moment(), &port.counters);
-        for bit in bits(frames) {
+        let copy = |bit: usize| {
             let frame = &batch.frames()[bit];
             let tag = (tagged & 1 << bit != 0).then(|| batch.stamp(bit).tag);
-            let offload = if tag.is_some() { frame.offload.with_tag() } else { frame.offload };
-            self.moved += frame.len as u64;
-            entrance.put(copy_of(batch, frame, tag), offload);
-        }
+            (copy_of(batch, frame, tag), if tag.is_some() { frame.offload.with_tag() } else { frame.offload })
+        };
+        self.hold_copies(port, line, bits(frames).map(copy).collect());
+    }
+
+    /// Frames enter a line. They are copies already: nobody waits for its lock while a guest's memory is read.
+    fn hold_copies(&mut self, port: &PortLink, line: &PortLine, copies: Vec<(Vec<u8>, Offload)>) {
+        self.moved += copies.iter().map(|(frame, _)| frame.len() as u64).sum::<u64>();
+        let mut entrance = line.enter(self.clock.moment(), &port.counters);
+        copies.into_iter().for_each(|(frame, offload)| entrance.put(frame, offload));
         entrance.leave(self.worker);
     }
 
