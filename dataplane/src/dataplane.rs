@@ -445,7 +445,7 @@ impl Dataplane {
             state.forget_port(now, id);
             gateway.shared.note_nat(now, &state, false);
         }
-        Ok(removed.map_err(Into::into).and(published)?)
+        removed.map_err(Into::into).and(published)
     }
 
     /// How a port is, or `None` if there is no such port.

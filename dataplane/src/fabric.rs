@@ -27,7 +27,7 @@ use crate::line::LineMemory;
 use crate::multicast::SnooperLink;
 use crate::snapshot::{NetworkLink, PortLink, RingLink, Snapshot};
 use crate::vlan::VlanLink;
-use crate::worker::KICK_TOKEN;
+use crate::worker::{KICK_TOKEN, WorkerHandle};
 use crate::workers::{Injection, WorkerStuck, Workers};
 
 /// What all ports share.
@@ -153,8 +153,13 @@ impl Fabric {
 
     /// Hands frames of weft's own to the worker that sends those of a network: its gateway's home, if it has one. Returns those for which there is no room.
     pub(crate) fn send(&self, network: NetworkId, frames: Vec<Dispatch>) -> Vec<Dispatch> {
+        if frames.is_empty() { frames } else { self.sender(network).send(network, frames) }
+    }
+
+    /// The worker that sends weft's own frames on a network.
+    pub(crate) fn sender(&self, network: NetworkId) -> &WorkerHandle {
         let home = self.gateway(network).map_or(network.index() % self.workers.count(), |gateway| gateway.home);
-        if frames.is_empty() { frames } else { self.workers.handles[home].send(network, frames) }
+        &self.workers.handles[home]
     }
 
     /// How many rings each worker polls.

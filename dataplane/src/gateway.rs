@@ -74,9 +74,10 @@ pub(crate) struct Dispatch {
 }
 
 /// Which ports of a network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Receivers {
     One(PortId),
+    These(Box<[PortId]>),
     All,
     AllBut(PortId),
 }

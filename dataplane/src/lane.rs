@@ -23,7 +23,7 @@ use crate::gateway::{Dispatch, GatewayLink, Passage, Receivers};
 use crate::guard::PortGuard;
 use crate::ring::RingFault;
 use crate::snapshot::{NetworkLink, PolledRing, PortLink, RingLink, Snapshot};
-use crate::tap::Copies;
+use crate::tap::{Contents, Copies};
 use crate::to_guest::{Tally, tags};
 use crate::vhost_port::{BATCH, FrameMask};
 use crate::vlan::{Stamp, VlanLink};
@@ -72,6 +72,8 @@ pub(crate) struct Lane {
     pub(crate) own_batch: Option<Box<Batch>>,
     /// None between rounds.
     pub(crate) copies: Copies,
+    /// Kept for its memory: what goes to a capture.
+    pub(crate) captured: Contents,
     /// The frames that leave a line. None between rounds.
     departing: Vec<Dispatch>,
     line_batch: Option<Box<Batch>>,
@@ -104,6 +106,7 @@ impl Lane {
             dispatched_on: NetworkId(0),
             own_batch: None,
             copies: Copies::default(),
+            captured: Contents::default(),
             departing: Vec::new(),
             line_batch: None,
             clock,
@@ -500,13 +503,18 @@ impl Lane {
             let vlans = network.and_then(|network| network.vlans.as_ref()).map(|vlans| (vlans, vlans.tables.default_vlan()));
             if let Some(network) = network {
                 for bit in 0..count {
-                    let but = match self.dispatches[bit].to {
+                    let but = match std::mem::replace(&mut self.dispatches[bit].to, Receivers::All) {
                         // To a port that has gone since, nothing is sent.
-                        Receivers::One(port) if port.index() < self.masks.len() => {
-                            self.add_receiver(port, bit);
+                        Receivers::One(port) => {
+                            self.add_if_there(port, bit);
                             continue;
                         }
-                        Receivers::One(_) => continue,
+                        Receivers::These(ports) => {
+                            ports.iter().for_each(|port| {
+                                self.add_if_there(*port, bit);
+                            });
+                            continue;
+                        }
                         Receivers::All => None,
                         Receivers::AllBut(port) => Some(port),
                     };

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ahash::RandomState;
 use arc_swap::ArcSwapOption;
@@ -30,6 +31,8 @@ use crate::lane::Lane;
 use crate::snapshot::{NetworkLink, PortLink, Snapshot};
 use crate::vlan::Stamp;
 
+/// How long until the owner looks again whether there is room for queries.
+const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 /// Buckets of a table: a power of two.
 const BUCKETS: usize = 1024;
 
@@ -237,18 +240,22 @@ impl Lane {
         let mut frames = std::mem::take(&mut self.for_snooper);
         let may_route = ingress.guard.as_ref().is_none_or(|guard| guard.may_route);
         let is_isolated = ingress.isolation != Isolation::None;
+        let mut copies = Vec::with_capacity(frames.count_ones() as usize);
+        while frames != 0 {
+            let at = frames.trailing_zeros() as usize;
+            let frame = batch.next_of(&mut frames);
+            let mut bytes = Vec::new();
+            private_copy(batch, frame, &mut bytes);
+            let mut offload = frame.offload;
+            if let (Some(partial), None) = (offload.checksum, offload.segmentation) {
+                complete_checksum(&mut bytes, partial);
+                offload = Offload::NONE;
+            }
+            copies.push((at, bytes, offload));
+        }
         let (dispatches, queries) = snooper.with(|state, effects| {
-            let mut dispatches = Vec::new();
-            while frames != 0 {
-                let at = frames.trailing_zeros() as usize;
-                let frame = batch.next_of(&mut frames);
-                let mut bytes = Vec::new();
-                private_copy(batch, frame, &mut bytes);
-                let mut offload = frame.offload;
-                if let (Some(partial), None) = (offload.checksum, offload.segmentation) {
-                    complete_checksum(&mut bytes, partial);
-                    offload = Offload::NONE;
-                }
+            let mut dispatches = Vec::with_capacity(copies.len());
+            for (at, bytes, offload) in copies {
                 let vlan = snooper.vlan(network, batch, at);
                 // What is to be cut is neither IGMP nor MLD.
                 let passage = if offload.segmentation.is_some() {
@@ -263,7 +270,7 @@ impl Lane {
                     }
                     Passage::Everybody => None,
                     Passage::To(ports) => Some(ports),
-                    Passage::Ordinary => match snooper.shared.ordinary(vlan, frame) {
+                    Passage::Ordinary => match snooper.shared.ordinary(vlan, &batch.frames()[at]) {
                         Some(ports) if !ports.iter().any(|port| *port != ingress.id) => {
                             ingress.counters.drop_frames(DropReason::NoMember, 1);
                             continue;
@@ -272,14 +279,11 @@ impl Lane {
                     },
                 };
                 let stamp = network.vlans.as_ref().map(|_| batch.stamp(at));
-                let dispatch = |to, frame| Dispatch { to, from: Some(ingress.id), frame, offload, stamp };
-                match to {
-                    None => dispatches.push(dispatch(Receivers::AllBut(ingress.id), bytes)),
-                    Some(ports) => {
-                        let others = ports.into_iter().filter(|port| *port != ingress.id);
-                        dispatches.extend(others.map(|port| dispatch(Receivers::One(port), bytes.clone())));
-                    }
-                }
+                let to = match to {
+                    None => Receivers::AllBut(ingress.id),
+                    Some(ports) => Receivers::These(ports.into_iter().filter(|port| *port != ingress.id).collect()),
+                };
+                dispatches.push(Dispatch { to, from: Some(ingress.id), frame: bytes, offload, stamp });
             }
             dispatches
         });
@@ -361,10 +365,16 @@ impl Dataplane {
         let mut next: Option<Timestamp> = None;
         for (place, network) in self.fabric.networks.iter().enumerate() {
             let Some(snooper) = network.as_ref().and_then(|network| network.snooper.as_ref()) else { continue };
+            let id = NetworkId(place as u16);
             if snooper.deadline().is_some_and(|at| at <= now) {
+                // Those who wait for an answer of DHCP or DNS come first.
+                if !self.fabric.sender(id).has_room() {
+                    next = Some(now.after(ROOM_INTERVAL));
+                    continue;
+                }
                 let ((), queries) = snooper.with(|state, effects| state.tick(now, effects));
-                // One that is lost for want of room is sent again with the next interval.
-                let _ = self.fabric.send(NetworkId(place as u16), queries.into_iter().map(Dispatch::from).collect());
+                // There is room for all: a tick has fewer than half of what may wait.
+                let _ = self.fabric.send(id, queries.into_iter().map(Dispatch::from).collect());
             }
             next = [next, snooper.deadline()].into_iter().flatten().min();
         }

@@ -162,6 +162,11 @@ impl WorkerHandle {
         lost
     }
 
+    /// False when so many frames of gateways wait that whoever can wait with sending had better do so.
+    pub(crate) fn has_room(&self) -> bool {
+        self.gateway_frames.len() < GATEWAY_FRAMES / 2
+    }
+
     pub(crate) fn stop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();

@@ -9,7 +9,8 @@
 //! suspected.
 //!
 //! A guest knows only the probes that it was sent, and each can be answered for a few seconds. So it can have a port paused only by sending there itself what another
-//! port was sent, and has to be behind both, or to be helped by who is.
+//! port was sent, and has to be behind both, or to be helped by who is. It can hide a loop of its own by not passing the probes on, or by drowning them in some that it has made up:
+//! then it keeps up its own storm, which is what limits for storms are for.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,8 +25,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const SUSPICION: Duration = Duration::from_secs(10);
 /// How long an answer to a probe is taken.
 const VALIDITY: Duration = Duration::from_secs(5);
-/// The most ports that are suspected at a time. A loop has two at least, and pauses one.
-const SUSPECTS: usize = 64;
+/// The most probes of a round. Where more ports are suspected, rounds follow each other faster, and each port has its turn.
+const PROBES: usize = 64;
 
 /// A group address of weft's own, which bridges pass on (IEEE 802.1Q-2018, 8.6.3 has those that they don't).
 const DESTINATION: [u8; 6] = [0x03, b'w', b'e', b'f', b't', 0];
@@ -41,6 +42,8 @@ pub struct LoopWatch {
     /// Probes that may come back: to which port they went, and when.
     probes: BTreeMap<u64, (PortId, Timestamp)>,
     next: Timestamp,
+    /// The ports after this one are next.
+    last: Option<PortId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +67,7 @@ impl LoopWatch {
     /// An address has moved between these ports too often.
     pub fn suspect(&mut self, now: Timestamp, ports: [PortId; 2]) {
         for port in ports {
-            if self.suspects.len() < SUSPECTS || self.suspects.contains_key(&port) {
-                self.suspects.insert(port, now.after(SUSPICION));
-            }
+            self.suspects.insert(port, now.after(SUSPICION));
         }
     }
 
@@ -91,7 +92,6 @@ impl LoopWatch {
         if self.is_idle() || now < self.next {
             return round;
         }
-        self.next = now.after(INTERVAL);
         self.suspects.retain(|_, until| *until > now);
         self.probes.retain(|_, (_, sent)| now.since(*sent) <= VALIDITY);
         let over = |paused: &Paused| now.since(paused.seen) > SUSPICION;
@@ -106,6 +106,12 @@ impl LoopWatch {
         let mut ports: Vec<_> = self.suspects.keys().copied().chain(paused).collect();
         ports.sort_unstable();
         ports.dedup();
+        let rounds = u32::try_from(ports.len().div_ceil(PROBES)).unwrap_or(u32::MAX).max(1);
+        self.next = now.after(INTERVAL / rounds);
+        let behind = ports.partition_point(|port| Some(*port) <= self.last);
+        ports.rotate_left(behind);
+        ports.truncate(PROBES);
+        self.last = ports.last().copied();
         for port in ports {
             let token = random();
             self.probes.insert(token, (port, now));
@@ -252,19 +258,25 @@ mod tests {
     }
 
     #[test]
-    fn suspects_are_bounded_and_ports_that_have_gone_are_forgotten() {
-        let mut watch = LoopWatch::default();
-        let now = Timestamp::from_millis(0);
-        (0..1000).for_each(|port| watch.suspect(now, [PortId(port), PortId(port + 1)]));
-        let mut token = 0;
-        let round = watch.round(now, || {
-            token += 1;
-            token
-        });
-        assert_eq!(round.probes.len(), SUSPECTS);
-        assert_eq!(watch.came_back(now, PortId(1), round.probes[0].1), Some(PortId(0)));
-        (0..1000).for_each(|port| watch.forget(PortId(port)));
-        assert!(watch.is_idle());
+    fn probes_are_bounded_whoever_is_suspected_and_ports_that_have_gone_are_forgotten() {
+        let (mut watch, mut token, mut probed) = (LoopWatch::default(), 0, Vec::new());
+        (0..1000).for_each(|port| watch.suspect(Timestamp::default(), [PortId(port), PortId(port + 1)]));
+        for milli in 0..1000 {
+            let round = watch.round(Timestamp::from_millis(milli), || {
+                token += 1;
+                token
+            });
+            assert!(round.probes.len() <= PROBES);
+            probed.extend(round.probes);
+        }
+        let mut ports: Vec<_> = probed.iter().map(|(port, _)| port.0).collect();
+        ports.truncate(1001);
+        ports.sort_unstable();
+        assert_eq!(ports, (0..=1000).collect::<Vec<_>>(), "each has had its turn in a second, whoever else is suspected");
+        assert!(probed.len() < 1001 + 2 * PROBES);
+        assert_eq!(watch.came_back(Timestamp::default(), PortId(1), probed[0].1), Some(PortId(0)));
+        (0..=1000).for_each(|port| watch.forget(PortId(port)));
+        assert!(watch.is_idle() && watch.probes.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use weft_switch::loops::is_probe;
 use weft_switch::{DropReason, EthernetHeader, Offload, PortId};
 
-use super::{PortTaps, Sink, Tap, WireFrame};
+use super::{Contents, PortTaps, Sink, Tap, WireFrame};
 use crate::from_guest::Batch;
 use crate::gateway::{Dispatch, Receivers};
 use crate::lane::{Lane, bits};
@@ -62,7 +62,7 @@ impl Lane {
     #[inline(always)]
     fn watch<const TAGS: u8>(&mut self, snapshot: &Snapshot, tap: &Tap, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
         let Sink::Port(id, counters) = &tap.sink else {
-            tap.capture::<TAGS>(batch, frames, tagged);
+            tap.capture::<TAGS>(batch, frames, tagged, &mut self.captured);
             return;
         };
         let picked = tap.pick(batch, frames, |at| tag_at::<TAGS>(batch, at, tagged));
@@ -71,7 +71,7 @@ impl Lane {
         {
             counters.frames.add(picked.count_ones().into());
             counters.bytes.add(bits(picked).map(|at| batch.frames()[at].len as u64).sum());
-            capture_copies::<TAGS>(monitor, batch, picked, tagged);
+            self.capture_copies::<TAGS>(monitor, batch, picked, tagged);
             self.deliver::<TAGS>(monitor, batch, picked, tagged);
         }
     }
@@ -91,7 +91,9 @@ impl Lane {
                 continue;
             }
             match &tap.sink {
-                Sink::Capture(queue, interface) => queue.push(*interface, tap.is_inward, std::iter::once(frame)),
+                Sink::Capture(queue, interface) => {
+                    queue.push((*interface, tap.is_inward), std::iter::once(frame), &mut self.captured);
+                }
                 Sink::Port(id, counters) if self.copies.0.len() < MAX_COPIES => {
                     let mut frame = frame;
                     let mut copy = vec![0; frame.len];
@@ -117,11 +119,19 @@ impl Lane {
             let Some(monitor) = monitor(snapshot, id) else { continue };
             let dispatch = Dispatch { to: Receivers::One(id), from: None, frame, offload, stamp: None };
             batch.fill_private(std::iter::once(dispatch), crate::vlan::Stamp::NONE);
-            capture_copies::<{ tags::NONE }>(monitor, &batch, 1, 0);
+            self.capture_copies::<{ tags::NONE }>(monitor, &batch, 1, 0);
             self.deliver::<{ tags::NONE }>(monitor, &batch, 1, 0);
         }
         self.copies.0 = copies;
         self.own_batch = Some(batch);
+    }
+
+    /// What a monitor port gets is seen by captures of it.
+    #[inline(always)]
+    fn capture_copies<const TAGS: u8>(&mut self, monitor: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
+        for tap in monitor.taps.iter().flat_map(|taps| &taps.outward) {
+            tap.capture::<TAGS>(batch, frames, tagged, &mut self.captured);
+        }
     }
 }
 
@@ -130,24 +140,16 @@ fn monitor(snapshot: &Snapshot, id: PortId) -> Option<&PortLink> {
     snapshot.port(id).map(Arc::as_ref).filter(|port| port.taps.as_ref().is_some_and(|taps| taps.is_monitor()))
 }
 
-/// What a monitor port gets is seen by captures of it.
-#[inline(always)]
-fn capture_copies<const TAGS: u8>(monitor: &PortLink, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
-    for tap in monitor.taps.iter().flat_map(|taps| &taps.outward) {
-        tap.capture::<TAGS>(batch, frames, tagged);
-    }
-}
-
 impl Tap {
     /// Takes what it is about of these frames into a capture, if it is one's.
     #[inline(always)]
-    fn capture<const TAGS: u8>(&self, batch: &Batch, frames: FrameMask, tagged: FrameMask) {
+    fn capture<const TAGS: u8>(&self, batch: &Batch, frames: FrameMask, tagged: FrameMask, copies: &mut Contents) {
         let Sink::Capture(queue, interface) = &self.sink else { return };
         queue.count_seen(*interface, frames.count_ones().into());
         let picked = self.pick(batch, frames, |at| tag_at::<TAGS>(batch, at, tagged));
         if picked != 0 {
             let on_wire = |at: usize| WireFrame::of(batch, &batch.frames()[at], tag_at::<TAGS>(batch, at, tagged));
-            queue.push(*interface, self.is_inward, bits(picked).map(on_wire));
+            queue.push((*interface, self.is_inward), bits(picked).map(on_wire), copies);
         }
     }
 }

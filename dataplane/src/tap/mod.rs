@@ -14,8 +14,8 @@
 //! What a mirror sends is seen by captures of the monitor port and by no mirror, so there are no loops, whatever is mirrored to where. A monitor port is no member
 //! of its network: it gets nothing but copies, and what its guest sends is dropped.
 //!
-//! Lock order: the lock of a capture's buffer comes last, after that of a ring. A worker holds it while it copies what it has picked of a batch, the reader while it
-//! puts an empty buffer in place of a full one.
+//! Lock order: the lock of a capture's buffer comes last, after that of a ring. A worker holds it while it hands over its copies of what it has picked of a batch, the reader while
+//! it puts an empty buffer in place of a full one.
 
 mod lane;
 mod owner;
@@ -36,8 +36,8 @@ use crate::vhost_port::FrameMask;
 pub(crate) use lane::{Copies, Written};
 pub(crate) use owner::Watches;
 pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
-pub(crate) use queue::CaptureQueue;
 pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
+pub(crate) use queue::{CaptureQueue, Contents};
 
 /// Who watches a port, and whether anything goes to its guest at all.
 #[derive(Clone, Debug, Default)]

@@ -26,6 +26,8 @@ pub(crate) struct CaptureQueue {
     snap_len: usize,
     interfaces: Vec<InterfaceCounters>,
     filling: Mutex<Filling>,
+    /// Something did not fit, and the reader has taken nothing since.
+    full: AtomicBool,
     reader: Unparker,
     /// Nothing comes any more.
     ended: AtomicBool,
@@ -47,8 +49,9 @@ struct Filling {
     lost: Vec<u64>,
 }
 
-#[derive(Debug)]
-struct Contents {
+/// Frames in weft's own memory.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
     records: Vec<Record>,
     bytes: Vec<u8>,
 }
@@ -69,18 +72,28 @@ impl Contents {
         Self { records: Vec::with_capacity(BUFFER_FRAMES), bytes: Vec::with_capacity(BUFFER_BYTES) }
     }
 
-    /// False if it does not fit.
-    fn add(&mut self, mut frame: WireFrame<'_>, mut record: Record, snap_len: usize) -> bool {
-        record.captured = frame.len.min(snap_len);
-        let start = self.bytes.len();
-        if self.records.len() == BUFFER_FRAMES || start + record.captured > BUFFER_BYTES {
-            return false;
-        }
-        (record.len, record.checksum) = (frame.len, frame.checksum());
-        self.bytes.resize(start + record.captured, 0);
+    /// Copies a frame, as much of it as that.
+    fn copy(&mut self, mut frame: WireFrame<'_>, snap_len: usize) {
+        let (start, captured) = (self.bytes.len(), frame.len.min(snap_len));
+        self.bytes.resize(start + captured, 0);
         frame.read(&mut self.bytes[start..]);
-        self.records.push(record);
-        true
+        let (len, checksum) = (frame.len, frame.checksum());
+        self.records.push(Record { interface: 0, is_inward: false, at_ns: 0, len, captured, lost: 0, checksum });
+    }
+
+    /// False if it does not fit.
+    fn add(&mut self, record: Record, bytes: &[u8]) -> bool {
+        let fits = self.records.len() < BUFFER_FRAMES && self.bytes.len() + bytes.len() <= BUFFER_BYTES;
+        if fits {
+            self.bytes.extend_from_slice(bytes);
+            self.records.push(record);
+        }
+        fits
+    }
+
+    fn clear(&mut self) {
+        self.records.clear();
+        self.bytes.clear();
     }
 }
 
@@ -90,30 +103,46 @@ impl CaptureQueue {
         self.interfaces[interface].seen.add(frames);
     }
 
-    /// Takes frames in, of one interface and direction, all with the time at which the first is copied.
-    pub(super) fn push<'a>(&self, interface: usize, is_inward: bool, frames: impl Iterator<Item = WireFrame<'a>>) {
+    /// Takes frames in, of one interface and direction, all with the time at which they are handed over. They are copied to `copies` first: nobody waits for the lock
+    /// while a guest's memory is read.
+    pub(super) fn push<'a>(
+        &self,
+        (interface, is_inward): (usize, bool),
+        frames: impl Iterator<Item = WireFrame<'a>>,
+        copies: &mut Contents,
+    ) {
         if self.closed.load(Ordering::Relaxed) {
             return;
         }
+        copies.clear();
+        if self.full.load(Ordering::Relaxed) {
+            let count = frames.count() as u64;
+            self.lock().lost[interface] += count;
+            self.interfaces[interface].picked.add(count);
+            self.interfaces[interface].lost.add(count);
+            return;
+        }
+        frames.for_each(|frame| copies.copy(frame, self.snap_len));
         let mut filling = self.lock();
         let Filling { contents, lost } = &mut *filling;
         let was_empty = contents.records.is_empty();
         // Under the lock, so that no frame is older than the one before it.
         let at_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let (mut picked, mut lost_now) = (0, 0);
-        for frame in frames {
-            let record = Record { interface, is_inward, at_ns, len: 0, captured: 0, lost: lost[interface], checksum: None };
-            picked += 1;
-            if contents.add(frame, record, self.snap_len) {
+        let (mut rest, mut lost_now) = (&copies.bytes[..], 0);
+        for record in &copies.records {
+            let (bytes, behind) = rest.split_at(record.captured);
+            rest = behind;
+            if contents.add(Record { interface, is_inward, at_ns, lost: lost[interface], ..*record }, bytes) {
                 lost[interface] = 0;
             } else {
                 lost[interface] += 1;
                 lost_now += 1;
+                self.full.store(true, Ordering::Relaxed);
             }
         }
         let has_news = was_empty && !contents.records.is_empty();
         drop(filling);
-        self.interfaces[interface].picked.add(picked);
+        self.interfaces[interface].picked.add(copies.records.len() as u64);
         self.interfaces[interface].lost.add(lost_now);
         if has_news {
             self.reader.unpark();
@@ -179,7 +208,7 @@ pub struct CapturedFrame<'a> {
     pub interface: usize,
     /// True if the port's guest has sent it, false if it is for the guest.
     pub is_inward: bool,
-    /// Nanoseconds since 1970: when the first of those was copied that were moved together with it, at most 32.
+    /// Nanoseconds since 1970: when those were copied that were moved together with it, at most 32.
     pub at_ns: u64,
     /// Bytes of the frame on the wire.
     pub len: usize,
@@ -207,6 +236,7 @@ impl Capture {
             snap_len,
             interfaces: std::iter::repeat_with(InterfaceCounters::default).take(interfaces).collect(),
             filling: Mutex::new(Filling { contents: Contents::new(), lost: vec![0; interfaces] }),
+            full: AtomicBool::new(false),
             reader: parker.unparker().clone(),
             ended: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -226,8 +256,7 @@ impl Capture {
 
     /// Waits for frames, at most so long; forgets those that it had. Returns false when there will be none any more.
     pub fn wait(&mut self, limit: Duration) -> bool {
-        self.contents.records.clear();
-        self.contents.bytes.clear();
+        self.contents.clear();
         // Before the look: what came before the end is not left behind.
         let mut has_ended = self.queue.ended.load(Ordering::Acquire);
         if !self.swap() && !has_ended {
@@ -257,7 +286,10 @@ impl Capture {
     }
 
     fn swap(&mut self) -> bool {
-        std::mem::swap(&mut self.queue.lock().contents, &mut self.contents);
+        let mut filling = self.queue.lock();
+        std::mem::swap(&mut filling.contents, &mut self.contents);
+        self.queue.full.store(false, Ordering::Relaxed);
+        drop(filling);
         !self.contents.records.is_empty()
     }
 

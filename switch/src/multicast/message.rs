@@ -18,6 +18,8 @@ pub(super) const QUERY_V4: u8 = 0x11;
 pub(super) const QUERY_V6: u8 = 130;
 const ALL_HOSTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
 const ALL_HOSTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// The most records of a report: more than any port has groups.
+const MAX_RECORDS: u16 = 512;
 /// What routers of IGMPv3 and MLDv2 listen to.
 const REPORTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 22);
 const REPORTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
@@ -190,13 +192,24 @@ fn query(
         Some(group) => group.is_multicast() && (destination == group || destination == all),
         None => destination == all && !of_sources,
     };
-    if fits && !source.is_multicast() { Ok(Message::Query(Query { source, group, response, of_sources })) } else { Err(BAD) }
+    if fits && is_askers(source) { Ok(Message::Query(Query { source, group, response, of_sources })) } else { Err(BAD) }
+}
+
+/// False for a source of which no host takes a question, because nobody has that address (RFC 1122, section 3.2.1.3; RFC 6890). That of MLD was checked before.
+fn is_askers(source: IpAddr) -> bool {
+    match source {
+        IpAddr::V4(source) => source.is_unspecified() || !(source.is_loopback() || matches!(source.octets()[0], 0 | 224..)),
+        IpAddr::V6(_) => true,
+    }
 }
 
 /// The records of a report (RFC 3376, section 4.2; RFC 3810, section 5.2), with addresses of `N` bytes.
 fn records<const N: usize>(high: u8, low: u8, mut rest: &[u8]) -> Result<Message, DropReason> {
-    let mut records = Vec::new();
-    for _ in 0..u16::from_be_bytes([high, low]) {
+    let (mut records, count) = (Vec::new(), u16::from_be_bytes([high, low]));
+    if count > MAX_RECORDS {
+        return Err(BAD);
+    }
+    for _ in 0..count {
         let &[kind, words, many, few, ref body @ ..] = rest else { return Err(BAD) };
         let (group, body) = body.split_first_chunk::<N>().ok_or(BAD)?;
         let sources = usize::from(u16::from_be_bytes([many, few]));
@@ -254,15 +267,22 @@ pub(super) fn checksum_v6(ip: &[u8; 40], protocol: u8, message: &[u8]) -> u16 {
     internet_checksum(&[&ip[8..], &len, &[0, 0, 0, protocol], message])
 }
 
+/// True if hosts are told to look, and find nothing among the options for which they drop the packet (RFC 8200, section 4.2: unknown ones whose first two bits are not zero).
 fn has_router_alert(mut options: &[u8]) -> bool {
+    let mut found = false;
     loop {
         match options {
-            [5, 2, 0, 0, ..] => return true,
+            [] => return found,
             [0, rest @ ..] => options = rest,
-            [_, len, rest @ ..] => match rest.get(usize::from(*len)..) {
-                Some(rest) => options = rest,
-                None => return false,
-            },
+            [kind, len, rest @ ..] => {
+                let Some((option, rest)) = rest.split_at_checked(usize::from(*len)) else { return false };
+                match (kind, option) {
+                    (5, [0, 0]) => found = true,
+                    (0x40.., _) => return false,
+                    _ => {}
+                }
+                options = rest;
+            }
             _ => return false,
         }
     }

@@ -20,12 +20,17 @@
 //! *others* have filled the table gets everything, too. One that has filled its own share hurts nobody else: its report is refused.
 //!
 //! **The querier.** weft asks with IGMPv3 and MLDv2, from the gateway's address where there is one, else from 0.0.0.0, which takes no part in elections
-//! (RFC 4541, section 2.1.1), and for MLD from the link-local address of the network's MAC address. It goes silent when somebody with a lower address asks (with any, if its own
-//! is 0.0.0.0), until that has not asked for all groups for the other-querier-present interval (RFC 3376, section 8.5). A port that may be no router can't be one here either,
-//! and an isolated one does not make weft silent: not everybody hears it.
+//! (RFC 4541, section 2.1.1), and for MLD from the link-local address of the network's MAC address. When somebody with a lower address asks (with any, if its own
+//! is 0.0.0.0), that is the querier until it has not asked for all groups for the other-querier-present interval (RFC 3376, section 8.5), and weft goes on asking beside it, from 0.0.0.0. An
+//! election presumes that the winner asks so that everybody hears it and answers. A guest may win with questions that only weft takes for one, and if weft went silent all memberships would run out: so
+//! what somebody else asks is never counted on, unless weft is told not to ask. Then who is elected does matter, and an isolated port does not win: not everybody hears it. A port that may be no router
+//! is no querier either.
 //!
 //! **Leaving.** A port that leaves is asked twice whether somebody behind it still wants the group; so is one that blocks sources, which may be all that it wanted. With
-//! fast leave it is not asked. Where somebody else queries, that one asks, and its question is what shortens the time.
+//! fast leave it is not asked. Where weft does not ask, the querier does, and its question is what shortens the time.
+//!
+//! **Work.** What comes of a message costs its guest: a report has at most 512 records, a port has at most some five hundred messages a second (with many records, fewer), and what has changed is told once for each
+//! message, however often it did.
 
 mod message;
 mod query;
@@ -37,7 +42,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +52,7 @@ pub use status::{GroupStatus, PortTime, QuerierStatus, SnoopingCounters, Snoopin
 use table::Groups;
 use timers::Timers;
 
+use crate::rate::PortRate;
 use crate::vlan::{PortRole, Vlan};
 use crate::{DropReason, MacAddr, MacKey, PortId, Timestamp};
 
@@ -107,7 +113,7 @@ pub struct Arrival<'a> {
     pub vlan: Vlan,
     /// There may be a router behind the port.
     pub may_route: bool,
-    /// What the port sends does not reach everybody: questions of it would not be answered, so weft goes on asking beside it.
+    /// What the port sends does not reach everybody: not all would answer its questions, so it is not the querier.
     pub is_isolated: bool,
     /// The whole frame, without the VLAN's tag, its checksums complete.
     pub frame: &'a [u8],
@@ -173,7 +179,17 @@ pub struct Snooper {
     domains: BTreeMap<(Vlan, Family), Domain>,
     groups: Groups,
     timers: Timers,
+    rate: PortRate,
     counters: SnoopingCounters,
+    /// What is to be told at the end of the call. Nothing between two.
+    changed: Changed,
+}
+
+/// Where frames may go elsewhere than before.
+#[derive(Debug, Default)]
+struct Changed {
+    groups: BTreeSet<(Vlan, MacAddr)>,
+    domains: BTreeSet<(Vlan, Family)>,
 }
 
 /// One kind of address in one VLAN.

@@ -9,14 +9,19 @@ use super::message::{Change, Message, Query, Record};
 use super::table::Groups;
 use super::timers::{Timer, Timers};
 use super::{
-    Arrival, Domain, DomainNews, Effects, Family, GROUPS_PER_PORT, MEMBERSHIPS, News, Other, Outbound, Passage, ROBUSTNESS,
-    Snooper, SnoopingCounters, SnoopingSettings, is_for_everybody, query,
+    Arrival, Changed, Domain, DomainNews, Effects, Family, GROUPS_PER_PORT, MEMBERSHIPS, News, Other, Outbound, Passage,
+    ROBUSTNESS, Snooper, SnoopingCounters, SnoopingSettings, group_mac, is_for_everybody, query,
 };
+use crate::rate::PortRate;
 use crate::vlan::{PortRole, TagKind, Vlan};
 use crate::{DropReason, PortId, Timestamp};
 
 /// Steps of time in one [`Snooper::tick`].
 const STEPS: usize = 256;
+/// How often a port may say something about groups, and how many times in a row. What says more counts for more.
+const MESSAGE_INTERVAL: Duration = Duration::from_millis(2);
+const MESSAGES: u32 = 300;
+const RECORDS_OF_A_MESSAGE: usize = 16;
 /// How much longer than the time for answers a port gets everything.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -26,7 +31,8 @@ impl Snooper {
     pub fn new(settings: SnoopingSettings) -> Self {
         let (ports, domains) = (BTreeMap::new(), BTreeMap::new());
         let (groups, timers, counters) = (Groups::default(), Timers::default(), SnoopingCounters::default());
-        Self { settings, ports, domains, groups, timers, counters }
+        let rate = PortRate::new(MESSAGE_INTERVAL, MESSAGES);
+        Self { settings, ports, domains, groups, timers, rate, counters, changed: Changed::default() }
     }
 
     /// What it goes by.
@@ -44,8 +50,9 @@ impl Snooper {
                 domain.next_query = settings.querier.then(Timestamp::default);
                 domain.startup = ROBUSTNESS;
             }
-            self.tell(vlan, family, effects);
+            self.touch(vlan, family);
         }
+        self.tell(effects);
     }
 
     /// These are the ports that can receive now. New ones are asked with the next [tick](Self::tick), and get everything until they had the time to answer.
@@ -57,14 +64,20 @@ impl Snooper {
         let gone: Vec<_> =
             before.iter().filter(|(port, role)| !is_same(port, &self.ports, role)).map(|(port, _)| *port).collect();
         for port in gone {
-            self.forget_port(port, effects);
+            self.forget_port(port);
         }
         let new: Vec<_> = self.ports.iter().filter(|(port, role)| !is_same(port, &before, role)).map(|(port, _)| *port).collect();
+        self.welcome(&new);
+        self.tell(effects);
+    }
+
+    /// Ports that were not there before.
+    fn welcome(&mut self, new: &[PortId]) {
         if new.is_empty() {
             return;
         }
         for vlan in self.ports.values().map(|role| self.home(role.as_deref())).collect::<Vec<_>>().into_iter().flatten() {
-            Family::ALL.into_iter().for_each(|family| self.open(vlan, family, effects));
+            Family::ALL.into_iter().for_each(|family| self.open(vlan, family));
         }
         for (vlan, family) in self.domains.keys().copied().collect::<Vec<_>>() {
             let here: Vec<_> = new.iter().copied().filter(|port| self.is_member(*port, vlan)).collect();
@@ -72,14 +85,21 @@ impl Snooper {
                 self.unsettle(vlan, family, *port, None);
             }
             if !here.is_empty() {
-                self.tell(vlan, family, effects);
+                self.touch(vlan, family);
             }
         }
     }
 
     /// A frame for which [`concerns`](super::concerns) is true.
     pub fn receive(&mut self, now: Timestamp, arrival: &Arrival<'_>, effects: &mut Effects) -> Passage {
-        if arrival.vlan.kind() == TagKind::Service {
+        let passage = self.listen(now, arrival, effects);
+        self.tell(effects);
+        passage
+    }
+
+    fn listen(&mut self, now: Timestamp, arrival: &Arrival<'_>, effects: &mut Effects) -> Passage {
+        // What a port wants that can't receive is never forgotten, since it never goes.
+        if arrival.vlan.kind() == TagKind::Service || !self.is_member(arrival.port, arrival.vlan) {
             return Passage::Everybody;
         }
         // Its own question came back: a guest connects two ports, and would have it go round for ever.
@@ -93,17 +113,26 @@ impl Snooper {
                 return Passage::Drop(reason);
             }
         };
+        let weight = match &message {
+            Message::Other => 0,
+            Message::Report(records) => 1 + records.len() / RECORDS_OF_A_MESSAGE,
+            Message::Query(_) | Message::RouterHello => 1,
+        };
+        if !(0..weight).all(|_| self.rate.allow(now, arrival.port)) {
+            self.counters.refused += 1;
+            return Passage::Drop(DropReason::GroupLimit);
+        }
         match message {
             Message::Other => Passage::Ordinary,
             Message::RouterHello | Message::Query(_) if !arrival.may_route => Passage::Drop(DropReason::RouterNotAllowed),
             Message::RouterHello => {
                 let family = if arrival.frame.get(12) == Some(&8) { Family::V4 } else { Family::V6 };
-                self.hear_router(now, arrival, family, effects);
+                self.hear_router(now, arrival, family);
                 Passage::Everybody
             }
             Message::Query(query) => {
                 self.counters.queries_heard += 1;
-                self.hear_query(now, arrival, &query, effects);
+                self.hear_query(now, arrival, &query);
                 Passage::Everybody
             }
             Message::Report(records) => {
@@ -116,12 +145,12 @@ impl Snooper {
     fn hear_report(&mut self, now: Timestamp, arrival: &Arrival<'_>, records: &[Record], effects: &mut Effects) -> Passage {
         let Arrival { port, vlan, .. } = *arrival;
         let family = if arrival.frame.get(12) == Some(&8) { Family::V4 } else { Family::V6 };
-        self.open(vlan, family, effects);
+        self.open(vlan, family);
         let mut refused = None;
         for record in records.iter().filter(|record| !is_for_everybody(record.group)) {
             let place = (vlan, record.group);
             match record.change {
-                Change::Join => refused = refused.or(self.join(now, place, port, record.version, effects).err()),
+                Change::Join => refused = refused.or(self.join(now, place, port, record.version).err()),
                 Change::Leave => self.leave(now, place, port, self.settings.fast_leave, effects),
                 Change::Narrow => self.leave(now, place, port, false, effects),
             }
@@ -134,14 +163,7 @@ impl Snooper {
         }
     }
 
-    fn join(
-        &mut self,
-        now: Timestamp,
-        (vlan, group): (Vlan, IpAddr),
-        port: PortId,
-        version: u8,
-        effects: &mut Effects,
-    ) -> Result<(), DropReason> {
+    fn join(&mut self, now: Timestamp, (vlan, group): (Vlan, IpAddr), port: PortId, version: u8) -> Result<(), DropReason> {
         let until = now.after(self.settings.membership());
         if self.groups.renew(&mut self.timers, (vlan, group), port, version, until) {
             return Ok(());
@@ -154,11 +176,11 @@ impl Snooper {
             self.counters.overflows += 1;
             let family = Family::of(group);
             self.unsettle(vlan, family, port, Some(until));
-            self.tell(vlan, family, effects);
+            self.touch(vlan, family);
             return Ok(());
         }
         self.groups.insert(&mut self.timers, (vlan, group), port, version, until);
-        effects.news.push(self.groups.news(vlan, group));
+        self.changed.groups.insert((vlan, group_mac(group)));
         Ok(())
     }
 
@@ -170,25 +192,27 @@ impl Snooper {
             return;
         }
         self.counters.leaves += 1;
-        let domain = self.domains.get(&(vlan, Family::of(group)));
         if at_once {
             self.groups.remove(&mut self.timers, place, port);
-            effects.news.push(self.groups.news(vlan, group));
-        } else if self.settings.querier && domain.is_some_and(|domain| domain.other.is_none()) && member.ask_at.is_none() {
+            self.changed.groups.insert((vlan, group_mac(group)));
+        } else if self.settings.querier {
             let interval = self.settings.last_member_interval;
             self.groups.shorten(&mut self.timers, place, port, now.after(interval * u32::from(ROBUSTNESS)));
-            self.groups.ask_again(&mut self.timers, place, port, Some(now.after(interval)));
-            self.ask(vlan, Family::of(group), Some(group), Some(port), effects);
+            // Whoever leaves and comes back all the time is asked once in an interval.
+            if member.ask_at.is_none() {
+                self.groups.ask_again(&mut self.timers, place, port, Some(now.after(interval)));
+                self.ask(vlan, Family::of(group), Some(group), Some(port), effects);
+            }
         }
     }
 
-    fn hear_query(&mut self, now: Timestamp, arrival: &Arrival<'_>, query: &Query, effects: &mut Effects) {
+    fn hear_query(&mut self, now: Timestamp, arrival: &Arrival<'_>, query: &Query) {
         let (vlan, family) = (arrival.vlan, Family::of(query.source));
         // Another switch that asks on nobody's behalf: it is no querier and no router (RFC 4541, section 2.1.1).
         if query.source.is_unspecified() {
             return;
         }
-        self.open(vlan, family, effects);
+        self.open(vlan, family);
         let own = self.settings.address(vlan, family);
         let Some(domain) = self.domains.get_mut(&(vlan, family)) else { return };
         let yields = !self.settings.querier || own.is_unspecified() || query.source < own;
@@ -200,20 +224,19 @@ impl Snooper {
             let until = now.after(self.settings.other_querier());
             let before = domain.other.replace(Other { address: query.source, port: arrival.port, until });
             self.timers.set(Timer::Other(vlan, family), before.map(|other| other.until), Some(until));
-            self.timers.set(Timer::Query(vlan, family), domain.next_query.take(), None);
-            let settled = now.after(query.response.max(self.settings.response_interval) + GRACE);
-            let all: Vec<_> = self.ports.keys().copied().filter(|port| self.is_member(*port, vlan)).collect();
-            for port in all {
-                let domain = &self.domains[&(vlan, family)];
-                let waits = matches!(domain.unsettled.get(&port), Some(None));
+            if !self.settings.querier {
                 // Until now everything was flooded, and nobody knows who wants what. Only a question about everything tells.
-                if is_first && !self.settings.querier || waits && asked {
-                    self.unsettle(vlan, family, port, asked.then_some(settled));
-                }
+                let all = self.ports.keys().copied().filter(|port| is_first && self.is_member(*port, vlan));
+                let unasked = self.domains[&(vlan, family)].unsettled.iter().filter(|(_, until)| until.is_none() && asked);
+                let those: Vec<_> = all.chain(unasked.map(|(port, _)| *port)).collect();
+                let settled = now.after(query.response.max(self.settings.response_interval) + GRACE);
+                those.into_iter().for_each(|port| self.unsettle(vlan, family, port, asked.then_some(settled)));
             }
         }
+        // Where weft asks it needs nobody's question: a guest may put one that no host answers.
         let elected = self.domains.get(&(vlan, family)).and_then(|domain| domain.other);
         if let (Some(group), false) = (query.group, query.of_sources)
+            && !self.settings.querier
             && elected.is_some_and(|other| other.address == query.source)
         {
             let until = now.after(query.response.max(self.settings.last_member_interval) * u32::from(ROBUSTNESS));
@@ -221,19 +244,19 @@ impl Snooper {
                 self.groups.shorten(&mut self.timers, (vlan, group), port, until);
             }
         }
-        self.hear_router(now, arrival, family, effects);
-        self.tell(vlan, family, effects);
+        self.hear_router(now, arrival, family);
+        self.touch(vlan, family);
     }
 
     /// There is a router behind the port, or a querier, which wants the same.
-    fn hear_router(&mut self, now: Timestamp, arrival: &Arrival<'_>, family: Family, effects: &mut Effects) {
-        self.open(arrival.vlan, family, effects);
+    fn hear_router(&mut self, now: Timestamp, arrival: &Arrival<'_>, family: Family) {
+        self.open(arrival.vlan, family);
         let Some(domain) = self.domains.get_mut(&(arrival.vlan, family)) else { return };
         let until = now.after(self.settings.other_querier());
         let before = domain.routers.insert(arrival.port, until);
         self.timers.set(Timer::Router(arrival.vlan, family, arrival.port), before, Some(until));
         if before.is_none() {
-            self.tell(arrival.vlan, family, effects);
+            self.touch(arrival.vlan, family);
         }
     }
 
@@ -246,9 +269,10 @@ impl Snooper {
     /// Does what is due, at most 256 steps of it.
     pub fn tick(&mut self, now: Timestamp, effects: &mut Effects) {
         for _ in 0..STEPS {
-            let Some(timer) = self.timers.pop(now) else { return };
+            let Some(timer) = self.timers.pop(now) else { break };
             self.run_out(now, timer, effects);
         }
+        self.tell(effects);
     }
 
     fn run_out(&mut self, now: Timestamp, timer: Timer, effects: &mut Effects) {
@@ -256,7 +280,7 @@ impl Snooper {
             Timer::Member(vlan, group, port) => {
                 self.counters.expired += 1;
                 self.groups.remove(&mut self.timers, (vlan, group), port);
-                effects.news.push(self.groups.news(vlan, group));
+                self.changed.groups.insert((vlan, group_mac(group)));
             }
             Timer::Ask(vlan, group, port) => {
                 self.groups.asked((vlan, group), port);
@@ -271,7 +295,7 @@ impl Snooper {
                     self.timers.set(timer, None, domain.next_query);
                     self.asked_all(now, vlan, family);
                     self.ask(vlan, family, None, None, effects);
-                    self.tell(vlan, family, effects);
+                    self.touch(vlan, family);
                 }
             }
             Timer::Newcomer(vlan, family, port) => {
@@ -286,23 +310,19 @@ impl Snooper {
                 if let Some(domain) = self.domains.get_mut(&(vlan, family)) {
                     domain.unsettled.remove(&port);
                 }
-                self.tell(vlan, family, effects);
+                self.touch(vlan, family);
             }
             Timer::Other(vlan, family) => {
                 if let Some(domain) = self.domains.get_mut(&(vlan, family)) {
                     domain.other = None;
-                    if self.settings.querier {
-                        domain.next_query = Some(now);
-                        self.timers.set(Timer::Query(vlan, family), None, Some(now));
-                    }
                 }
-                self.tell(vlan, family, effects);
+                self.touch(vlan, family);
             }
             Timer::Router(vlan, family, port) => {
                 if let Some(domain) = self.domains.get_mut(&(vlan, family)) {
                     domain.routers.remove(&port);
                 }
-                self.tell(vlan, family, effects);
+                self.touch(vlan, family);
             }
         }
     }
@@ -318,7 +338,7 @@ impl Snooper {
 
     /// Sends a query.
     fn ask(&mut self, vlan: Vlan, family: Family, group: Option<IpAddr>, to: Option<PortId>, effects: &mut Effects) {
-        // Beside another querier weft is none, and asks on nobody's behalf.
+        // Beside another querier weft is none, and asks on nobody's behalf (RFC 4541, section 2.1.1).
         let is_querier = self.domains.get(&(vlan, family)).is_some_and(|domain| domain.other.is_none());
         let source = match self.settings.address(vlan, family) {
             IpAddr::V4(address) if is_querier => address,
@@ -339,7 +359,7 @@ impl Snooper {
     }
 
     /// There is something to know about a VLAN from now on.
-    fn open(&mut self, vlan: Vlan, family: Family, effects: &mut Effects) {
+    fn open(&mut self, vlan: Vlan, family: Family) {
         if self.domains.contains_key(&(vlan, family)) {
             return;
         }
@@ -350,13 +370,14 @@ impl Snooper {
         for port in here {
             self.unsettle(vlan, family, port, None);
         }
-        self.tell(vlan, family, effects);
+        self.touch(vlan, family);
     }
 
     /// A port is gone, or is another one now.
-    fn forget_port(&mut self, port: PortId, effects: &mut Effects) {
+    fn forget_port(&mut self, port: PortId) {
+        self.rate.forget_port(port);
         for (vlan, group) in self.groups.forget_port(&mut self.timers, port) {
-            effects.news.push(self.groups.news(vlan, group));
+            self.changed.groups.insert((vlan, group_mac(group)));
         }
         for (vlan, family) in self.domains.keys().copied().collect::<Vec<_>>() {
             let Some(domain) = self.domains.get_mut(&(vlan, family)) else { continue };
@@ -378,9 +399,9 @@ impl Snooper {
                     self.timers.set(Timer::Query(vlan, family), domain.next_query, None);
                     self.timers.set(Timer::Other(vlan, family), domain.other.map(|other| other.until), None);
                 }
-                effects.news.push(News::Domain(vlan, family, None));
+                self.touch(vlan, family);
             } else if router.is_some() || unsettled.is_some() {
-                self.tell(vlan, family, effects);
+                self.touch(vlan, family);
             }
         }
     }
@@ -390,8 +411,19 @@ impl Snooper {
         self.settings.querier || domain.other.is_some()
     }
 
-    /// Says what holds in a domain.
-    fn tell(&self, vlan: Vlan, family: Family, effects: &mut Effects) {
+    /// Where frames of a domain go may have changed.
+    fn touch(&mut self, vlan: Vlan, family: Family) {
+        self.changed.domains.insert((vlan, family));
+    }
+
+    /// Says what holds now wherever something has changed, once.
+    fn tell(&mut self, effects: &mut Effects) {
+        let Changed { groups, domains } = std::mem::take(&mut self.changed);
+        effects.news.extend(groups.into_iter().map(|(vlan, mac)| self.groups.news(vlan, mac)));
+        effects.news.extend(domains.into_iter().map(|(vlan, family)| self.domain_news(vlan, family)));
+    }
+
+    fn domain_news(&self, vlan: Vlan, family: Family) -> News {
         let domain = self.domains.get(&(vlan, family)).filter(|domain| self.is_asked(domain));
         let news = domain.map(|domain| {
             let mut always: Vec<_> = domain.routers.keys().chain(domain.unsettled.keys()).copied().collect();
@@ -399,7 +431,7 @@ impl Snooper {
             always.dedup();
             DomainNews { always, flood_unknown: self.settings.flood_unknown }
         });
-        effects.news.push(News::Domain(vlan, family, news));
+        News::Domain(vlan, family, news)
     }
 
     /// The VLAN of a port's frames without a tag, unless nothing is snooped there.

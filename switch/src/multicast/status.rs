@@ -68,7 +68,7 @@ pub struct SnoopingCounters {
     pub expired: u64,
     /// Messages that contradict themselves.
     pub malformed: u64,
-    /// Groups that a port wanted on top of too many.
+    /// Groups that a port wanted on top of too many, and messages beyond a port's rate.
     pub refused: u64,
     /// Times that a port had to get everything because the table was full.
     pub overflows: u64,
@@ -82,7 +82,7 @@ impl Snooper {
         let groups = self.groups.iter().map(|(vlan, group, members)| {
             let members = members.iter().map(|(port, member)| {
                 // MLD has versions 1 and 2.
-                let version = if group.is_ipv4() { member.version } else { member.version - 1 };
+                let version = if group.is_ipv4() { member.version } else { member.version.saturating_sub(1) };
                 (time(*port, Some(member.until)), version)
             });
             GroupStatus { vlan, group, members: members.collect() }

@@ -61,9 +61,8 @@ impl Groups {
         self.groups.iter().map(|((vlan, _, group), members)| (*vlan, *group, members))
     }
 
-    /// Who wants what is sent to the MAC address of a group.
-    pub(super) fn news(&self, vlan: Vlan, group: IpAddr) -> News {
-        let mac = group_mac(group);
+    /// Who wants what is sent to a MAC address.
+    pub(super) fn news(&self, vlan: Vlan, mac: MacAddr) -> News {
         let all = self.groups.range((vlan, mac, IpAddr::from([0; 4]))..);
         let with_mac = all.take_while(|((of, other, _), _)| (*of, *other) == (vlan, mac));
         let mut ports: Vec<_> = with_mac.flat_map(|(_, members)| members.keys().copied()).collect();
@@ -77,7 +76,6 @@ impl Groups {
         let member = self.groups.get_mut(&key(place)).and_then(|members| members.get_mut(&port));
         let Some(member) = member else { return false };
         timers.set(timer(place, port), Some(member.until), Some(until));
-        timers.set(Timer::Ask(place.0, place.1, port), member.ask_at.take(), None);
         member.until = until;
         // There may be several hosts, and one of them would not answer when it is asked (RFC 2236, section 5).
         member.version = if member.version == 1 { 1 } else { version };

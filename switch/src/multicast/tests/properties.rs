@@ -47,8 +47,7 @@ proptest! {
                     rig.hear(at(now), port, &report_v3(&[(3, group, &[])]));
                     if let Some((certain, latest)) = wanted.get_mut(&(port, group)) {
                         *certain = now;
-                        // Where somebody else asks, it is that which ends it.
-                        if fast { *latest = now } else if routers.values().all(|until| *until <= now) { *latest = (*latest).min(now + 2) }
+                        *latest = if fast { now } else { (*latest).min(now + 2) };
                     }
                 }
                 Act::Wait(seconds) => {
@@ -61,11 +60,6 @@ proptest! {
                     let group = specific.then_some(groups[0]);
                     rig.hear(at(now), port, &query_of(QUERIER, group));
                     routers.insert(port, now + 255);
-                    if group.is_some() {
-                        for (_, (certain, _)) in wanted.iter_mut().filter(|((_, other), _)| *other == groups[0]) {
-                            *certain = (*certain).min(now + 2);
-                        }
-                    }
                 }
                 Act::Plug(ports) => {
                     for port in rig.ports..ports { open_until.insert(port, now + 11); }
