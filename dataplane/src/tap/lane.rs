@@ -65,7 +65,7 @@ impl Lane {
             tap.capture::<TAGS>(batch, frames, tagged, &mut self.captured);
             return;
         };
-        let picked = tap.pick(batch, frames, |at| tag_at::<TAGS>(batch, at, tagged));
+        let picked = tap.pick::<TAGS>(batch, frames, tagged);
         if picked != 0
             && let Some(monitor) = monitor(snapshot, *id)
         {
@@ -146,7 +146,7 @@ impl Tap {
     fn capture<const TAGS: u8>(&self, batch: &Batch, frames: FrameMask, tagged: FrameMask, copies: &mut Contents) {
         let Sink::Capture(queue, interface) = &self.sink else { return };
         queue.count_seen(*interface, frames.count_ones().into());
-        let picked = self.pick(batch, frames, |at| tag_at::<TAGS>(batch, at, tagged));
+        let picked = self.pick::<TAGS>(batch, frames, tagged);
         if picked != 0 {
             let on_wire = |at: usize| WireFrame::of(batch, &batch.frames()[at], tag_at::<TAGS>(batch, at, tagged));
             queue.push((*interface, self.is_inward), bits(picked).map(on_wire), copies);

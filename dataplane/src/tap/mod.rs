@@ -29,8 +29,9 @@ use weft_switch::{DropReason, EthernetHeader, Offload, PartialChecksum, PortId, 
 
 use crate::counters::Counter;
 use crate::from_guest::{Batch, Frame};
+use crate::lane::bits;
 use crate::ring_copy::Cursor;
-use crate::to_guest::VlanTag;
+use crate::to_guest::{VlanTag, tag_at, tags};
 use crate::vhost_port::FrameMask;
 
 pub(crate) use lane::{Copies, Written};
@@ -154,24 +155,35 @@ impl<'a> WireFrame<'a> {
 }
 
 impl Tap {
-    /// Which of some frames it is about. `tag` says with which tag one leaves.
+    /// Which of some frames it is about. `TAGS`, one of [`tags`], says which of them leave with a tag.
     #[inline(always)]
-    fn pick(&self, batch: &Batch, frames: FrameMask, tag: impl Fn(usize) -> Option<VlanTag>) -> FrameMask {
-        let mut picked = 0;
+    fn pick<const TAGS: u8>(&self, batch: &Batch, frames: FrameMask, tagged: FrameMask) -> FrameMask {
         let is_all = self.wants.filter.is_all() && self.vlan.is_none();
-        let quick = if self.vlan.is_none() { self.wants.quick } else { Quick::Unknown };
-        let mut left = frames;
-        while left != 0 {
-            let at = left.trailing_zeros() as usize;
-            left &= left - 1;
+        // Who gets a tag looks different on the wire.
+        let unseen = if TAGS == tags::NONE { 0 } else { frames & tagged };
+        let mut picked = 0;
+        for at in bits((self.sift(batch) & frames) | unseen) {
             let frame = &batch.frames()[at];
-            let tag = tag(at);
-            let ruled_out = tag.is_none() && quick.rules_out(&frame.header, |place| batch.word(frame, place));
-            if !ruled_out && frame.header().is_ok() && (is_all || self.wants(WireFrame::of(batch, frame, tag))) {
+            let is_meant = || is_all || self.wants(WireFrame::of(batch, frame, tag_at::<TAGS>(batch, at, tagged)));
+            if frame.header().is_ok() && is_meant() {
                 picked |= 1 << at;
             }
         }
         picked
+    }
+
+    /// The frames of a batch that a glance does not rule out, if they leave without a tag. What is looked at is chosen outside the loop.
+    #[inline(always)]
+    fn sift(&self, batch: &Batch) -> FrameMask {
+        match self.wants.quick {
+            _ if self.vlan.is_some() => FrameMask::MAX,
+            Quick::Unknown => FrameMask::MAX,
+            Quick::EtherTypes(types) => glance(Quick::EtherTypes(types), batch),
+            Quick::Mac(address) => glance(Quick::Mac(address), batch),
+            Quick::Address(address) => glance(Quick::Address(address), batch),
+            Quick::Protocol(protocol) => glance(Quick::Protocol(protocol), batch),
+            Quick::Ports(first, last) => glance(Quick::Ports(first, last), batch),
+        }
     }
 
     /// A look into a frame.
@@ -188,6 +200,15 @@ impl Tap {
         });
         is_in_vlan && self.wants.filter.matches(&facts)
     }
+}
+
+#[inline(always)]
+fn glance(quick: Quick, batch: &Batch) -> FrameMask {
+    let mut left = 0;
+    for (at, frame) in batch.frames().iter().enumerate() {
+        left |= FrameMask::from(!quick.rules_out(&frame.header, |place| batch.word(frame, place))) << at;
+    }
+    left
 }
 
 impl Wants {
