@@ -16,9 +16,9 @@ use weft_tests::wait::wait_until;
 const IP1: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const IP2: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const READY_LIMIT: Duration = Duration::from_secs(20);
-/// Seconds of each stream, and of its beginning that is left out.
-const SECONDS: &str = "20";
-const OMITTED: &str = "2";
+/// Seconds of each stream, and how many of TCP's first are left out. (iperf3's own `--omit` counts datagrams that were lost in them all the same.)
+const SECONDS: &str = "22";
+const OMITTED: usize = 2;
 /// Bytes of payload in a full frame with TCP timestamps, and of that frame.
 const PAYLOAD: f64 = 1448.0;
 const FRAME: f64 = 1514.0;
@@ -80,7 +80,8 @@ fn shaped_streams_have_their_rate() {
         );
         // The fastest depends on what the machine has left for the stacks.
         assert!(bits > 5e9 || (0.97..1.03).contains(&(tcp / expected)), "{tcp} instead of {expected}");
-        if bits > 5e9 {
+        // Stacks send no faster than some 0.7 Gbit/s of datagrams on a small machine.
+        if bits > 5e8 {
             continue;
         }
         let offered = format!("{}", 1.2 * bits);
@@ -88,6 +89,8 @@ fn shaped_streams_have_their_rate() {
         let got = sum["bits_per_second"].as_f64().unwrap() * (1.0 - sum["lost_percent"].as_f64().unwrap() / 100.0);
         let expected = bits * 1400.0 / 1442.0;
         println!("--limit-out {rate}: UDP {:.1} %", 100.0 * got / expected);
+        // What fits into the queue beside.
+        assert!((0.97..1.03).contains(&(got / expected)), "{got} instead of {expected}");
     }
 }
 
@@ -154,16 +157,16 @@ impl World {
         let report = self.report(&["--congestion", congestion, "--get-server-output"]);
         let bits = |value: &Value| value["bits_per_second"].as_f64().unwrap_or_else(|| panic!("no rate in {value}"));
         let seconds = report["server_output_json"]["intervals"].as_array().unwrap_or_else(|| panic!("no intervals in {report}"));
-        let whole = |sum: &&Value| sum["omitted"] == false && sum["seconds"].as_f64().is_some_and(|seconds| seconds > 0.9);
-        let rates: Vec<f64> = seconds.iter().map(|second| &second["sum"]).filter(whole).map(bits).collect();
+        let whole = |sum: &&Value| sum["seconds"].as_f64().is_some_and(|seconds| seconds > 0.9);
+        let rates: Vec<f64> = seconds.iter().map(|second| &second["sum"]).filter(whole).map(bits).skip(OMITTED).collect();
         let (lowest, highest) = rates.iter().fold((f64::MAX, 0.0_f64), |(low, high), rate| (low.min(*rate), high.max(*rate)));
-        [bits(&report["end"]["sum_received"]), lowest, highest]
+        [rates.iter().sum::<f64>() / rates.len() as f64, lowest, highest]
     }
 
     fn report(&self, options: &[&str]) -> Value {
         let ip = IP1.to_string();
         let mut server = Self::command(&self.one, "iperf3", &["--server", "--one-off", "--json"]).spawn().unwrap();
-        let common = ["--client", &ip, "--json", "--time", SECONDS, "--omit", OMITTED];
+        let common = ["--client", &ip, "--json", "--time", SECONDS];
         let mut report = Value::Null;
         wait_until("the server to listen", READY_LIMIT, || {
             let output = Self::command(&self.two, "iperf3", &[&common[..], options].concat()).output().unwrap();

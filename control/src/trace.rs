@@ -82,7 +82,12 @@ impl Switch {
 
 /// The bytes of a text in hexadecimal.
 fn bytes(text: &str) -> Result<Vec<u8>, String> {
-    let digits: Vec<char> = text.chars().filter(|character| !character.is_whitespace() && *character != ':').collect();
+    let digits: Vec<char> = text
+        .trim_start()
+        .trim_start_matches("0x")
+        .chars()
+        .filter(|character| !character.is_whitespace() && *character != ':')
+        .collect();
     let digit = |character: &char| character.to_digit(16).ok_or_else(|| format!("{character:?} is no hexadecimal digit"));
     if !digits.len().is_multiple_of(2) || digits.len() > 2 * (MAX_FRAME_LEN + 1) {
         return Err("a frame is two hexadecimal digits for each byte, and at most 65,557 of these".to_owned());

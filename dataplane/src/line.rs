@@ -249,7 +249,7 @@ impl Queue {
             counters.drop_frames(DropReason::LineFull, 1);
             return;
         }
-        let (first, second) = self.line.admit(now, frame.len());
+        let (first, second) = self.line.admit(now, offload.wire_len(frame.len()));
         if let Some(second) = second {
             match second {
                 Ok(departure) if self.has_memory_for_two(&frame) => self.put(departure, 1, frame.clone(), offload),

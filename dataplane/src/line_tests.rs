@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use mio::{Poll, Token};
 use proptest::prelude::*;
-use weft_switch::line::{Chance, Impairment};
+use weft_switch::guard::Limit;
+use weft_switch::line::{Chance, Impairment, Shape};
+use weft_switch::{PartialChecksum, SegmentKind, Segmentation};
 
 use super::*;
 
@@ -105,6 +107,28 @@ fn no_line_takes_more_of_the_common_memory_than_it_leaves() {
     assert_eq!((lines[0].due(), lines[0].lock().bytes), (Moment::NEVER, 0));
     drop(lines);
     assert_eq!(memory.in_use.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_shaped_line_is_as_slow_as_the_wire_that_would_carry_the_segments() {
+    // A byte takes a nanosecond.
+    let shape = Shape { limit: Limit { bits: 8_000_000_000, burst: 1_514 }, queue: Duration::from_secs(1) };
+    let waker = Waker::new(Poll::new().unwrap().registry(), Token(0)).unwrap();
+    let settings = LineSettings { shape: Some(shape), impairment: None };
+    let (line, counters) = (PortLine::new(Way::ToGuest, 0, Arc::new(waker), &settings, &Arc::default()), LiveCounters::default());
+    let segmentation = Segmentation { kind: SegmentKind::Tcp4, size: 1460, ecn: false };
+    let offload = Offload { checksum: Some(PartialChecksum { start: 34, offset: 16 }), segmentation: Some(segmentation) };
+    let mut entrance = line.enter(Moment::from_nanos(0), &counters);
+    for _ in 0..3 {
+        entrance.put(vec![0; 54 + 40 * 1460], offload);
+    }
+    entrance.leave(0);
+    let mut last = 0;
+    for _ in 0..3 {
+        last = line.due().nanos();
+        assert_eq!(take(&line, last).len(), 1);
+    }
+    assert_eq!(last, 3 * 40 * 1514 - 1514, "but for the burst");
 }
 
 #[test]

