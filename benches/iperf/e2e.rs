@@ -3,15 +3,14 @@
 //! They need root. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test
 //! native_stack -- --ignored --test-threads=1`, after `benches/iperf/setup`.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
 use weft_tests::Weft;
+use weft_tests::native::{inside, native_guest, start_native_guest};
 use weft_tests::process::Process;
 use weft_tests::wait::wait_until;
 
@@ -120,21 +119,12 @@ fn boot(weft: &Weft, options: &[&str]) -> [Process; 2] {
 
 /// A guest that is up.
 fn native(socket: &Path, ip: Ipv4Addr, options: &[&str]) -> Process {
-    let mut guest = start(socket, ip, options);
-    wait_until("the guest to be ready", READY_LIMIT, || {
-        guest.assert_alive();
-        guest.log().contains("ready: ")
-    });
-    guest
+    let address = format!("{ip}/24");
+    native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), socket, &[&["--address", &address], options].concat())
 }
 
 fn start(socket: &Path, ip: Ipv4Addr, options: &[&str]) -> Process {
-    let address = format!("{ip}/24");
-    let socket_arg = socket.display().to_string();
-    let args: Vec<String> =
-        [&[&socket_arg, "--address", &address][..], options].concat().into_iter().map(str::to_owned).collect();
-    let log = socket.with_extension("guest.log");
-    Process::spawn("weft-guest-tap", Path::new(env!("CARGO_BIN_EXE_weft-guest-tap")), &args, &log)
+    start_native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), socket, &[&["--address", &format!("{ip}/24")], options].concat())
 }
 
 /// Bytes of the frames that vm2 got, on average.
@@ -152,9 +142,9 @@ fn assert_streams_both_ways(one: &Process, two: &Process) {
 /// Sends noise over TCP and compares every byte.
 fn assert_stream(from: &Process, to: &Process, ip: Ipv4Addr) {
     let noise = noise();
-    let listener = in_guest(to, || TcpListener::bind((ip, 0)).expect("the guest has its address"));
+    let listener = inside(to, || TcpListener::bind((ip, 0)).expect("the guest has its address"));
     let port = listener.local_addr().expect("a bound socket has an address").port();
-    let stream = in_guest(from, || TcpStream::connect((ip, port)).expect("the other guest is reached"));
+    let stream = inside(from, || TcpStream::connect((ip, port)).expect("the other guest is reached"));
     thread::scope(|scope| {
         scope.spawn(|| receive(&listener, &noise));
         send(stream, &noise);
@@ -186,17 +176,6 @@ fn receive(listener: &TcpListener, noise: &[u8]) {
         left -= part;
     }
     assert_eq!(stream.read(&mut [0]).expect("the end arrives"), 0, "more came than was sent");
-}
-
-/// Makes something in the guest's namespace. A socket stays in the one that it was made in, whoever uses it.
-fn in_guest<T: Send>(guest: &Process, make: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/proc/{}/ns/net", guest.pid())).expect("the guest runs");
-    let make = || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-        make()
-    };
-    // Only the thread that enters is there.
-    thread::scope(|scope| scope.spawn(make).join()).expect("what is made in a guest can be made")
 }
 
 /// Bytes without a pattern, the same in every run; their number shares no factor with any frame's length.

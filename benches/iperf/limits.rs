@@ -4,7 +4,7 @@
 //! Needs root and `benches/iperf/setup`. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test
 //! nat_limits -- --ignored --nocapture`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
@@ -15,11 +15,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherparse::{PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
-use nix::sched::{CloneFlags, setns};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use weft_guest::Guest;
 use weft_switch::MacAddr;
 use weft_tests::Weft;
+use weft_tests::native::{inside, native_guest};
 use weft_tests::process::Process;
 use weft_tests::wait::{wait_for, wait_until};
 
@@ -68,7 +68,7 @@ fn whatever_a_guest_takes_others_go_on_and_everything_comes_back() {
     let downloaded = Arc::new(AtomicU64::new(0));
     let (source, answering) = (source(), answerer());
     let (_keeper, held) = keeper(&weft);
-    let stream = in_guest(&one, || TcpStream::connect((gateway, source)).expect("the host is reached"));
+    let stream = inside(&one, || TcpStream::connect((gateway, source)).expect("the host is reached"));
     let counter = Arc::clone(&downloaded);
     thread::spawn(move || download(stream, &counter));
     let mut world = World { weft, downloaded, rate: 0.0, rss: 0, descriptors: 0 };
@@ -78,7 +78,7 @@ fn whatever_a_guest_takes_others_go_on_and_everything_comes_back() {
 
     world.attack("10,000 connections at once, of three guests", || {
         let hold = || (0..HELD.div_ceil(HOLDERS)).map(|_| TcpStream::connect((gateway, held))).collect::<Vec<_>>();
-        let all: Vec<_> = [&two].into_iter().chain(&holders).flat_map(|guest| in_guest(guest, hold)).collect();
+        let all: Vec<_> = [&two].into_iter().chain(&holders).flat_map(|guest| inside(guest, hold)).collect();
         assert!(all.iter().filter(|stream| stream.is_ok()).count() >= HELD);
         all
     });
@@ -87,7 +87,7 @@ fn whatever_a_guest_takes_others_go_on_and_everything_comes_back() {
     wait_until("their guests to be gone", LIMIT, || gone("vm3") && gone("vm4"));
     world.descriptors = world.open();
     world.attack("100,000 connections opened and closed", || {
-        in_guest(&two, || {
+        inside(&two, || {
             thread::scope(|scope| {
                 for _ in 0..CLIENTS {
                     scope.spawn(|| (0..CHURNED / CLIENTS).for_each(|_| ask(gateway, answering).expect("an answer")));
@@ -103,14 +103,14 @@ fn whatever_a_guest_takes_others_go_on_and_everything_comes_back() {
         assert!(found.contains(&format!("{held}/open")), "{found}");
     });
     world.attack("connections until one is refused", || {
-        let all = in_guest(&two, || open_all(gateway, held));
+        let all = inside(&two, || open_all(gateway, held));
         println!("    {} were opened", all.len());
         assert!(all.len() > MANY, "a guest may have half of what is free");
         all
     });
     world.attack("a guest that never reads", || {
         let connect = || TcpStream::connect((gateway, source)).expect("the host is reached");
-        let all: Vec<_> = in_guest(&two, || (0..SILENT).map(|_| connect()).collect());
+        let all: Vec<_> = inside(&two, || (0..SILENT).map(|_| connect()).collect());
         thread::sleep(Duration::from_secs(2));
         all
     });
@@ -200,22 +200,7 @@ impl World {
 }
 
 fn guest(weft: &Weft, port: &str, ip: Ipv4Addr) -> Process {
-    let socket = weft.socket(port);
-    let args = [socket.display().to_string(), "--address".to_owned(), format!("{ip}/24")];
-    let guest =
-        Process::spawn("weft-guest-tap", Path::new(env!("CARGO_BIN_EXE_weft-guest-tap")), &args, &socket.with_extension("log"));
-    wait_until("the guest to be ready", LIMIT, || guest.log().contains("ready: "));
-    guest
-}
-
-/// Makes something in the guest's namespace. A socket stays in the one that it was made in, whoever uses it.
-fn in_guest<T: Send>(guest: &Process, make: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/proc/{}/ns/net", guest.pid())).expect("the guest runs");
-    let make = || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-        make()
-    };
-    thread::scope(|scope| scope.spawn(make).join()).expect("what is made in a guest can be made")
+    native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), &weft.socket(port), &["--address", &format!("{ip}/24")])
 }
 
 fn serve(each: impl Fn(TcpStream) + Send + 'static) -> u16 {

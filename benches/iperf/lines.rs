@@ -4,12 +4,12 @@
 //! lines -- --ignored --nocapture --test-threads=1`, which takes a few minutes.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use weft_tests::Weft;
+use weft_tests::native::native_guest;
 use weft_tests::process::Process;
 use weft_tests::wait::wait_until;
 
@@ -117,7 +117,9 @@ fn reno_has_the_rate_that_loss_and_delay_leave_it() {
 impl World {
     fn boot() -> Self {
         let weft = Weft::start();
-        let [one, two] = [("vm1", IP1), ("vm2", IP2)].map(|(port, ip)| native(&weft.socket(port), ip));
+        let [one, two] = [("vm1", IP1), ("vm2", IP2)].map(|(port, ip)| {
+            native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), &weft.socket(port), &["--address", &format!("{ip}/24")])
+        });
         Self { weft, one, two }
     }
 
@@ -176,16 +178,4 @@ impl World {
         server.wait().unwrap();
         report
     }
-}
-
-/// A guest that is up.
-fn native(socket: &Path, ip: Ipv4Addr) -> Process {
-    let arguments = [socket.display().to_string(), "--address".to_owned(), format!("{ip}/24")];
-    let log = socket.with_extension("guest.log");
-    let mut guest = Process::spawn("weft-guest-tap", Path::new(env!("CARGO_BIN_EXE_weft-guest-tap")), &arguments, &log);
-    wait_until("the guest to be ready", READY_LIMIT, || {
-        guest.assert_alive();
-        guest.log().contains("ready: ")
-    });
-    guest
 }

@@ -3,7 +3,7 @@
 //! They need root. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test native_multicast -- --ignored
 //! --test-threads=1`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -12,9 +12,9 @@ use std::thread;
 use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use weft_tests::Weft;
+use weft_tests::native::{inside, native_guest};
 use weft_tests::process::Process;
 use weft_tests::wait::wait_until;
 
@@ -71,7 +71,7 @@ impl Bench {
 
     /// A socket of a guest that is a member of a group.
     fn join(&self, nth: usize, group: IpAddr) -> UdpSocket {
-        in_guest(&self.guests[nth], || {
+        inside(&self.guests[nth], || {
             let socket = UdpSocket::bind(SocketAddr::new(group, PORT)).expect("the port is free");
             let joined = match group {
                 IpAddr::V4(group) => socket.join_multicast_v4(&group, &Ipv4Addr::new(10, 77, 0, 101 + nth as u8)),
@@ -85,7 +85,7 @@ impl Bench {
 
     /// A stream of the first guest's.
     fn send(&self, group: IpAddr) {
-        in_guest(&self.guests[0], || {
+        inside(&self.guests[0], || {
             // In IPv4 without a route for it, the interface is that of the socket's address.
             let own: IpAddr = if group.is_ipv4() { Ipv4Addr::new(10, 77, 0, 101).into() } else { Ipv6Addr::UNSPECIFIED.into() };
             let socket = UdpSocket::bind((own, 0)).expect("there is a free port");
@@ -175,29 +175,12 @@ fn neighbours_are_found_by_ipv6() {
 
 /// Runs a shell line in a guest, and returns what it printed.
 fn run(guest: &Process, line: &str) -> String {
-    let output = in_guest(guest, || Command::new("sh").args(["-c", line]).output().expect("there is a shell"));
+    let output = inside(guest, || Command::new("sh").args(["-c", line]).output().expect("there is a shell"));
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// A guest that is up.
 fn guest(socket: &Path, nth: u8) -> Process {
-    let (socket_arg, log) = (socket.display().to_string(), socket.with_extension("guest.log"));
     let (v4, v6) = (format!("10.77.0.10{nth}/24"), format!("fd00:77::{nth}/64"));
-    let args = [&socket_arg, "--address", &v4, "--address", &v6].map(str::to_owned);
-    let mut guest = Process::spawn("weft-guest-tap", Path::new(env!("CARGO_BIN_EXE_weft-guest-tap")), &args, &log);
-    wait_until("the guest to be ready", READY_LIMIT, || {
-        guest.assert_alive();
-        guest.log().contains("ready: ")
-    });
-    guest
-}
-
-/// Makes something in the guest's namespace. A socket stays in the one that it was made in, whoever uses it.
-fn in_guest<T: Send>(guest: &Process, make: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/proc/{}/ns/net", guest.pid())).expect("the guest runs");
-    let make = || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-        make()
-    };
-    thread::scope(|scope| scope.spawn(make).join()).expect("what is made in a guest can be made")
+    native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), socket, &["--address", &v4, "--address", &v6])
 }

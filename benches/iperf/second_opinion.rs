@@ -4,7 +4,6 @@
 //! Needs root and `benches/iperf/setup`. By hand: `cargo build --release -p weft -p weft-benches && cargo test --release -p weft-benches --test
 //! second_opinion -- --ignored`.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
@@ -12,9 +11,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
 use rustix::net::sockopt::{ip_mtu, set_socket_linger};
 use weft_tests::Weft;
+use weft_tests::native::{inside, native_guest};
 use weft_tests::process::Process;
 use weft_tests::wait::wait_until;
 
@@ -292,25 +291,9 @@ fn guest(weft: &Weft) -> Process {
     let gateway: IpAddr = network["gateway"].as_str().expect("a gateway").parse().expect("an address");
     let IpAddr::V4(v4) = gateway else { panic!("{gateway}") };
     let [a, b, c, _] = v4.octets();
-    let args = [socket.display().to_string(), "--address".to_owned(), format!("{a}.{b}.{c}.10/24")];
-    let guest =
-        Process::spawn("weft-guest-tap", Path::new(env!("CARGO_BIN_EXE_weft-guest-tap")), &args, &socket.with_extension("log"));
-    wait_until("the guest to be ready", LIMIT, || guest.log().contains("ready: "));
+    let guest = native_guest(env!("CARGO_BIN_EXE_weft-guest-tap"), &socket, &["--address", &format!("{a}.{b}.{c}.10/24")]);
     inside(&guest, || run(&format!("ip route add default via {gateway}")));
     guest
-}
-
-/// Does something in a process's namespace. A socket stays in the one that it was made in, whoever uses it.
-fn inside<T: Send>(process: &Process, make: impl FnOnce() -> T + Send) -> T {
-    let namespace = File::open(format!("/proc/{}/ns/net", process.pid())).expect("the process runs");
-    let make = || {
-        setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a namespace");
-        make()
-    };
-    thread::scope(|scope| match scope.spawn(make).join() {
-        Ok(made) => made,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
 }
 
 fn run(words: &str) {

@@ -31,8 +31,10 @@ use crate::gateway::{Dispatch, Receivers};
 
 /// The most memory for frames that wait on one line, in bytes: half a second at 1 Gbit/s.
 const QUEUE_BYTES: usize = 64 << 20;
-/// The most for those of all lines. None has more of it than stays free, so that one is left for whoever comes next.
+/// The most for those of all lines. None has more of it than stays free, so that something is left for whoever comes next.
 const ALL_BYTES: usize = 256 << 20;
+/// What each line has besides, whatever others took: four of the largest frames.
+const OWN_BYTES: usize = 256 << 10;
 /// What a frame costs beside its bytes.
 const FRAME_COST: usize = 128;
 
@@ -272,10 +274,10 @@ impl Queue {
         self.bytes + 2 * (frame.len() + FRAME_COST) <= self.limit()
     }
 
-    /// What its frames may cost: as much as stays free when they do.
+    /// What its frames may cost: as much as stays free when they do, or its own.
     fn limit(&self) -> usize {
         let others = self.memory.in_use.load(Ordering::Relaxed).saturating_sub(self.bytes);
-        QUEUE_BYTES.min(ALL_BYTES.saturating_sub(others) / 2)
+        (ALL_BYTES.saturating_sub(others) / 2).clamp(OWN_BYTES, QUEUE_BYTES)
     }
 
     fn take(&mut self, cost: usize) {

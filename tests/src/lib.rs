@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod native;
 pub mod process;
 pub mod qemu;
 pub mod testpmd;
