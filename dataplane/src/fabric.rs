@@ -57,12 +57,20 @@ pub(crate) struct Network {
     pub(crate) stations: StaticStations,
     /// Who listens to what is said about groups, if anybody does.
     pub(crate) snooper: Option<SnooperLink>,
+    /// For the lines of its ports.
+    pub(crate) line_memory: Arc<LineMemory>,
 }
 
 impl Network {
-    pub(crate) fn new(settings: FdbSettings, default_vlan: VlanId, gateway: Option<GatewayLink>) -> Self {
+    pub(crate) fn new(
+        settings: FdbSettings,
+        default_vlan: VlanId,
+        gateway: Option<GatewayLink>,
+        line_memory: Arc<LineMemory>,
+    ) -> Self {
         let fdb = Arc::new(Fdb::new(settings, &Arc::default()));
-        Self { settings, default_vlan, fdb, vlans: None, gateway, stations: StaticStations::new(), snooper: None }
+        let stations = StaticStations::new();
+        Self { settings, default_vlan, fdb, vlans: None, gateway, stations, snooper: None, line_memory }
     }
 
     /// The network as workers see it, without members.

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
-use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN};
+use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN, WireSize};
 
 use crate::gateway::Dispatch;
 use crate::memory::Segment;
@@ -71,10 +71,16 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
-    /// True if it is for a group and not for everybody, as the private copy of the header says.
+    /// What a wire would carry for it.
     #[inline(always)]
-    pub(crate) fn is_for_group(&self) -> bool {
-        self.header[0] & 1 == 1 && self.header[0] != 0xff
+    pub(crate) fn wire_size(&self) -> WireSize {
+        self.offload.wire_size(self.len)
+    }
+
+    /// True if it is for a group or for everybody, as the private copy of the header says.
+    #[inline(always)]
+    pub(crate) fn is_for_many(&self) -> bool {
+        self.header[0] & 1 == 1
     }
 
     /// True if a tag follows the addresses, as the private copy of the header says.
@@ -157,8 +163,8 @@ impl Frame {
 /// What was seen of the frames of a batch that may pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screened {
-    /// Their bytes in all.
-    pub(crate) bytes: usize,
+    /// What a wire would carry for them.
+    pub(crate) size: WireSize,
     /// There are some for more than one station.
     pub(crate) has_multicast: bool,
 }
@@ -273,14 +279,14 @@ impl Batch {
     pub(crate) fn screen(&mut self, sources: &Sources, leases: &[Ipv4Addr]) -> Screened {
         let mut heads = std::mem::take(&mut self.heads);
         heads.resize(BATCH, [0; size_of::<Head>()]);
-        let mut screened = Screened { bytes: 0, has_multicast: false };
+        let mut screened = Screened { size: WireSize::default(), has_multicast: false };
         let (looks, room) = (sources.inspects_ip(), self.header_len);
         let mut closely: FrameMask = 0;
         let mut passed = Glance::NOTHING;
         let frames = self.frames[..self.count].iter_mut();
         for (at, (frame, head)) in frames.zip(&mut heads).enumerate().filter(|(_, (frame, _))| frame.bad.is_none()) {
             screened.has_multicast |= frame.header[0] & 1 == 1;
-            screened.bytes += frame.len;
+            screened.size += frame.wire_size();
             if !(looks && frame.glance(head, room)) {
                 closely |= 1 << at;
                 continue;
@@ -298,7 +304,7 @@ impl Batch {
             let at = closely.trailing_zeros() as usize;
             closely &= closely - 1;
             if let Err(reason) = self.look(at, &mut heads[at], sources, leases) {
-                screened.bytes -= self.frames[at].len;
+                screened.size -= self.frames[at].wire_size();
                 self.frames[at].bad = Some(reason);
             }
         }
@@ -306,10 +312,10 @@ impl Batch {
         screened
     }
 
-    /// Asks about every frame that can be used, with its length, whether it can.
-    pub(crate) fn meter(&mut self, mut admit: impl FnMut(&EthernetHeader, usize) -> Result<(), DropReason>) {
+    /// Asks about every frame that can be used whether it can.
+    pub(crate) fn meter(&mut self, mut admit: impl FnMut(&EthernetHeader, WireSize) -> Result<(), DropReason>) {
         for frame in self.frames[..self.count].iter_mut().filter(|frame| frame.bad.is_none()) {
-            frame.bad = admit(&EthernetHeader::parse(&frame.header), frame.len).err();
+            frame.bad = admit(&EthernetHeader::parse(&frame.header), frame.wire_size()).err();
         }
     }
 

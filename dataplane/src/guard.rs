@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use weft_switch::guard::{Allowance, Finding, INSPECTED_LEN, Meters, Protections, Sources};
-use weft_switch::{DropReason, EthernetHeader, NetworkId, PortId, Station, Timestamp};
+use weft_switch::{DropReason, EthernetHeader, NetworkId, PortId, Station, Timestamp, WireSize};
 
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::from_guest::Batch;
@@ -64,11 +64,15 @@ impl PortGuard {
         let mut state = self.lock();
         let State { meters, leases } = &mut *state;
         let screened = batch.screen(&self.sources, leases);
-        if meters.is_needed() && (screened.has_multicast || !meters.admit_all(now, screened.bytes)) {
-            batch.meter(|header, len| meters.admit(now, header, len));
+        if meters.is_needed() && (screened.has_multicast || !meters.admit_all(now, screened.size)) {
+            batch.meter(|header, size| meters.admit(now, header, size));
         }
-        let bytes = || batch.frames().iter().map(|frame| frame.len).sum();
-        if meters.limits_unknown() { meters.draw_unknown(now, batch.frames().len(), bytes()) } else { None }
+        if !meters.limits_unknown() {
+            return None;
+        }
+        let mut all = WireSize::default();
+        batch.frames().iter().for_each(|frame| all += frame.wire_size());
+        meters.draw_unknown(now, all)
     }
 
     /// What [`Self::screen`] would say about a frame now, step by step; nothing is used up.
@@ -94,7 +98,7 @@ impl PortGuard {
             step("what is inside", found);
             found?;
         }
-        let metered = state.meters.clone().admit(now, &header, frame.len());
+        let metered = state.meters.clone().admit(now, &header, WireSize { frames: 1, bytes: frame.len() });
         step("the limits", metered);
         metered
     }
@@ -102,7 +106,8 @@ impl PortGuard {
     /// Whether one more frame to nobody in particular would pass now.
     pub(crate) fn foresee_unknown(&self, len: usize, now: Timestamp) -> Result<(), DropReason> {
         let mut meters = self.lock().meters.clone();
-        meters.draw_unknown(now, 1, len).map_or(Ok(()), |mut allowance| allowance.take(len))
+        let size = WireSize { frames: 1, bytes: len };
+        meters.draw_unknown(now, size).map_or(Ok(()), |mut allowance| allowance.take(size))
     }
 
     pub(crate) fn give_back(&self, allowance: Allowance) {

@@ -367,7 +367,7 @@ impl Lane {
             }
             Verdict::Flood if GATEWAY && concerns_gateway(network, batch, frame) => self.for_gateway |= 1 << bit,
             Verdict::Flood => {
-                let is_snooped = network.snooper.is_some() && frame.is_for_group();
+                let is_snooped = network.snooper.is_some() && frame.is_for_many();
                 let has_receivers = is_snooped && self.carry_group(network, ingress, (batch, frame, bit));
                 if !has_receivers && !flood(self) {
                     ingress.counters.drop_frames(DropReason::NoOtherPort, 1);
@@ -381,7 +381,7 @@ impl Lane {
     #[cold]
     fn is_too_much(&mut self, frame: &Frame) -> bool {
         let is_unknown = !EthernetHeader::parse(&frame.header).destination.is_multicast();
-        is_unknown && self.unknown.as_mut().is_some_and(|left| left.take(frame.len).is_err())
+        is_unknown && self.unknown.as_mut().is_some_and(|left| left.take(frame.wire_size()).is_err())
     }
 
     /// Takes frames away from receivers that are isolated from where they came from, which `origin` says by frame. One of which nobody else gets a copy is counted there.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mio::Waker;
 use weft_switch::line::{Departure, Line, LineSettings, Lines, Moment};
-use weft_switch::{DropReason, Offload, PortId, complete_checksum, segment};
+use weft_switch::{DropReason, NetworkId, Offload, PortId, complete_checksum, segment};
 
 use crate::counters::LiveCounters;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -31,17 +31,44 @@ use crate::gateway::{Dispatch, Receivers};
 
 /// The most memory for frames that wait on one line, in bytes: half a second at 1 Gbit/s.
 const QUEUE_BYTES: usize = 64 << 20;
-/// The most for those of all lines. None has more of it than stays free, so that something is left for whoever comes next.
+/// The most for those of all lines. No network has more of it than stays free, and no line more of its network's, so that something is left for whoever comes next.
 const ALL_BYTES: usize = 256 << 20;
 /// What each line has besides, whatever others took: four of the largest frames.
 const OWN_BYTES: usize = 256 << 10;
+/// Places for frames that a line keeps when none waits.
+const KEPT_PLACES: usize = 1024;
 /// What a frame costs beside its bytes.
 const FRAME_COST: usize = 128;
 
-/// The memory of all lines.
+/// The memory of all lines, or of a network's, which is part of that.
 #[derive(Debug, Default)]
 pub(crate) struct LineMemory {
     in_use: AtomicUsize,
+    whole: Option<Arc<LineMemory>>,
+}
+
+impl LineMemory {
+    /// That of a network.
+    pub(crate) fn of_network(all: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self { in_use: AtomicUsize::new(0), whole: Some(Arc::clone(all)) })
+    }
+
+    /// How much of it somebody may use who uses so much now: as much as would stay free.
+    fn share(&self, used: usize) -> usize {
+        let in_use = self.in_use.load(Ordering::Relaxed);
+        let all = self.whole.as_ref().map_or(ALL_BYTES, |whole| whole.share(in_use));
+        all.saturating_sub(in_use.saturating_sub(used)) / 2
+    }
+
+    fn take(&self, bytes: usize) {
+        self.in_use.fetch_add(bytes, Ordering::Relaxed);
+        self.whole.iter().for_each(|whole| whole.take(bytes));
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.in_use.fetch_sub(bytes, Ordering::Relaxed);
+        self.whole.iter().for_each(|whole| whole.give_back(bytes));
+    }
 }
 
 /// The lines of a port.
@@ -105,11 +132,13 @@ pub(crate) struct Entrance<'a> {
 }
 
 impl PortLines {
-    fn new(id: PortId, lines: &Lines, fabric: &Fabric) -> Self {
+    fn new((id, network): (PortId, NetworkId), lines: &Lines, fabric: &Fabric) -> Self {
         let home = id.index() % fabric.workers.count();
+        // A port without a network shares with everybody.
+        let memory = fabric.network(network).map_or(&fabric.line_memory, |network| &network.line_memory);
         let line = |way, settings: &LineSettings| {
             let waker = Arc::clone(&fabric.workers.handles[home].waker);
-            (!settings.is_none()).then(|| Arc::new(PortLine::new(way, home, waker, settings, &fabric.line_memory)))
+            (!settings.is_none()).then(|| Arc::new(PortLine::new(way, home, waker, settings, memory)))
         };
         Self {
             from_guest: line(Way::FromGuest, &lines.from_guest),
@@ -119,8 +148,8 @@ impl PortLines {
     }
 
     /// The lines that are to be there now instead of these. One that stays the same goes on.
-    pub(crate) fn replaced(&self, id: PortId, lines: &Lines, fabric: &Fabric) -> Self {
-        let mut new = Self::new(id, lines, fabric);
+    pub(crate) fn replaced(&self, port: (PortId, NetworkId), lines: &Lines, fabric: &Fabric) -> Self {
+        let mut new = Self::new(port, lines, fabric);
         new.retired = self.retired.iter().filter(|line| line.due() != Moment::NEVER).cloned().collect();
         for (old, new_line) in [(&self.from_guest, &mut new.from_guest), (&self.to_guest, &mut new.to_guest)] {
             match (old, new_line) {
@@ -179,6 +208,11 @@ impl PortLine {
             let Some(Waiting { frame, offload, .. }) = queue.waiting.pop() else { break };
             queue.give_back(frame.len() + FRAME_COST);
             into.push(Dispatch { to: Receivers::All, from: None, frame, offload, stamp: None });
+        }
+        // What is counted is what a frame takes, and not its place after it has gone.
+        if queue.waiting.capacity() > (4 * queue.waiting.len()).max(KEPT_PLACES) {
+            let places = 2 * queue.waiting.len();
+            queue.waiting.shrink_to(places.max(KEPT_PLACES));
         }
         self.due.store(queue.due().nanos(), Ordering::Relaxed);
     }
@@ -251,7 +285,7 @@ impl Queue {
             counters.drop_frames(DropReason::LineFull, 1);
             return;
         }
-        let (first, second) = self.line.admit(now, offload.wire_len(frame.len()));
+        let (first, second) = self.line.admit(now, offload.wire_size(frame.len()).bytes);
         if let Some(second) = second {
             match second {
                 Ok(departure) if self.has_memory_for_two(&frame) => self.put(departure, 1, frame.clone(), offload),
@@ -274,20 +308,19 @@ impl Queue {
         self.bytes + 2 * (frame.len() + FRAME_COST) <= self.limit()
     }
 
-    /// What its frames may cost: as much as stays free when they do, or its own.
+    /// What its frames may cost.
     fn limit(&self) -> usize {
-        let others = self.memory.in_use.load(Ordering::Relaxed).saturating_sub(self.bytes);
-        (ALL_BYTES.saturating_sub(others) / 2).clamp(OWN_BYTES, QUEUE_BYTES)
+        self.memory.share(self.bytes).clamp(OWN_BYTES, QUEUE_BYTES)
     }
 
     fn take(&mut self, cost: usize) {
         self.bytes += cost;
-        self.memory.in_use.fetch_add(cost, Ordering::Relaxed);
+        self.memory.take(cost);
     }
 
     fn give_back(&mut self, cost: usize) {
         self.bytes -= cost;
-        self.memory.in_use.fetch_sub(cost, Ordering::Relaxed);
+        self.memory.give_back(cost);
     }
 
     /// `offset` is 1 for a duplicate.

@@ -110,6 +110,32 @@ fn no_line_takes_more_of_the_common_memory_than_it_leaves() {
 }
 
 #[test]
+fn what_one_network_sends_leaves_the_lines_of_others_more_than_their_own() {
+    const LEN: usize = 60_000;
+    let (all, counters) = (Arc::default(), LiveCounters::default());
+    let [loud, quiet] = [(); 2].map(|()| LineMemory::of_network(&all));
+    let lines: Vec<_> = (0..40).map(|_| line_in(&loud, Impairment::default())).collect();
+    let fill = |line: &PortLine| {
+        put(line, 0, &counters, std::iter::repeat_n(vec![0; LEN], QUEUE_BYTES / LEN + 1));
+        line.lock().bytes
+    };
+    let used: usize = lines.iter().map(fill).sum();
+    assert_eq!(used, all.in_use.load(Ordering::Relaxed));
+    assert!((ALL_BYTES / 2 - LEN..ALL_BYTES / 2 + lines.len() * OWN_BYTES).contains(&used), "{used}");
+    assert!(fill(&line_in(&quiet, Impairment::default())) > ALL_BYTES / 10);
+    drop(lines);
+    assert_eq!([&loud.in_use, &all.in_use].map(|bytes| bytes.load(Ordering::Relaxed)), [0, 0]);
+}
+
+#[test]
+fn a_line_from_which_all_have_left_keeps_no_place_for_them() {
+    let (line, counters) = (line(Impairment::default()), LiveCounters::default());
+    put(&line, 0, &counters, (0..100_000).map(|_| vec![0; 60]));
+    assert_eq!(take(&line, 0).len(), 100_000);
+    assert!(line.lock().waiting.capacity() <= 2 * KEPT_PLACES);
+}
+
+#[test]
 fn a_shaped_line_is_as_slow_as_the_wire_that_would_carry_the_segments() {
     // A byte takes a nanosecond.
     let shape = Shape { limit: Limit { bits: 8_000_000_000, burst: 1_514 }, queue: Duration::from_secs(1) };

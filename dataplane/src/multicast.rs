@@ -1,6 +1,6 @@
 //! Multicast snooping in the path of a batch; [`weft_switch::multicast`] has the theory and the decisions.
 //!
-//! Only frames with a group address come here, of networks that snoop. Where they go stands in a [`View`], which is read without a lock: tables of immutable
+//! Only frames for many come here, of networks that snoop. Where they go stands in a [`View`], which is read without a lock: tables of immutable
 //! buckets, of which whoever changed something replaces one. What hosts and routers say about groups is copied to private memory and shown to the
 //! [`Snooper`], with one lock for all such frames of a batch; they go on from that copy. What time brings is done by the owner, whose queries go out by way of a worker.
 //!
@@ -17,8 +17,8 @@ use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::guard::Isolation;
 use weft_switch::multicast::{
-    Arrival, DomainNews, Effects, Family, News, Outbound, Passage, Scope, Snooper, SnoopingSettings, SnoopingStatus, concerns,
-    scope,
+    Arrival, DomainNews, Effects, Family, GroupMessage, News, Outbound, Passage, Scope, Snooper, SnoopingSettings,
+    SnoopingStatus, concerns, scope,
 };
 use weft_switch::vlan::Vlan;
 use weft_switch::{DropReason, EthernetHeader, MacKey, NetworkId, Offload, PortId, Timestamp, complete_checksum};
@@ -170,7 +170,8 @@ impl SnooperLink {
     /// What [`Lane::carry_group`] would do with a frame that begins like this, on a network with VLANs in this one.
     pub(crate) fn foresee(&self, frame: &[u8], vlan: Option<Vlan>) -> Foreseen {
         let Some(header) = frame.first_chunk() else { return Foreseen::Everybody };
-        if frame[EthernetHeader::LEN..].first_chunk().is_some_and(|rest| concerns(header, *rest)) {
+        let rest = &frame[EthernetHeader::LEN..];
+        if rest.first_chunk().is_some_and(|first| concerns(header, *first, || rest.first_chunk().copied())) {
             return Foreseen::Message;
         }
         let Scope::Members(family) = scope(header) else { return Foreseen::Everybody };
@@ -203,7 +204,8 @@ impl Lane {
         (batch, frame, bit): (&Batch, &Frame, usize),
     ) -> bool {
         let Some(snooper) = &network.snooper else { return false };
-        if batch.payload(frame).read_array().is_some_and(|rest| concerns(&frame.header, rest)) {
+        let first = batch.payload(frame).read_array();
+        if first.is_some_and(|first| concerns(&frame.header, first, || batch.payload(frame).read_array())) {
             self.for_snooper |= 1 << bit;
             return true;
         }
@@ -251,43 +253,51 @@ impl Lane {
                 complete_checksum(&mut bytes, partial);
                 offload = Offload::NONE;
             }
-            copies.push((at, bytes, offload));
+            let message = GroupMessage::read(&bytes, offload.segmentation.is_some());
+            copies.push((
+                snooper.vlan(network, batch, at),
+                message,
+                Dispatch {
+                    to: Receivers::AllBut(ingress.id),
+                    from: Some(ingress.id),
+                    frame: bytes,
+                    offload,
+                    stamp: network.vlans.as_ref().map(|_| batch.stamp(at)),
+                },
+            ));
         }
-        let (dispatches, queries) = snooper.with(|state, effects| {
-            let mut dispatches = Vec::with_capacity(copies.len());
-            for (at, bytes, offload) in copies {
-                let vlan = snooper.vlan(network, batch, at);
-                // What is to be cut is neither IGMP nor MLD.
-                let passage = if offload.segmentation.is_some() {
-                    Passage::Ordinary
-                } else {
-                    state.receive(now, &Arrival { port: ingress.id, vlan, may_route, is_isolated, frame: &bytes }, effects)
-                };
-                let to = match passage {
-                    Passage::Drop(reason) => {
-                        ingress.counters.drop_frames(reason, 1);
+        // What only looked like a message needs no lock.
+        let mut queries = Vec::new();
+        let mut passages = vec![Passage::Ordinary; copies.len()];
+        if copies.iter().any(|(_, message, _)| !message.is_other()) {
+            ((), queries) = snooper.with(|state, effects| {
+                for (passage, (vlan, message, _)) in passages.iter_mut().zip(&copies).filter(|(_, copy)| !copy.1.is_other()) {
+                    let arrival = Arrival { port: ingress.id, vlan: *vlan, may_route, is_isolated, message };
+                    *passage = state.receive(now, &arrival, effects);
+                }
+            });
+        }
+        for (passage, (vlan, _, mut dispatch)) in passages.into_iter().zip(copies) {
+            let to = match passage {
+                Passage::Drop(reason) => {
+                    ingress.counters.drop_frames(reason, 1);
+                    continue;
+                }
+                Passage::Everybody => None,
+                Passage::To(ports) => Some(ports),
+                Passage::Ordinary => match snooper.shared.ordinary(vlan, &dispatch.frame) {
+                    Some(ports) if !ports.iter().any(|port| *port != ingress.id) => {
+                        ingress.counters.drop_frames(DropReason::NoMember, 1);
                         continue;
                     }
-                    Passage::Everybody => None,
-                    Passage::To(ports) => Some(ports),
-                    Passage::Ordinary => match snooper.shared.ordinary(vlan, &batch.frames()[at]) {
-                        Some(ports) if !ports.iter().any(|port| *port != ingress.id) => {
-                            ingress.counters.drop_frames(DropReason::NoMember, 1);
-                            continue;
-                        }
-                        ports => ports,
-                    },
-                };
-                let stamp = network.vlans.as_ref().map(|_| batch.stamp(at));
-                let to = match to {
-                    None => Receivers::AllBut(ingress.id),
-                    Some(ports) => Receivers::These(ports.into_iter().filter(|port| *port != ingress.id).collect()),
-                };
-                dispatches.push(Dispatch { to, from: Some(ingress.id), frame: bytes, offload, stamp });
+                    ports => ports,
+                },
+            };
+            if let Some(ports) = to {
+                dispatch.to = Receivers::These(ports.into_iter().filter(|port| *port != ingress.id).collect());
             }
-            dispatches
-        });
-        self.dispatches.extend(dispatches);
+            self.dispatches.push(dispatch);
+        }
         self.dispatches.extend(queries.into_iter().map(Dispatch::from));
         self.finish_sending(snapshot);
     }
@@ -295,10 +305,11 @@ impl Lane {
 
 impl SharedSnooper {
     /// Where a frame goes that turned out to be like any other; nothing: to everybody.
-    fn ordinary(&self, vlan: Vlan, frame: &Frame) -> Option<Vec<PortId>> {
-        let Scope::Members(family) = scope(&frame.header) else { return None };
+    fn ordinary(&self, vlan: Vlan, frame: &[u8]) -> Option<Vec<PortId>> {
+        let header = frame.first_chunk()?;
+        let Scope::Members(family) = scope(header) else { return None };
         let mut ports = Vec::new();
-        let group = EthernetHeader::parse(&frame.header).destination;
+        let group = EthernetHeader::parse(header).destination;
         let audience = self.view.audience(vlan, group, family, |port| ports.push(port));
         ports.sort_unstable();
         ports.dedup();

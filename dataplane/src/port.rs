@@ -206,7 +206,7 @@ impl Port {
 
     /// Changes what is between it and its guest; the caller publishes.
     pub(crate) fn set_lines(&mut self, lines: &Lines, fabric: &mut Fabric) {
-        self.wiring.lines = self.wiring.lines.replaced(self.wiring.port, lines, fabric);
+        self.wiring.lines = self.wiring.lines.replaced((self.wiring.port, self.wiring.network), lines, fabric);
         self.settings.lines = *lines;
         self.relink(fabric);
     }

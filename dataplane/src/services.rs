@@ -11,6 +11,7 @@ use weft_switch::{DropReason, FdbSettings, NetworkId, Outgoing, PortId, Timestam
 use crate::dataplane::{Dataplane, DataplaneError, free_place};
 use crate::fabric::Network;
 use crate::gateway::{Dispatch, GatewayLink, GatewayState, Receivers, ServiceMessage, SharedGateway};
+use crate::line::LineMemory;
 use crate::nat::{Engine, EngineSettings, Forward, ForwardError, MappingStatus, NatSettings};
 
 /// What a network is made of.
@@ -45,7 +46,8 @@ impl Dataplane {
         let gateway = gateway.map(|settings| self.new_gateway(settings, nat)).transpose()?;
         let limit = Self::MAX_NETWORKS;
         let place = free_place(&mut self.fabric.networks, limit).ok_or(DataplaneError::TooMany { what: "networks", limit })?;
-        self.fabric.networks[place] = Some(Network::new(fdb, default_vlan, gateway));
+        self.fabric.networks[place] =
+            Some(Network::new(fdb, default_vlan, gateway, LineMemory::of_network(&self.fabric.line_memory)));
         self.set_snooping(NetworkId(place as u16), multicast);
         self.fabric.divide(NetworkId(place as u16));
         if let Err(stuck) = self.fabric.publish() {

@@ -227,10 +227,7 @@ impl Tracer<'_> {
                     }
                 }
                 let others = |port: &PortId| *port != ingress.id;
-                let snooper = network
-                    .snooper
-                    .as_ref()
-                    .filter(|_| destination.is_multicast() && destination.0 != [0xff; 6] && !self.trace.gateway);
+                let snooper = network.snooper.as_ref().filter(|_| destination.is_multicast() && !self.trace.gateway);
                 match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|(_, vlan, ..)| vlan))) {
                     Some(Foreseen::Message) => {
                         self.say(

@@ -44,7 +44,7 @@ pub use host_name::{DomainName, HostName, NameError};
 pub use id::{NetworkId, PortId};
 pub use log_limit::LogLimit;
 pub use mac::{MacAddr, MacKey, ParseMacError};
-pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, complete_checksum, segment};
+pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmentation, WireSize, complete_checksum, segment};
 pub use rate::{PortRate, Rate};
 pub use subnet::{AddressRange, Subnet, SubnetError};
 pub use time::Timestamp;

@@ -122,6 +122,31 @@ impl OffloadFeatures {
     }
 }
 
+/// Frames as a wire would carry them, of which none stands for several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireSize {
+    /// How many.
+    pub frames: usize,
+    /// Their bytes, without FCS.
+    pub bytes: usize,
+}
+
+impl std::ops::AddAssign for WireSize {
+    #[inline]
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
+}
+
+impl std::ops::SubAssign for WireSize {
+    #[inline]
+    fn sub_assign(&mut self, other: Self) {
+        self.frames -= other.frames;
+        self.bytes -= other.bytes;
+    }
+}
+
 impl Offload {
     /// Nothing is left to do.
     pub const NONE: Self = Self { checksum: None, segmentation: None };
@@ -185,13 +210,13 @@ impl Offload {
         Ok(offload)
     }
 
-    /// Bytes, without FCS, that a wire would carry for a frame of `len`: each segment has headers of its own. TCP's are taken to have no options.
+    /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have no options.
     #[inline]
     #[must_use]
-    pub fn wire_len(&self, len: usize) -> usize {
+    pub fn wire_size(&self, len: usize) -> WireSize {
         let (Some(Segmentation { kind, size, .. }), Some(PartialChecksum { start, .. })) = (self.segmentation, self.checksum)
         else {
-            return len;
+            return WireSize { frames: 1, bytes: len };
         };
         // Fragments have the IP header only (RFC 791, section 3.2).
         let transport_len = match kind {
@@ -201,7 +226,7 @@ impl Offload {
         };
         let headers = (usize::from(start) + transport_len).min(MAX_HEADERS);
         let segments = len.saturating_sub(headers).div_ceil(usize::from(size).max(1)).max(1);
-        len + (segments - 1) * headers
+        WireSize { frames: segments, bytes: len + (segments - 1) * headers }
     }
 
     /// The same for the frame with one tag more in front.

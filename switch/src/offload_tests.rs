@@ -340,13 +340,14 @@ fn there_is_always_room_for_a_tag_before_the_checksum() {
 fn a_frame_counts_for_the_headers_of_all_its_segments() {
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let of = |kind, size| Offload { checksum, segmentation: Some(Segmentation { kind, size, ecn: false }) };
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_len(54 + 3 * 1460), 3 * 1514);
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_len(54 + 3 * 1460 + 1), 3 * 1514 + 55);
-    assert_eq!(of(SegmentKind::Udp, 1000).wire_len(42 + 1500), 1042 + 542);
-    assert_eq!(of(SegmentKind::UdpFragments, 1480).wire_len(34 + 2 * 1480), 2 * 1514);
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_len(60), 60);
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460).bytes, 3 * 1514);
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460 + 1).bytes, 3 * 1514 + 55);
+    assert_eq!(of(SegmentKind::Udp, 1000).wire_size(42 + 1500).bytes, 1042 + 542);
+    assert_eq!(of(SegmentKind::UdpFragments, 1480).wire_size(34 + 2 * 1480).bytes, 2 * 1514);
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460 + 1).frames, 4);
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(60), WireSize { frames: 1, bytes: 60 });
     // What no frame has in front counts for nobody.
     let far = Offload { checksum: Some(PartialChecksum { start: 30_000, offset: 16 }), ..of(SegmentKind::Tcp4, 256) };
-    assert!(far.wire_len(crate::MAX_FRAME_LEN) < 65_557 + 256 * 128);
-    assert_eq!(Offload { checksum, segmentation: None }.wire_len(1514), 1514);
+    assert!(far.wire_size(crate::MAX_FRAME_LEN).bytes < 65_557 + 256 * 128);
+    assert_eq!(Offload { checksum, segmentation: None }.wire_size(1514).bytes, 1514);
 }

@@ -214,7 +214,7 @@ fn groups() {
                 vlan,
                 may_route: true,
                 is_isolated: false,
-                frame: &frame,
+                message: &multicast::GroupMessage::read(&frame, false),
             };
             let _ = snooper.receive(now, &arrival, &mut effects);
             snooper.tick(now, &mut effects);

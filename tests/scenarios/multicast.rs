@@ -216,6 +216,26 @@ fn ipv6_is_snooped_as_well_and_what_everybody_needs_goes_to_everybody() {
 }
 
 #[test]
+fn nobody_is_kept_from_reporting_by_what_looks_like_a_report_to_hosts_alone() {
+    let (switch, [(attacker, mut a), (_, mut b)]) = plain();
+    let mut to_all = report(1, GROUP, true);
+    to_all[..6].copy_from_slice(&[0xff; 6]);
+    // MLD, and nothing that tells routers to look.
+    let whole = report6(1, GROUP6, true);
+    let mut bare = [&whole[..54], &whole[62..]].concat();
+    (bare[14 + 5], bare[14 + 6]) = (28, 58);
+    let tagged = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0, 0], &frame[12..]].concat();
+    let misleading = [to_all.clone(), bare.clone(), tagged(&to_all), tagged(&bare)];
+    for frame in &misleading {
+        a.send(frame).unwrap();
+    }
+    switch.expect_drops(&attacker, DropReason::BadGroupMessage, misleading.len() as u64);
+    // With a tag that names no VLAN it is a report all the same.
+    say(&switch, &mut a, &tagged(&report(1, GROUP, true)), 1);
+    expect_nothing(&switch, &mut b);
+}
+
+#[test]
 fn guests_are_asked_when_they_come_up() {
     let (switch, [(_, mut a)]) = plain();
     let mut asked = [false; 2];

@@ -233,6 +233,31 @@ fn no_more_comes_in_than_the_limit_allows() {
 }
 
 #[test]
+fn a_frame_that_is_to_be_cut_counts_for_all_its_segments() {
+    const FEATURES: u64 = feature::DEFAULT | feature::CSUM | feature::HOST_TSO4 | feature::GUEST_CSUM | feature::GUEST_TSO4;
+    let switch = TestSwitch::start();
+    let limit_in = Some(Limit { bits: 8_000, burst: 100_000 });
+    let protections = Protections { limit_in, ..Protections::NONE };
+    let (port, mut attacker) = plug(&switch, protections, |builder| builder.features(FEATURES));
+    let (_, _victim) = switch.guest(|builder| builder.features(FEATURES));
+    let header = Header {
+        flags: Header::NEEDS_CSUM,
+        gso_type: Header::GSO_TCPV4,
+        gso_size: 1,
+        hdr_len: 54,
+        csum_start: 34,
+        csum_offset: 16,
+        ..Header::default()
+    };
+    // 11,000 bytes each: 200 segments of one, behind 54 bytes of headers.
+    let frame = tcp(mac(2), mac(1), OWN, 200);
+    for _ in 0..20 {
+        attacker.send_with_header(&header, &frame, &Shape::one()).unwrap();
+    }
+    switch.expect_drops(&port, DropReason::OverLimit, 11);
+}
+
+#[test]
 fn frames_of_segmentation_are_checked_by_their_one_header() {
     const SENDER: u64 = feature::DEFAULT | feature::CSUM | feature::HOST_TSO4 | feature::GUEST_CSUM | feature::GUEST_TSO4;
     for rings in RINGS {

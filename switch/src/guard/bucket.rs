@@ -13,6 +13,8 @@ pub enum Volume {
 
 /// Gives so much in a second, and what was left over from before up to a bound: over any time `t` never more than rate × `t` + burst.
 ///
+/// Who takes more at once than a bucket holds gets it when that is full, and what was missing is owed: it is as if the bucket had been that large.
+///
 /// Time is in milliseconds, so a level is kept in thousandths: what comes in a millisecond is the rate, and nothing is ever rounded. A burst that is less than
 /// what comes between two looks at the clock makes the rate smaller; a few milliseconds' worth are enough.
 #[derive(Clone, Debug)]
@@ -20,8 +22,9 @@ pub struct TokenBucket {
     /// Thousandths of a token in a millisecond.
     rate: u64,
     /// Thousandths.
-    capacity: u64,
-    level: u64,
+    capacity: i64,
+    /// Less than nothing is owed.
+    level: i64,
     filled: Timestamp,
 }
 
@@ -34,7 +37,7 @@ impl TokenBucket {
     /// A full one. Both are bounded by [`Self::MAX`].
     #[must_use]
     pub fn new(rate: u64, burst: u64) -> Self {
-        let capacity = burst.min(Self::MAX) * Self::WHOLE;
+        let capacity = thousandths(burst);
         Self { rate: rate.min(Self::MAX), capacity, level: capacity, filled: Timestamp::default() }
     }
 
@@ -42,25 +45,26 @@ impl TokenBucket {
     #[inline]
     pub fn take(&mut self, now: Timestamp, count: u64) -> bool {
         self.fill(now);
-        let wanted = count.saturating_mul(Self::WHOLE);
-        let enough = wanted <= self.level;
+        let wanted = thousandths(count);
+        let enough = wanted.min(self.capacity) <= self.level;
         if enough {
             self.level -= wanted;
         }
         enough
     }
 
-    /// Takes as many whole tokens as there are, at most `count`; says how many.
-    pub fn take_up_to(&mut self, now: Timestamp, count: u64) -> u64 {
+    /// Takes out as many whole tokens as there are, at most `count`, to be shared out elsewhere. What is left of them is to be [settled](Self::settle).
+    pub fn draw(&mut self, now: Timestamp, count: u64) -> Draw {
         self.fill(now);
-        let taken = count.min(self.level / Self::WHOLE);
-        self.level -= taken * Self::WHOLE;
-        taken
+        let whole = Self::WHOLE as i64;
+        let left = (thousandths(count).min(self.level) / whole).max(0);
+        self.level -= left * whole;
+        Draw { left, capacity: self.capacity / whole }
     }
 
-    /// Gives back tokens that were taken and not used.
-    pub fn give_back(&mut self, count: u64) {
-        self.level = self.level.saturating_add(count.saturating_mul(Self::WHOLE)).min(self.capacity);
+    /// Puts back what was not used, or takes what is owed.
+    pub fn settle(&mut self, draw: Draw) {
+        self.level = self.level.saturating_add(draw.left.saturating_mul(Self::WHOLE as i64)).min(self.capacity);
     }
 
     #[inline]
@@ -71,10 +75,36 @@ impl TokenBucket {
         // No truncation: a clock that counts milliseconds in 64 bits.
         let millis = now.since(self.filled).as_millis() as u64;
         if millis > 0 {
-            self.level = self.level.saturating_add(self.rate.saturating_mul(millis)).min(self.capacity);
+            let more = i64::try_from(self.rate.saturating_mul(millis)).unwrap_or(i64::MAX);
+            self.level = self.level.saturating_add(more).min(self.capacity);
             self.filled = now;
         }
     }
+}
+
+/// Whole tokens, taken out of a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    left: i64,
+    capacity: i64,
+}
+
+impl Draw {
+    /// As [`TokenBucket::take`].
+    #[inline]
+    pub fn take(&mut self, count: u64) -> bool {
+        let wanted = i64::try_from(count).unwrap_or(i64::MAX);
+        let enough = wanted.min(self.capacity) <= self.left;
+        if enough {
+            self.left -= wanted;
+        }
+        enough
+    }
+}
+
+/// No overflow: what can be counted is less than a thousandth of what fits.
+fn thousandths(tokens: u64) -> i64 {
+    (tokens.min(TokenBucket::MAX) * TokenBucket::WHOLE) as i64
 }
 
 #[cfg(test)]
@@ -117,12 +147,29 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_takes_nothing_and_what_is_given_back_can_be_taken_again() {
+    fn what_is_not_there_takes_nothing_and_what_is_not_used_can_be_taken_again() {
         let mut bucket = TokenBucket::new(1, 10);
-        assert!(!bucket.take(Timestamp::default(), 11) && bucket.take(Timestamp::default(), 10));
-        assert!(!bucket.take(Timestamp::from_millis(999), 1) && bucket.take(Timestamp::from_millis(1000), 1));
-        bucket.give_back(100);
-        assert_eq!(bucket.take_up_to(Timestamp::from_millis(1000), 100), 10);
+        assert!(bucket.take(Timestamp::default(), 10) && !bucket.take(Timestamp::from_millis(999), 1));
+        assert!(bucket.take(Timestamp::from_millis(1000), 1));
+        let later = Timestamp::from_millis(6000);
+        let mut draw = bucket.draw(later, 100);
+        assert!(draw.take(2) && !draw.take(4));
+        bucket.settle(draw);
+        assert!(bucket.take(later, 3) && !bucket.take(later, 1));
+    }
+
+    #[test]
+    fn who_takes_more_than_there_can_be_waits_for_all_of_it_and_owes_the_rest() {
+        let mut bucket = TokenBucket::new(1000, 10);
+        assert!(bucket.take(Timestamp::default(), 1));
+        assert!(!bucket.take(Timestamp::default(), 100));
+        let full = Timestamp::from_millis(1);
+        assert!(bucket.take(full, 100));
+        assert!(!bucket.take(Timestamp::from_millis(91), 1) && bucket.take(Timestamp::from_millis(92), 1));
+        let mut draw = bucket.draw(Timestamp::from_millis(1000), 50);
+        assert!(draw.take(50) && !draw.take(1));
+        bucket.settle(draw);
+        assert!(!bucket.take(Timestamp::from_millis(1040), 1) && bucket.take(Timestamp::from_millis(1041), 1));
     }
 
     #[test]
@@ -141,11 +188,19 @@ mod tests {
             steps in prop::collection::vec((0..50_u64, 0..2_000_000_u64, any::<bool>()), 1..60),
         ) {
             let mut bucket = TokenBucket::new(rate, burst);
-            let (mut millis, mut taken) = (5_000, Vec::new());
+            let (mut millis, mut taken, most) = (5_000, Vec::new(), steps.iter().map(|(_, count, _)| *count).max());
+            let burst = burst.max(most.unwrap_or_default());
             for (wait, count, all) in steps {
                 millis += wait;
                 let now = Timestamp::from_millis(millis);
-                let got = if all { u64::from(bucket.take(now, count)) * count } else { bucket.take_up_to(now, count) };
+                let got = if all {
+                    u64::from(bucket.take(now, count)) * count
+                } else {
+                    let mut draw = bucket.draw(now, count);
+                    let got = u64::from(draw.take(count / 2)) * (count / 2) + u64::from(draw.take(count - count / 2)) * (count - count / 2);
+                    bucket.settle(draw);
+                    got
+                };
                 taken.push((millis, u128::from(got)));
             }
             for (first, (start, _)) in taken.iter().enumerate() {

@@ -1,7 +1,7 @@
-//! How much a port may send: storm control and policing.
+//! How much a port may send: storm control and policing. A frame that stands for many counts for what a wire would carry.
 
-use super::{TokenBucket, Volume};
-use crate::{DropReason, EthernetHeader, MAX_FRAME_LEN, MacAddr, MacKey, Timestamp};
+use super::{Draw, TokenBucket, Volume};
+use crate::{DropReason, EthernetHeader, MAX_FRAME_LEN, MacAddr, MacKey, Timestamp, WireSize};
 
 /// How much may be sent to many, each in frames or bytes a second. What stays nothing has no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,9 +52,9 @@ pub struct Meters {
 }
 
 /// Part of what a port has left for addresses that nobody knows: taken out for a batch, so that it is not asked for frame by frame.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowance {
-    left: u64,
+    drawn: Draw,
     /// What a frame costs, and a byte of it.
     frame: u64,
     byte: u64,
@@ -97,53 +97,50 @@ impl Meters {
         self.unknown.is_some()
     }
 
-    /// Counts a frame of `len` bytes.
+    /// Counts a frame.
     ///
     /// # Errors
     /// [`DropReason::BroadcastStorm`], [`DropReason::MulticastStorm`] or [`DropReason::OverLimit`] when there was too much.
     #[inline]
-    pub fn admit(&mut self, now: Timestamp, header: &EthernetHeader, len: usize) -> Result<(), DropReason> {
+    pub fn admit(&mut self, now: Timestamp, header: &EthernetHeader, size: WireSize) -> Result<(), DropReason> {
         if header.destination.is_multicast() {
             let (storm, reason) = if header.destination == MacKey::from(MacAddr::BROADCAST) {
                 (&mut self.broadcast, DropReason::BroadcastStorm)
             } else {
                 (&mut self.multicast, DropReason::MulticastStorm)
             };
-            take(storm, now, len, reason)?;
+            take(storm, now, size, reason)?;
         }
-        take(&mut self.limit_in, now, len, DropReason::OverLimit)
+        take(&mut self.limit_in, now, size, DropReason::OverLimit)
     }
 
-    /// Counts all frames of a batch, of `bytes` bytes in all, that go to one station each. False when there was too much: then none is counted, and
+    /// Counts all frames of a batch that go to one station each. False when there was too much: then none is counted, and
     /// [`Self::admit`] says which may pass.
-    pub fn admit_all(&mut self, now: Timestamp, bytes: usize) -> bool {
-        take(&mut self.limit_in, now, bytes, DropReason::OverLimit).is_ok()
+    pub fn admit_all(&mut self, now: Timestamp, size: WireSize) -> bool {
+        take(&mut self.limit_in, now, size, DropReason::OverLimit).is_ok()
     }
 
-    /// Takes out what `frames` frames of `bytes` bytes in all need if nobody knows whom they are for, or what there is. Nothing if there is no limit.
-    pub fn draw_unknown(&mut self, now: Timestamp, frames: usize, bytes: usize) -> Option<Allowance> {
+    /// Takes out what frames of this size need if nobody knows whom they are for, or what there is. Nothing if there is no limit.
+    pub fn draw_unknown(&mut self, now: Timestamp, size: WireSize) -> Option<Allowance> {
         let Meter { bucket, frame, byte } = self.unknown.as_mut()?;
-        let left = bucket.take_up_to(now, *frame * frames as u64 + *byte * bytes as u64);
-        Some(Allowance { left, frame: *frame, byte: *byte })
+        Some(Allowance { drawn: bucket.draw(now, cost(size, *frame, *byte)), frame: *frame, byte: *byte })
     }
 
     /// Puts back what was left.
     pub fn return_unknown(&mut self, allowance: Allowance) {
         if let Some(meter) = &mut self.unknown {
-            meter.bucket.give_back(allowance.left);
+            meter.bucket.settle(allowance.drawn);
         }
     }
 }
 
 impl Allowance {
-    /// Counts a frame of `len` bytes for an address that nobody knows.
+    /// Counts a frame for an address that nobody knows.
     ///
     /// # Errors
     /// [`DropReason::UnknownStorm`] when there was too much.
-    pub fn take(&mut self, len: usize) -> Result<(), DropReason> {
-        let cost = self.frame + self.byte * len as u64;
-        self.left = self.left.checked_sub(cost).ok_or(DropReason::UnknownStorm)?;
-        Ok(())
+    pub fn take(&mut self, size: WireSize) -> Result<(), DropReason> {
+        if self.drawn.take(cost(size, self.frame, self.byte)) { Ok(()) } else { Err(DropReason::UnknownStorm) }
     }
 }
 
@@ -161,12 +158,18 @@ impl Meter {
     }
 }
 
+/// What frames cost, each so much, and each of their bytes.
 #[inline]
-fn take(meter: &mut Option<Meter>, now: Timestamp, len: usize, reason: DropReason) -> Result<(), DropReason> {
+const fn cost(size: WireSize, frame: u64, byte: u64) -> u64 {
+    frame * size.frames as u64 + byte * size.bytes as u64
+}
+
+#[inline]
+fn take(meter: &mut Option<Meter>, now: Timestamp, size: WireSize, reason: DropReason) -> Result<(), DropReason> {
     match meter {
         None => Ok(()),
         Some(Meter { bucket, frame, byte }) => {
-            if bucket.take(now, *frame + *byte * len as u64) {
+            if bucket.take(now, cost(size, *frame, *byte)) {
                 Ok(())
             } else {
                 Err(reason)

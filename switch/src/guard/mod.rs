@@ -13,8 +13,8 @@
 //! fragment without them (RFC 7112), neighbour discovery in fragments (RFC 6980), headers that are cut short, and IEEE 802.2 where Ethernet's own types would do. The
 //! rest of a fragmented datagram has no ports, and needs none: without its beginning, which was checked, it is nothing.
 //!
-//! [`Meters`] are token buckets: for what goes to many (storm control), and for everything (policing). A frame of TCP segmentation counts as what it is here, one
-//! frame with all its bytes.
+//! [`Meters`] are token buckets: for what goes to many (storm control), and for everything (policing). A frame that is still to be cut into segments
+//! counts for all of them ([`crate::Offload::wire_size`]).
 //!
 //! [`Isolation`] says which ports of a network hear from each other (as the private VLANs of RFC 5517 do).
 
@@ -22,7 +22,7 @@ mod bucket;
 mod inspect;
 mod meters;
 
-pub use bucket::{TokenBucket, Volume};
+pub use bucket::{Draw, TokenBucket, Volume};
 pub use inspect::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 pub use meters::{Allowance, Limit, Meters, StormLimits};
 

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use self::frames::*;
 use super::*;
-use crate::{DropReason, EthernetHeader, Timestamp};
+use crate::{DropReason, EthernetHeader, Timestamp, WireSize};
 
 fn locked() -> Protections {
     Protections {
@@ -200,8 +200,9 @@ fn storms_are_limited_each_by_itself_and_everything_together() {
     let to = |mac: [u8; 6]| EthernetHeader { destination: MacAddr(mac).into(), source: MAC.into() };
     let (all, many, one) = (to([0xff; 6]), to([0x33, 0x33, 0, 0, 0, 1]), to([2, 0, 0, 0, 0, 9]));
     let now = Timestamp::from_millis(1000);
+    let of = |bytes| WireSize { frames: 1, bytes };
     let mut admitted = |now, header: &EthernetHeader, len| {
-        let results: Vec<_> = (0..1000).map(|_| meters.admit(now, header, len)).collect();
+        let results: Vec<_> = (0..1000).map(|_| meters.admit(now, header, of(len))).collect();
         let count = results.iter().filter(|result| result.is_ok()).count();
         (count, results.into_iter().find_map(Result::err))
     };
@@ -210,17 +211,39 @@ fn storms_are_limited_each_by_itself_and_everything_together() {
     assert_eq!(admitted(now, &one, 1000), ((100_000 - 16 * 60 - 43 * 1500) / 1000, Some(DropReason::OverLimit)));
     let later = Timestamp::from_millis(1100);
     assert_eq!(admitted(later, &all, 60).0, 10);
-    let mut allowance = meters.draw_unknown(later, 32, 32 * 60).unwrap();
-    assert!((0..16).all(|_| allowance.take(60).is_ok()));
-    assert_eq!(allowance.take(60), Err(DropReason::UnknownStorm));
-    let mut allowance = meters.draw_unknown(Timestamp::from_millis(1200), 3, 180).unwrap();
-    assert_eq!(allowance.take(60), Ok(()));
+    let mut allowance = meters.draw_unknown(later, WireSize { frames: 32, bytes: 32 * 60 }).unwrap();
+    assert!((0..16).all(|_| allowance.take(of(60)).is_ok()));
+    assert_eq!(allowance.take(of(60)), Err(DropReason::UnknownStorm));
+    let mut allowance = meters.draw_unknown(Timestamp::from_millis(1200), WireSize { frames: 3, bytes: 180 }).unwrap();
+    assert_eq!(allowance.take(of(60)), Ok(()));
     meters.return_unknown(allowance);
     assert_eq!(
         meters
-            .draw_unknown(Timestamp::from_millis(1200), 9, 540)
-            .map(|mut left| (0..9).filter(|_| left.take(60).is_ok()).count()),
+            .draw_unknown(Timestamp::from_millis(1200), WireSize { frames: 9, bytes: 540 })
+            .map(|mut left| (0..9).filter(|_| left.take(of(60)).is_ok()).count()),
         Some(4)
     );
-    assert_eq!(Meters::new(&StormLimits::default(), None).draw_unknown(now, 1, 60), Option::None);
+    assert_eq!(Meters::new(&StormLimits::default(), None).draw_unknown(now, of(60)), Option::None);
+}
+
+#[test]
+fn a_frame_that_stands_for_many_counts_for_all_of_them() {
+    let storm = StormLimits { multicast: Some(Volume::Frames(100)), unknown: Some(Volume::Frames(1000)), broadcast: None };
+    let mut meters = Meters::new(&storm, Some(Limit { bits: 8_000_000, burst: 65_557 }));
+    let to = |mac: [u8; 6]| EthernetHeader { destination: MacAddr(mac).into(), source: MAC.into() };
+    let (many, one) = (to([0x33, 0x33, 0, 0, 0, 1]), to([2, 0, 0, 0, 0, 9]));
+    let burst = WireSize { frames: 256, bytes: 256 * 60 };
+    let now = |millis| Timestamp::from_millis(millis);
+    let mut times = (0..10_000).filter(|millis| meters.admit(now(*millis), &many, burst).is_ok());
+    // The bucket of 16 is full anew when all 256 have been paid for: 2.56 s later.
+    assert_eq!([times.next(), times.next(), times.next()], [Some(0), Some(2560), Some(5120)]);
+    drop(times);
+    let mut drawn = meters.draw_unknown(now(10_000), burst).unwrap();
+    assert_eq!([drawn.take(burst), drawn.take(burst)], [Ok(()), Err(DropReason::UnknownStorm)]);
+    meters.return_unknown(drawn);
+    let later = |meters: &mut Meters, millis| meters.draw_unknown(now(millis), burst).unwrap().take(burst);
+    assert_eq!(later(&mut meters.clone(), 10_250), Err(DropReason::UnknownStorm));
+    assert_eq!(later(&mut meters, 10_256), Ok(()));
+    let wide = WireSize { frames: 256, bytes: 120_000 };
+    assert_eq!([20_000, 20_119, 20_120].map(|millis| meters.admit(now(millis), &one, wide).is_ok()), [true, false, true]);
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::guard::{Limit, Meters, StormLimits};
-use crate::{EthernetHeader, Timestamp};
+use crate::{EthernetHeader, Timestamp, WireSize};
 
 const MBIT: u64 = 1_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -97,7 +97,7 @@ fn policing_keeps_its_rate_within_three_percent_over_each_second() {
             let mut meters = Meters::new(&StormLimits::default(), Some(Limit { bits: rate, burst }));
             let mut left = Vec::new();
             for millis in 5_000..7_500 {
-                while meters.admit(Timestamp::from_millis(millis), &header, len).is_ok() {
+                while meters.admit(Timestamp::from_millis(millis), &header, WireSize { frames: 1, bytes: len }).is_ok() {
                     // What was there at the start passes at once.
                     if millis > 5_000 {
                         left.push(millis * 1_000_000);

@@ -5,14 +5,24 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::group_mac;
+use super::{Family, group_mac};
+use crate::ethernet::MAX_TAGS;
+use crate::vlan::TagKind;
 use crate::wire::{ETHER_TYPE_IPV4, Ipv4Packet, LinkHeader, internet_checksum};
 use crate::{DropReason, MacAddr};
 
 pub(super) const IGMP: u8 = 2;
 pub(super) const ICMPV6: u8 = 58;
 pub(super) const HOP_BY_HOP: u8 = 0;
-const PIM: u8 = 103;
+pub(super) const ROUTING: u8 = 43;
+pub(super) const FRAGMENT: u8 = 44;
+pub(super) const AUTHENTICATION: u8 = 51;
+pub(super) const OPTIONS: u8 = 60;
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+pub(super) const PIM: u8 = 103;
+/// The most extension headers of a packet.
+const MAX_HEADERS: usize = 8;
 pub(super) const ETHER_TYPE_IPV6: u16 = 0x86dd;
 pub(super) const QUERY_V4: u8 = 0x11;
 pub(super) const QUERY_V6: u8 = 130;
@@ -26,6 +36,14 @@ const REPORTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
 /// The router alert option of IPv6 for MLD (RFC 2711, section 2.1).
 pub(super) const ROUTER_ALERT: [u8; 4] = [5, 2, 0, 0];
 const BAD: DropReason = DropReason::BadGroupMessage;
+
+/// What a frame says about groups, in which anything may stand.
+#[derive(Clone, Debug)]
+pub struct GroupMessage {
+    pub(super) source: MacAddr,
+    pub(super) family: Family,
+    pub(super) message: Result<Message, DropReason>,
+}
 
 /// A frame, as far as groups are concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,20 +89,41 @@ pub(super) enum Change {
     Narrow,
 }
 
-impl Message {
-    /// Reads a whole frame, without tags.
-    ///
-    /// # Errors
-    /// [`DropReason::BadGroupMessage`] for a message that contradicts itself, or that its RFC says to ignore; and what is wrong with IPv4.
-    pub(super) fn parse(frame: &[u8]) -> Result<Self, DropReason> {
-        let (link, rest) = LinkHeader::parse(frame)?;
-        match link.ether_type {
-            ETHER_TYPE_IPV4 => Self::parse_v4(link.destination, rest),
-            ETHER_TYPE_IPV6 => Self::parse_v6(link.destination, rest),
-            _ => Ok(Self::Other),
+impl GroupMessage {
+    /// Reads a whole frame, without its VLAN's tag. Its checksums are complete, unless it is still to be cut into segments: then it is none that a host would send.
+    #[must_use]
+    pub fn read(frame: &[u8], is_cut: bool) -> Self {
+        let (link, mut rest) = match LinkHeader::parse(frame) {
+            Ok(parts) => parts,
+            Err(reason) => return Self { source: MacAddr([0; 6]), family: Family::V4, message: Err(reason) },
+        };
+        let mut ether_type = link.ether_type;
+        // Whoever gets a tag that names no VLAN takes it off.
+        for _ in 0..MAX_TAGS {
+            if let ([_, _, a, b, behind @ ..], true) = (rest, is_priority_tag(ether_type, rest)) {
+                (ether_type, rest) = (u16::from_be_bytes([*a, *b]), behind);
+            }
         }
+        let (family, message) = match ether_type {
+            ETHER_TYPE_IPV4 => (Family::V4, Message::parse_v4(link.destination, rest)),
+            ETHER_TYPE_IPV6 => (Family::V6, Message::parse_v6(link.destination, rest)),
+            // More tags than anybody needs.
+            _ if is_priority_tag(ether_type, rest) => (Family::V4, Err(BAD)),
+            _ => (Family::V4, Ok(Message::Other)),
+        };
+        let message = if is_cut && message != Ok(Message::Other) { Err(BAD) } else { message };
+        Self { source: link.source, family, message }
     }
 
+    /// True if it says nothing about groups: the frame is like any other.
+    #[must_use]
+    pub fn is_other(&self) -> bool {
+        self.message == Ok(Message::Other)
+    }
+}
+
+impl Message {
+    /// Fails with [`DropReason::BadGroupMessage`] for a message that contradicts itself, or that its RFC says to ignore; and with what is wrong with IPv4.
     fn parse_v4(to: MacAddr, bytes: &[u8]) -> Result<Self, DropReason> {
         if !matches!(bytes.get(9), Some(&(IGMP | PIM))) {
             return Ok(Self::Other);
@@ -130,25 +169,26 @@ impl Message {
 
     fn parse_v6(to: MacAddr, bytes: &[u8]) -> Result<Self, DropReason> {
         let Some((ip, rest)) = bytes.split_first_chunk::<40>() else { return Ok(Self::Other) };
+        let payload = rest.get(..usize::from(u16::from_be_bytes([ip[4], ip[5]]))).ok_or(BAD)?;
         let [source, destination] = [8, 24].map(|at| Ipv6Addr::from(crate::wire::field::<16>(ip, at)));
-        let end = usize::from(u16::from_be_bytes([ip[4], ip[5]]));
-        if ip[6] == PIM {
-            let is_router = rest.get(..end).is_some_and(|pim| pim.first() == Some(&0x20) && checksum_v6(ip, PIM, pim) == 0);
+        let Some(Upper { protocol, message, is_fragment }) = Upper::find(ip[6], payload)? else { return Ok(Self::Other) };
+        if protocol == PIM {
+            let is_router = message.first() == Some(&0x20) && checksum_v6(ip, PIM, message) == 0;
             return Ok(if is_router { Self::RouterHello } else { Self::Other });
         }
-        let (Some(HOP_BY_HOP), Some(rest)) = (ip.get(6).copied(), rest.get(..end)) else { return Ok(Self::Other) };
-        let &[ICMPV6, len, ..] = rest else { return Ok(Self::Other) };
-        let Some((options, message)) = rest.split_at_checked(8 + 8 * usize::from(len)) else { return Ok(Self::Other) };
-        if !matches!(message.first(), Some(&(QUERY_V6 | 131 | 132 | 143))) {
+        if protocol != ICMPV6 || !message.first().is_some_and(|kind| is_mld(*kind)) {
             return Ok(Self::Other);
         }
+        let options = match *payload {
+            [_, len, ..] if ip[6] == HOP_BY_HOP => payload.get(2..8 + 8 * usize::from(len)),
+            _ => None,
+        };
         // RFC 3810, sections 5, 5.1.14 and 5.2.13: version 6, hop limit 1, a router alert, from a link-local address, or from none as long as a host has none (RFC 3590).
         let is_query = message[0] == QUERY_V6;
         let from_nobody = source.is_unspecified() && !is_query;
         let is_local = source.is_unicast_link_local() || from_nobody;
-        let fits =
-            ip[0] >> 4 == 6 && ip[7] == 1 && is_local && is_sent_to(to, destination.into()) && has_router_alert(&options[2..]);
-        if !fits || checksum_v6(ip, ICMPV6, message) != 0 {
+        let fits = ip[0] >> 4 == 6 && ip[7] == 1 && is_local && is_sent_to(to, destination.into()) && !is_fragment;
+        if !fits || !options.is_some_and(has_router_alert) || checksum_v6(ip, ICMPV6, message) != 0 {
             return Err(BAD);
         }
         let &[kind, _, _, _, high, low, c, d, ref body @ ..] = message else { return Err(BAD) };
@@ -177,6 +217,48 @@ impl Message {
             _ => about(Change::Leave),
         }
     }
+}
+
+/// What is behind the extension headers of an IPv6 packet.
+struct Upper<'a> {
+    protocol: u8,
+    message: &'a [u8],
+    /// It is the first part of it.
+    is_fragment: bool,
+}
+
+impl<'a> Upper<'a> {
+    /// Walks along them (RFC 8200, section 4). Nothing for a fragment that is not the first: what it is a part of stands in that one, whole (RFC 7112).
+    fn find(mut next: u8, mut rest: &'a [u8]) -> Result<Option<Self>, DropReason> {
+        let mut is_fragment = false;
+        for _ in 0..=MAX_HEADERS {
+            let unit = match next {
+                HOP_BY_HOP | ROUTING | OPTIONS => 8,
+                AUTHENTICATION => 4,
+                FRAGMENT => 0,
+                protocol => return Ok(Some(Self { protocol, message: rest, is_fragment })),
+            };
+            let &[following, len, high, low, ..] = rest else { return Err(BAD) };
+            if next == FRAGMENT {
+                is_fragment = true;
+                if u16::from_be_bytes([high, low]) >= 8 {
+                    return Ok(None);
+                }
+            }
+            (next, rest) = (following, rest.get(8 + unit * usize::from(len)..).ok_or(BAD)?);
+        }
+        Err(BAD)
+    }
+}
+
+/// The queries and reports of MLD (RFC 2710, section 3.1; RFC 3810, section 5).
+pub(super) const fn is_mld(kind: u8) -> bool {
+    matches!(kind, QUERY_V6 | 131 | 132 | 143)
+}
+
+/// True for a tag that names no VLAN (IEEE 802.1Q, table 9-2).
+fn is_priority_tag(ether_type: u16, rest: &[u8]) -> bool {
+    TagKind::of(ether_type).is_some() && matches!(rest, [high, low, ..] if (high & 0xf, *low) == (0, 0))
 }
 
 /// A query with its group; one for all of them goes to all hosts (RFC 3376, section 4.1.12).

@@ -47,6 +47,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use message::GroupMessage;
 pub use status::{GroupStatus, PortTime, QuerierStatus, SnoopingCounters, SnoopingStatus};
 
 use table::Groups;
@@ -60,6 +61,10 @@ use crate::{DropReason, MacAddr, MacKey, PortId, Timestamp};
 pub const GROUPS_PER_PORT: usize = 256;
 /// The most memberships of a network: ports, counted once for each of their groups.
 pub const MEMBERSHIPS: usize = 16_384;
+/// How many bytes behind the Ethernet header [`concerns`] wants to see of every frame.
+pub const GLANCED_LEN: usize = 14;
+/// And of one of IPv6: a tag, the header, and the first byte behind it.
+pub const BEHIND_IPV6: usize = 45;
 /// How many times each message counts (RFC 3376, section 8.1).
 pub(crate) const ROBUSTNESS: u8 = 2;
 
@@ -115,8 +120,8 @@ pub struct Arrival<'a> {
     pub may_route: bool,
     /// What the port sends does not reach everybody: not all would answer its questions, so it is not the querier.
     pub is_isolated: bool,
-    /// The whole frame, without the VLAN's tag, its checksums complete.
-    pub frame: &'a [u8],
+    /// What it says about groups.
+    pub message: &'a GroupMessage,
 }
 
 /// What becomes of such a frame.
@@ -270,16 +275,41 @@ pub fn scope(header: &[u8; 14]) -> Scope {
     }
 }
 
-/// True if [`Snooper::receive`] has to see a frame with this header and these bytes after it.
+/// True if a [`GroupMessage`] may be in a frame for many with this header and these bytes after it, of which `more` has the first ones once more; nothing if there are fewer.
+///
+/// To which of the group addresses it was sent does not matter: hosts take what is for a group of theirs from any of them, and from broadcast.
 #[inline]
 #[must_use]
-pub fn concerns(header: &[u8; 14], rest: [u8; 10]) -> bool {
-    match *header {
-        // IGMP, or PIM to its routers.
-        [1, 0, 0x5e, a, b, c, .., 8, 0] => rest[9] == message::IGMP || (rest[9] == 103 && [a, b, c] == [0, 0, 13]),
-        [0x33, 0x33, a, b, c, d, .., 0x86, 0xdd] => {
-            rest[6] == message::HOP_BY_HOP || (rest[6] == 103 && [a, b, c, d] == [0, 0, 0, 13])
+pub fn concerns(header: &[u8; 14], rest: [u8; GLANCED_LEN], more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>) -> bool {
+    match [header[12], header[13]] {
+        [8, 0] => is_about_groups(rest[9]),
+        [0x86, 0xdd] => concerns_ipv6(rest[6], 40, more),
+        // A tag that names no VLAN, which hosts take off.
+        [0x81, 0] | [0x88, 0xa8] if rest[0] & 0xf == 0 && rest[1] == 0 => match [rest[2], rest[3]] {
+            [8, 0] => is_about_groups(rest[13]),
+            [0x86, 0xdd] => concerns_ipv6(rest[10], 44, more),
+            [0x81, 0] | [0x88, 0xa8] => true,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+#[inline]
+fn is_about_groups(protocol: u8) -> bool {
+    protocol == message::IGMP || protocol == message::PIM
+}
+
+/// What is behind the IPv6 header begins at `at`.
+#[inline]
+fn concerns_ipv6(next: u8, at: usize, more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>) -> bool {
+    match next {
+        message::ICMPV6 => more().is_some_and(|rest| message::is_mld(rest[at])),
+        // Hosts read what is behind these. Streams may be cut, and have options.
+        message::HOP_BY_HOP | message::ROUTING | message::FRAGMENT | message::AUTHENTICATION | message::OPTIONS => {
+            more().is_some_and(|rest| next == message::HOP_BY_HOP || !matches!(rest[at], message::TCP | message::UDP))
         }
+        message::PIM => true,
         _ => false,
     }
 }

@@ -1,12 +1,12 @@
 //! What a [`Snooper`] makes of what it hears, and of time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::message::{Change, Message, Query, Record};
-use super::table::Groups;
+use super::message::{Change, GroupMessage, Message, Query, Record};
+use super::table::{Groups, Member};
 use super::timers::{Timer, Timers};
 use super::{
     Arrival, Changed, Domain, DomainNews, Effects, Family, GROUPS_PER_PORT, MEMBERSHIPS, News, Other, Outbound, Passage,
@@ -98,69 +98,84 @@ impl Snooper {
     }
 
     fn listen(&mut self, now: Timestamp, arrival: &Arrival<'_>, effects: &mut Effects) -> Passage {
-        // What a port wants that can't receive is never forgotten, since it never goes.
-        if arrival.vlan.kind() == TagKind::Service || !self.is_member(arrival.port, arrival.vlan) {
+        // Nobody snoops there.
+        if arrival.vlan.kind() == TagKind::Service {
             return Passage::Everybody;
         }
+        let GroupMessage { source, family, message } = arrival.message;
         // Its own question came back: a guest connects two ports, and would have it go round for ever.
-        if arrival.frame.get(6..12) == Some(&self.settings.mac.0) {
+        if *source == self.settings.mac {
             return Passage::Drop(DropReason::LoopProbe);
         }
-        let message = match Message::parse(arrival.frame) {
-            Ok(message) => message,
-            Err(reason) => {
-                self.counters.malformed += 1;
-                return Passage::Drop(reason);
-            }
-        };
-        let weight = match &message {
-            Message::Other => 0,
-            Message::Report(records) => 1 + records.len() / RECORDS_OF_A_MESSAGE,
-            Message::Query(_) | Message::RouterHello => 1,
+        let weight = match message {
+            Ok(Message::Report(records)) => 1 + records.len() / RECORDS_OF_A_MESSAGE,
+            _ => 1,
         };
         if !(0..weight).all(|_| self.rate.allow(now, arrival.port)) {
             self.counters.refused += 1;
             return Passage::Drop(DropReason::GroupLimit);
         }
+        // What a port wants that can't receive would never be forgotten, since it never goes.
+        let is_here = self.is_member(arrival.port, arrival.vlan);
         match message {
-            Message::Other => Passage::Ordinary,
-            Message::RouterHello | Message::Query(_) if !arrival.may_route => Passage::Drop(DropReason::RouterNotAllowed),
-            Message::RouterHello => {
-                let family = if arrival.frame.get(12) == Some(&8) { Family::V4 } else { Family::V6 };
-                self.hear_router(now, arrival, family);
+            Err(reason) => {
+                self.counters.malformed += 1;
+                Passage::Drop(*reason)
+            }
+            Ok(Message::Other) => Passage::Ordinary,
+            Ok(Message::RouterHello | Message::Query(_)) if !arrival.may_route => Passage::Drop(DropReason::RouterNotAllowed),
+            Ok(Message::RouterHello) => {
+                if is_here {
+                    self.hear_router(now, arrival, *family);
+                }
                 Passage::Everybody
             }
-            Message::Query(query) => {
+            Ok(Message::Query(query)) => {
                 self.counters.queries_heard += 1;
-                self.hear_query(now, arrival, &query);
+                if is_here {
+                    self.hear_query(now, arrival, query);
+                }
                 Passage::Everybody
             }
-            Message::Report(records) => {
+            Ok(Message::Report(records)) => {
                 self.counters.reports += 1;
-                self.hear_report(now, arrival, &records, effects)
+                let refused = if is_here { self.hear_report(now, arrival, records, effects) } else { None };
+                match (refused, self.domains.get(&(arrival.vlan, *family))) {
+                    (Some(reason), _) => Passage::Drop(reason),
+                    // A member that hears another's report keeps quiet, and would not be known (RFC 4541, section 2.1.1).
+                    (None, Some(domain)) if self.is_asked(domain) => Passage::To(domain.routers.keys().copied().collect()),
+                    _ => Passage::Everybody,
+                }
             }
         }
     }
 
-    fn hear_report(&mut self, now: Timestamp, arrival: &Arrival<'_>, records: &[Record], effects: &mut Effects) -> Passage {
-        let Arrival { port, vlan, .. } = *arrival;
-        let family = if arrival.frame.get(12) == Some(&8) { Family::V4 } else { Family::V6 };
-        self.open(vlan, family);
-        let mut refused = None;
+    /// Says why something of it was refused, if it was.
+    fn hear_report(
+        &mut self,
+        now: Timestamp,
+        arrival: &Arrival<'_>,
+        records: &[Record],
+        effects: &mut Effects,
+    ) -> Option<DropReason> {
+        let Arrival { port, vlan, message, .. } = *arrival;
+        self.open(vlan, message.family);
+        let (mut refused, mut asked) = (None, BTreeSet::new());
         for record in records.iter().filter(|record| !is_for_everybody(record.group)) {
             let place = (vlan, record.group);
             match record.change {
                 Change::Join => refused = refused.or(self.join(now, place, port, record.version).err()),
-                Change::Leave => self.leave(now, place, port, self.settings.fast_leave, effects),
-                Change::Narrow => self.leave(now, place, port, false, effects),
+                Change::Leave if self.settings.fast_leave => self.leave_at_once(place, port),
+                Change::Leave | Change::Narrow => {
+                    let is_first = !asked.contains(&record.group);
+                    if self.leave(now, place, port) && is_first {
+                        asked.insert(record.group);
+                        self.ask(vlan, message.family, Some(record.group), Some(port), effects);
+                    }
+                }
             }
         }
-        match (refused, self.domains.get(&(vlan, family))) {
-            (Some(reason), _) => Passage::Drop(reason),
-            // A member that hears another's report keeps quiet, and would not be known (RFC 4541, section 2.1.1).
-            (None, Some(domain)) if self.is_asked(domain) => Passage::To(domain.routers.keys().copied().collect()),
-            _ => Passage::Everybody,
-        }
+        refused
     }
 
     fn join(&mut self, now: Timestamp, (vlan, group): (Vlan, IpAddr), port: PortId, version: u8) -> Result<(), DropReason> {
@@ -184,26 +199,31 @@ impl Snooper {
         Ok(())
     }
 
-    fn leave(&mut self, now: Timestamp, place: (Vlan, IpAddr), port: PortId, at_once: bool, effects: &mut Effects) {
-        let (vlan, group) = place;
-        let Some(member) = self.groups.member(place, port) else { return };
-        // A host of IGMPv1 would not answer in time (RFC 2236, section 5).
-        if member.version == 1 {
-            return;
-        }
-        self.counters.leaves += 1;
-        if at_once {
+    fn leave_at_once(&mut self, place: (Vlan, IpAddr), port: PortId) {
+        if self.leaver(place, port).is_some() {
             self.groups.remove(&mut self.timers, place, port);
-            self.changed.groups.insert((vlan, group_mac(group)));
-        } else if self.settings.querier {
-            let interval = self.settings.last_member_interval;
-            self.groups.shorten(&mut self.timers, place, port, now.after(interval * u32::from(ROBUSTNESS)));
-            // Whoever leaves and comes back all the time is asked once in an interval.
-            if member.ask_at.is_none() {
-                self.groups.ask_again(&mut self.timers, place, port, Some(now.after(interval)));
-                self.ask(vlan, Family::of(group), Some(group), Some(port), effects);
-            }
+            self.changed.groups.insert((place.0, group_mac(place.1)));
         }
+    }
+
+    /// True if it is to be asked now whether somebody behind it still wants the group.
+    fn leave(&mut self, now: Timestamp, place: (Vlan, IpAddr), port: PortId) -> bool {
+        let Some(member) = self.leaver(place, port).filter(|_| self.settings.querier) else { return false };
+        let interval = self.settings.last_member_interval;
+        self.groups.shorten(&mut self.timers, place, port, now.after(interval * u32::from(ROBUSTNESS)));
+        // Whoever leaves and comes back all the time is asked once in an interval.
+        if member.ask_at.is_none() {
+            self.groups.ask_again(&mut self.timers, place, port, Some(now.after(interval)));
+        }
+        member.ask_at.is_none()
+    }
+
+    /// A member that may leave.
+    fn leaver(&mut self, place: (Vlan, IpAddr), port: PortId) -> Option<Member> {
+        // A host of IGMPv1 would not answer in time (RFC 2236, section 5).
+        let member = self.groups.member(place, port).filter(|member| member.version != 1)?;
+        self.counters.leaves += 1;
+        Some(member)
     }
 
     fn hear_query(&mut self, now: Timestamp, arrival: &Arrival<'_>, query: &Query) {

@@ -15,6 +15,10 @@ const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 1, 0x203);
 const QUERIER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 
+fn read(frame: &[u8]) -> Result<Message, DropReason> {
+    GroupMessage::read(frame, false).message
+}
+
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_millis(seconds * 1000)
 }
@@ -45,6 +49,11 @@ fn mld(source: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
     let sum = checksum_v6(&ip, 58, &message).to_be_bytes();
     message[2..4].copy_from_slice(&sum);
     [link(to.into(), [0x86, 0xdd]), ip.to_vec(), vec![58, 0, 5, 2, 0, 0, 1, 0], message].concat()
+}
+
+/// True if workers show it to the snooper.
+fn is_shown(frame: &[u8]) -> bool {
+    concerns(frame.first_chunk().unwrap(), *frame[14..].first_chunk().unwrap(), || frame[14..].first_chunk().copied())
 }
 
 fn report_v2(group: Ipv4Addr, kind: u8) -> Vec<u8> {
@@ -131,7 +140,13 @@ impl Rig {
 
     fn hear(&mut self, now: Timestamp, port: u16, frame: &[u8]) -> (Passage, Vec<Outbound>) {
         let mut effects = Effects::default();
-        let arrival = Arrival { port: PortId(port), vlan: VLAN, may_route: true, is_isolated: false, frame };
+        let arrival = Arrival {
+            port: PortId(port),
+            vlan: VLAN,
+            may_route: true,
+            is_isolated: false,
+            message: &GroupMessage::read(frame, false),
+        };
         let passage = self.snooper.receive(now, &arrival, &mut effects);
         self.learn(effects.news);
         (passage, effects.frames)
@@ -205,7 +220,7 @@ fn whoever_leaves_is_asked_twice_and_stays_if_somebody_there_answers() {
     rig.hear(at(20), 1, &report_v3(&[(4, GROUP, &[])]));
     let (passage, asked) = rig.hear(at(30), 1, &report_v3(&[(3, GROUP, &[])]));
     assert_eq!((passage, asked.len(), asked[0].to), (Passage::To(vec![]), 1, Some(PortId(1))));
-    let question = Message::parse(&asked[0].frame).unwrap();
+    let question = read(&asked[0].frame).unwrap();
     let Message::Query(question) = question else { panic!("{question:?}") };
     assert_eq!((question.group, question.response), (Some(GROUP.into()), Duration::from_secs(1)));
     assert_eq!(rig.tick(at(31)), asked, "the second time");
@@ -268,7 +283,7 @@ fn weft_asks_often_at_first_and_then_with_its_interval() {
     let mut asked = Vec::new();
     for second in 0..=300 {
         for Outbound { to, frame, .. } in rig.tick(at(second)) {
-            let Ok(Message::Query(query)) = Message::parse(&frame) else { panic!("{frame:02x?} is no query") };
+            let Ok(Message::Query(query)) = read(&frame) else { panic!("{frame:02x?} is no query") };
             asked.push((second, query.source.is_ipv4(), to));
             let source: IpAddr =
                 if query.source.is_ipv4() { Ipv4Addr::new(10, 0, 0, 1).into() } else { "fe80::ff:fe00:fe".parse().unwrap() };
@@ -346,9 +361,9 @@ fn a_question_of_a_guest_ends_no_membership_unless_weft_is_told_not_to_ask() {
 fn sources_that_no_host_answers_are_no_queriers() {
     for source in ["127.0.0.1", "0.0.0.1", "255.255.255.255", "240.0.0.1", "239.0.0.1"] {
         let frame = query_of(source.parse().unwrap(), None);
-        assert!(Message::parse(&frame).is_err(), "{source}");
+        assert!(read(&frame).is_err(), "{source}");
     }
-    assert!(matches!(Message::parse(&query_of(QUERIER, None)), Ok(Message::Query(_))));
+    assert!(matches!(read(&query_of(QUERIER, None)), Ok(Message::Query(_))));
 }
 
 #[test]
@@ -370,7 +385,8 @@ fn what_has_changed_is_told_once_for_each_message() {
     let records: Vec<_> = (0..120).map(|nth| (if nth % 2 == 0 { 4 } else { 3 }, GROUP, &[][..])).collect();
     let mut effects = Effects::default();
     let frame = report_v3(&records);
-    let arrival = Arrival { port: PortId(1), vlan: VLAN, may_route: true, is_isolated: false, frame: &frame };
+    let arrival =
+        Arrival { port: PortId(1), vlan: VLAN, may_route: true, is_isolated: false, message: &GroupMessage::read(&frame, false) };
     rig.snooper.receive(at(20), &arrival, &mut effects);
     assert_eq!(effects.news, [News::Group(VLAN, group_mac(GROUP.into()).into(), vec![])]);
 }
@@ -387,15 +403,15 @@ fn a_port_has_a_rate_and_a_report_has_a_bound() {
     assert_eq!(heard(&mut rig, Timestamp::from_millis(20_100), 1, &one), 50);
     assert_eq!(rig.snooper.status(at(21)).counters.refused, 700 + 973 + 950);
     for (count, fits) in [(512, true), (513, false)] {
-        assert_eq!(Message::parse(&report_v3(&vec![(4, GROUP, &[][..]); count])).is_ok(), fits, "{count}");
+        assert_eq!(read(&report_v3(&vec![(4, GROUP, &[][..]); count])).is_ok(), fits, "{count}");
     }
 }
 
 #[test]
 fn a_port_that_can_not_receive_is_no_member_and_no_router() {
     let mut rig = Rig::settled(2, |_| ());
-    for frame in [report_v2(GROUP, 0x16), query_of(QUERIER, None)] {
-        assert_eq!(rig.hear(at(20), 7, &frame).0, Passage::Everybody);
+    for (frame, passage) in [(report_v2(GROUP, 0x16), Passage::To(vec![])), (query_of(QUERIER, None), Passage::Everybody)] {
+        assert_eq!(rig.hear(at(20), 7, &frame).0, passage);
     }
     assert_eq!((rig.audience(GROUP), rig.snooper.groups.len(), rig.snooper.timers.len()), (these(&[]), 0, 2));
 }
@@ -429,7 +445,13 @@ fn without_a_querier_everything_goes_to_everybody() {
 fn a_port_that_may_not_route_is_no_querier() {
     let mut rig = Rig::settled(2, |_| ());
     let frame = query_of(QUERIER, None);
-    let arrival = Arrival { port: PortId(1), vlan: VLAN, may_route: false, is_isolated: false, frame: &frame };
+    let arrival = Arrival {
+        port: PortId(1),
+        vlan: VLAN,
+        may_route: false,
+        is_isolated: false,
+        message: &GroupMessage::read(&frame, false),
+    };
     let passage = rig.snooper.receive(at(20), &arrival, &mut Effects::default());
     assert_eq!(passage, Passage::Drop(DropReason::RouterNotAllowed));
     assert_eq!(rig.snooper.status(at(20)).queriers[0].routers, []);
@@ -450,7 +472,8 @@ fn a_question_that_comes_back_goes_nowhere() {
 fn an_isolated_port_is_not_elected() {
     let mut rig = Rig::settled(3, |_| ());
     let frame = query_of(QUERIER, None);
-    let arrival = Arrival { port: PortId(1), vlan: VLAN, may_route: true, is_isolated: true, frame: &frame };
+    let arrival =
+        Arrival { port: PortId(1), vlan: VLAN, may_route: true, is_isolated: true, message: &GroupMessage::read(&frame, false) };
     assert_eq!(rig.snooper.receive(at(20), &arrival, &mut Effects::default()), Passage::Everybody);
     assert_eq!(rig.snooper.status(at(20)).queriers[0].querier.unwrap().1, None);
 }
@@ -474,7 +497,7 @@ fn a_router_of_pim_gets_everything() {
     hello[14 + 10..14 + 12].fill(0);
     let sum = internet_checksum(&[&hello[14..38]]).to_be_bytes();
     hello[14 + 10..14 + 12].copy_from_slice(&sum);
-    assert!(concerns(hello.first_chunk().unwrap(), *hello[14..].first_chunk().unwrap()));
+    assert!(is_shown(&hello));
     assert_eq!(rig.hear(at(20), 1, &hello).0, Passage::Everybody);
     assert_eq!((rig.audience(GROUP), rig.audience(GROUP6)), (these(&[1]), these(&[])));
 }
@@ -555,23 +578,23 @@ fn messages_that_contradict_themselves_are_dropped_and_change_nothing() {
     let source = super::query::link_local(GUEST);
     let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     let message = [&[130, 0, 0, 0, 0x27, 0x10, 0, 0][..], &[0; 16], &[2, 125, 0, 0]].concat();
-    assert!(matches!(Message::parse(&mld(source, all, &message)), Ok(Message::Query(_))));
-    assert!(Message::parse(&mld("2001:db8::1".parse().unwrap(), all, &message)).is_err());
-    assert!(Message::parse(&mld(Ipv6Addr::UNSPECIFIED, all, &message)).is_err());
+    assert!(matches!(read(&mld(source, all, &message)), Ok(Message::Query(_))));
+    assert!(read(&mld("2001:db8::1".parse().unwrap(), all, &message)).is_err());
+    assert!(read(&mld(Ipv6Addr::UNSPECIFIED, all, &message)).is_err());
     let mut far = mld(source, all, &message);
     far[14 + 7] = 64;
-    assert!(Message::parse(&far).is_err());
+    assert!(read(&far).is_err());
     // An option that hosts don't know, and drop the packet for; one that they pass over.
     for (kind, fits) in [(0x80, false), (0x40, false), (0xc2, false), (0x1e, true)] {
         let mut unknown = mld(source, all, &message);
         unknown[14 + 4..14 + 6].copy_from_slice(&(16 + message.len() as u16).to_be_bytes());
         unknown[14 + 41] = 1;
         unknown.splice(14 + 48..14 + 48, [kind, 6, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(Message::parse(&unknown).is_ok(), fits, "{kind:#x}");
+        assert_eq!(read(&unknown).is_ok(), fits, "{kind:#x}");
     }
     let mut silent = mld(source, all, &message);
     silent[14 + 40 + 2..14 + 48].copy_from_slice(&[1, 4, 0, 0, 0, 0]);
-    assert!(Message::parse(&silent).is_err());
+    assert!(read(&silent).is_err());
 }
 
 #[test]
@@ -595,13 +618,133 @@ fn trunks_are_members_of_the_vlans_they_speak_of() {
     let mut effects = Effects::default();
     rig.snooper.receive(
         at(1),
-        &Arrival { port: PortId(1), vlan: Vlan::customer(twenty), may_route: true, is_isolated: false, frame: &frame },
+        &Arrival {
+            port: PortId(1),
+            vlan: Vlan::customer(twenty),
+            may_route: true,
+            is_isolated: false,
+            message: &GroupMessage::read(&frame, false),
+        },
         &mut effects,
     );
     assert_eq!(rig.tick(at(1)).iter().map(|query| query.vlan).collect::<BTreeSet<_>>(), [Vlan::customer(twenty)].into());
     let status = rig.snooper.status(at(1));
     assert_eq!(status.groups.iter().map(|group| group.vlan).collect::<Vec<_>>(), [Vlan::customer(twenty)]);
     // Nobody hears what is said in service VLANs.
-    let arrival = Arrival { port: PortId(1), vlan: Vlan::service(ten), may_route: true, is_isolated: false, frame: &frame };
+    let arrival = Arrival {
+        port: PortId(1),
+        vlan: Vlan::service(ten),
+        may_route: true,
+        is_isolated: false,
+        message: &GroupMessage::read(&frame, false),
+    };
     assert_eq!(rig.snooper.receive(at(1), &arrival, &mut Effects::default()), Passage::Everybody);
+}
+
+/// A membership report of MLDv1, without the router alert that it has to have.
+fn bare_report(next: u8, behind: &[u8]) -> Vec<u8> {
+    let mut message = [&[131, 0, 0, 0, 0, 0, 0, 0][..], &GROUP6.octets()].concat();
+    let mut ip = [0; 40];
+    ip[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, (behind.len() + message.len()) as u8, next, 1]);
+    ip[8..24].copy_from_slice(&super::query::link_local(GUEST).octets());
+    ip[24..].copy_from_slice(&GROUP6.octets());
+    let sum = checksum_v6(&ip, 58, &message).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    [link(GROUP6.into(), [0x86, 0xdd]), ip.to_vec(), behind.to_vec(), message].concat()
+}
+
+#[test]
+fn nobody_says_anything_to_hosts_that_only_hosts_take_for_a_report() {
+    let readdressed = |mut frame: Vec<u8>, to: [u8; 6]| {
+        frame[..6].copy_from_slice(&to);
+        frame
+    };
+    let frames = [
+        readdressed(report_v2(GROUP, 0x16), [0xff; 6]),
+        readdressed(report_v2(GROUP, 0x16), [1, 0, 0x5e, 9, 9, 9]),
+        readdressed(report_v2(GROUP, 0x16), [3, 0, 0, 0, 0, 1]),
+        readdressed(query_of(QUERIER, None), [0xff; 6]),
+        readdressed(report_mld(4, GROUP6), [0xff; 6]),
+        bare_report(58, &[]),
+        // Destination options, a routing header, an authentication header, a fragment that is all there is, options behind one.
+        bare_report(60, &[58, 0, 1, 4, 0, 0, 0, 0]),
+        bare_report(43, &[58, 0, 0, 0, 0, 0, 0, 0]),
+        bare_report(51, &[58, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        bare_report(44, &[58, 0, 0, 0, 0, 0, 0, 1]),
+        bare_report(44, &[60, 0, 0, 0, 0, 0, 0, 1, 58, 0, 1, 4, 0, 0, 0, 0]),
+        // Options without an end, and more headers than anybody has.
+        bare_report(60, &[58, 9, 1, 4, 0, 0, 0, 0]),
+        bare_report(60, &[60, 0, 1, 4, 0, 0, 0, 0].repeat(10)),
+    ];
+    for (place, frame) in frames.iter().enumerate() {
+        assert!(is_shown(frame), "{place}");
+        assert_eq!(read(frame), Err(DropReason::BadGroupMessage), "{place}");
+    }
+    // What waits to be cut into segments is none that a host would send.
+    let report = report_v2(GROUP, 0x16);
+    assert!(read(&report).is_ok() && GroupMessage::read(&report, true).message == Err(DropReason::BadGroupMessage));
+}
+
+#[test]
+fn a_tag_that_names_no_vlan_hides_nothing() {
+    let tagged = |frame: &[u8]| [&frame[..12], &[0x81, 0, 0xe0, 0], &frame[12..]].concat();
+    for frame in [report_v2(GROUP, 0x16), report_mld(4, GROUP6), query_of(QUERIER, None)] {
+        let (once, twice) = (tagged(&frame), tagged(&tagged(&frame)));
+        assert!(is_shown(&once) && is_shown(&twice));
+        assert_eq!([read(&once), read(&twice)], [read(&frame), read(&frame)]);
+        assert!(matches!(read(&frame), Ok(Message::Report(_) | Message::Query(_))));
+        assert_eq!(read(&tagged(&twice)), Err(DropReason::BadGroupMessage));
+    }
+    assert!(is_shown(&tagged(&bare_report(58, &[]))));
+    // Another VLAN is another matter.
+    let mut other = tagged(&report_v2(GROUP, 0x16));
+    other[15] = 7;
+    assert!(!is_shown(&other));
+}
+
+#[test]
+fn streams_are_not_looked_into() {
+    let stream = |next: u8, behind: &[u8]| {
+        let mut frame = bare_report(next, behind);
+        frame[14 + 40 + behind.len()] = 0;
+        frame
+    };
+    // UDP; behind options; a part of it.
+    for frame in [stream(17, &[]), stream(60, &[17, 0, 1, 4, 0, 0, 0, 0]), stream(44, &[17, 0, 5, 1, 0, 0, 0, 1])] {
+        assert!(!is_shown(&frame), "{frame:02x?}");
+    }
+    // A later part of something else is looked into, and like any other.
+    assert_eq!(read(&stream(44, &[58, 0, 5, 1, 0, 0, 0, 1])), Ok(Message::Other));
+    assert_eq!(read(&stream(58, &[])), Ok(Message::Other));
+}
+
+#[test]
+fn what_a_port_says_that_can_not_receive_is_looked_at_and_counted() {
+    let mut rig = Rig::settled(2, |_| ());
+    assert_eq!(rig.hear(at(20), 7, &bare_report(58, &[])).0, Passage::Drop(DropReason::BadGroupMessage));
+    let allowed = (0..1000).filter(|_| rig.hear(at(20), 7, &report_v2(GROUP, 0x16)).0 == Passage::To(vec![])).count();
+    assert_eq!(allowed, 299);
+    let said = GroupMessage::read(&query_of(QUERIER, None), false);
+    let arrival = Arrival { port: PortId(8), vlan: VLAN, may_route: false, is_isolated: false, message: &said };
+    assert_eq!(rig.snooper.receive(at(20), &arrival, &mut Effects::default()), Passage::Drop(DropReason::RouterNotAllowed));
+    assert_eq!(rig.snooper.status(at(20)).queriers[0].querier.unwrap().1, None);
+}
+
+#[test]
+fn what_makes_no_sense_counts_like_what_does() {
+    let mut rig = Rig::settled(2, |_| ());
+    let broken = bare_report(58, &[]);
+    let outcomes: Vec<_> = (0..400).map(|_| rig.hear(at(20), 1, &broken).0).collect();
+    let malformed = outcomes.iter().filter(|passage| **passage == Passage::Drop(DropReason::BadGroupMessage)).count();
+    assert_eq!((malformed, outcomes.last()), (300, Some(&Passage::Drop(DropReason::GroupLimit))));
+}
+
+#[test]
+fn one_message_asks_once_about_a_group() {
+    let mut rig = Rig::settled(2, |settings| settings.fast_leave = true);
+    rig.hear(at(20), 1, &report_v2(GROUP, 0x16));
+    // BLOCK_OLD_SOURCES, TO_IN {} and TO_EX {}, over and over.
+    let records = [(6, GROUP, &[QUERIER][..]), (3, GROUP, &[]), (4, GROUP, &[])].repeat(50);
+    let (_, asked) = rig.hear(at(30), 1, &report_v3(&records));
+    assert_eq!(asked.len(), 1);
 }
