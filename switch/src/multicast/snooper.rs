@@ -41,9 +41,17 @@ impl Snooper {
         &self.settings
     }
 
-    /// Goes by other settings from now on. What is known stays, and everybody is asked anew.
+    /// Goes by other settings from now on. What is known stays, and everybody is asked anew. With another default VLAN, ports are where they had not been before.
     pub fn reconfigure(&mut self, settings: SnoopingSettings, effects: &mut Effects) {
+        let moves = settings.default_vlan != self.settings.default_vlan;
+        let ports = if moves { self.ports.clone() } else { BTreeMap::new() };
+        if moves {
+            self.set_ports(BTreeMap::new(), effects);
+        }
         self.settings = settings;
+        if moves {
+            self.set_ports(ports, effects);
+        }
         for (vlan, family) in self.domains.keys().copied().collect::<Vec<_>>() {
             if let Some(domain) = self.domains.get_mut(&(vlan, family)) {
                 self.timers.set(Timer::Query(vlan, family), domain.next_query, settings.querier.then(Timestamp::default));

@@ -748,3 +748,22 @@ fn one_message_asks_once_about_a_group() {
     let (_, asked) = rig.hear(at(30), 1, &report_v3(&records));
     assert_eq!(asked.len(), 1);
 }
+
+#[test]
+fn questions_follow_the_default_vlan() {
+    let address = Ipv4Addr::new(10, 0, 0, 1);
+    let mut rig = Rig::settled(2, |settings| settings.address = Some(address));
+    rig.hear(at(20), 1, &report_v2(GROUP, 0x16));
+    let ten = Vlan::customer(VlanId::new(10).unwrap());
+    let mut effects = Effects::default();
+    rig.snooper.reconfigure(SnoopingSettings { default_vlan: ten, ..*rig.snooper.settings() }, &mut effects);
+    rig.learn(effects.news);
+    assert_eq!(rig.groups, BTreeMap::new());
+    let asked = rig.tick(at(21));
+    assert!(asked.iter().all(|query| query.vlan == ten) && asked.len() >= 2, "{asked:?}");
+    let queriers = rig.snooper.status(at(21)).queriers;
+    assert_eq!(queriers.iter().map(|querier| querier.vlan).collect::<Vec<_>>(), [ten, ten]);
+    assert_eq!(queriers[0].querier.unwrap().0, IpAddr::V4(address));
+    rig.tick(at(40));
+    assert_eq!(rig.domains.keys().map(|(vlan, _)| *vlan).collect::<Vec<_>>(), [ten, ten]);
+}
