@@ -56,7 +56,7 @@ pub struct MethodInfo {
 /// What there is to say about a request that was carried out. It stands beside the result, in `warnings`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Warning {
-    /// `not_kept` or `until_restart`.
+    /// `not_kept`, `until_restart` or `monitor_port`.
     pub kind: String,
     /// For a person.
     pub message: String,
@@ -67,6 +67,8 @@ impl Warning {
     pub const NOT_KEPT: &str = "not_kept";
     /// The change was made, and the configuration file knows nothing of it.
     pub const UNTIL_RESTART: &str = "until_restart";
+    /// A mirror leads to a port that has a guest, which is cut off by that.
+    pub const MONITOR_PORT: &str = "monitor_port";
 }
 
 /// No parameters.
@@ -433,6 +435,9 @@ pub struct PortInfo {
     pub mtu: u16,
     /// Where it stands: `listening`, `connecting`, `connected`, `up` or `stopped`.
     pub state: String,
+    /// The mirrors that lead to it: it is a monitor port, which gets their copies and nothing else.
+    #[serde(default)]
+    pub monitors: Vec<Name>,
     /// The port is paused, because its guest connects it with this one.
     #[serde(default)]
     pub loop_with: Option<Name>,

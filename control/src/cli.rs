@@ -301,6 +301,10 @@ enum CliError {
     CaptureToTerminal,
     #[error("cannot write to {file:?}: {source}")]
     CaptureFile { file: PathBuf, source: io::Error },
+    #[error("the capture has ended before it was told to: its ports are gone, or weft has stopped")]
+    CaptureEnded,
+    #[error("the capture has no end, since weft is gone: {0}")]
+    CaptureGone(io::Error),
     #[error("nothing is to be changed of port {name:?}: say what, as in --limit-in 1G; weft port set --help has the rest")]
     NothingToChange { name: Name },
     #[error("cannot print: {0}")]

@@ -64,7 +64,7 @@ pub fn parse(text: &str, file: &Path, host: &Host) -> Result<Config, FileError> 
     let config = config.with_default_network();
     config.check(host).map_err(|conflict| {
         let key = conflict.key();
-        at(span_of(document.get_ref(), &key), key.join("."), &conflict.to_string())
+        at(span_of(document.get_ref(), &key), key.join(".").trim_end_matches('.').to_owned(), &conflict.to_string())
     })?;
     Ok(config)
 }

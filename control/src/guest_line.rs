@@ -159,6 +159,7 @@ mod tests {
             mac: "02:00:00:00:00:01".parse().unwrap(),
             mtu: 1500,
             state: "listening".to_owned(),
+            monitors: Vec::new(),
             loop_with: None,
             last_stop: None,
             last_stop_seconds: None,

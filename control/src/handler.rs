@@ -242,7 +242,7 @@ impl Switch {
             let ago = duration(failed.at.elapsed().as_secs());
             format!("the configuration file was read again {ago} ago, and nothing of it applied: {}", failed.why)
         });
-        self.not_kept.iter().map(|not_kept| not_kept.why.clone()).chain(reload).collect()
+        self.not_kept.iter().map(|not_kept| not_kept.why.clone()).chain(reload).chain(self.idle_mirrors()).collect()
     }
 
     fn port_info(&self, name: &Name) -> Result<PortInfo, RpcError> {
@@ -266,6 +266,7 @@ impl Switch {
             mac: plugged.mac,
             mtu: plugged.mtu,
             state: <&'static str>::from(status.state).to_owned(),
+            monitors: self.config.monitored(name).cloned().collect(),
             loop_with: status.loop_with.and_then(|other| self.port_names().get(&other).map(|name| (*name).clone())),
             last_stop: status.last_stop,
             last_stop_seconds: status.last_stop_at.map(|at| now.since(at).as_secs()),

@@ -89,6 +89,9 @@ pub enum MirrorError {
     /// Nobody has that port.
     #[error("there is no port {0:?}")]
     NoSuchPort(Name),
+    /// Nobody has that port, and it may be a file's name.
+    #[error("there is no port {0:?}; a file is written with its directory, as in ./{0}")]
+    NoPortNoFile(Name),
     /// Nothing is copied.
     #[error("it names no port to copy from")]
     FromNobody,
@@ -120,9 +123,12 @@ impl Config {
     }
 
     fn check_mirror(&self, name: &Name, mirror: &MirrorConfig) -> Result<(), MirrorError> {
-        let ends = mirror.from.iter().chain(mirror.port());
-        if let Some(unknown) = ends.into_iter().find(|name| !self.ports.contains_key(*name)) {
+        let is_unknown = |name: &&Name| !self.ports.contains_key(*name);
+        if let Some(unknown) = mirror.from.iter().find(is_unknown) {
             return Err(MirrorError::NoSuchPort(unknown.clone()));
+        }
+        if let Some(unknown) = mirror.port().filter(is_unknown) {
+            return Err(MirrorError::NoPortNoFile(unknown.clone()));
         }
         if let Some(same) = mirror.port().filter(|port| mirror.from.contains(port)) {
             return Err(MirrorError::ToItself(same.clone()));
@@ -139,6 +145,11 @@ impl Config {
             (Some(vlan), Some(network)) if network.vlans.resolve(vlan).is_err() => Err(MirrorError::NoSuchVlan(vlan.clone())),
             _ => Ok(()),
         }
+    }
+
+    /// The mirrors that lead to a port.
+    pub(crate) fn monitored<'a>(&'a self, port: &'a Name) -> impl Iterator<Item = &'a Name> {
+        self.mirrors.iter().filter(move |(_, mirror)| mirror.port() == Some(port)).map(|(name, _)| name)
     }
 
     /// A port is gone, and with it the mirrors that lead to it or come only from it.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing::error;
-use weft_dataplane::{CaptureStopper, MirrorSettings};
+use tracing::{error, info};
+use weft_dataplane::MirrorSettings;
 
-use crate::api::Named;
-use crate::mirror::{MaxSizeMib, MirrorConfig};
+use crate::api::{Named, Warning};
+use crate::capture::FileCapture;
+use crate::mirror::{MaxSizeMib, MirrorConfig, MirrorError};
 use crate::refusal::Refusal;
 use crate::rpc::RpcError;
 use crate::switch::Switch;
@@ -52,15 +53,7 @@ struct FileMirror {
     config: MirrorConfig,
     /// As the dataplane calls them.
     ports: Vec<weft_switch::PortId>,
-    stopper: Result<CaptureStopper, String>,
-}
-
-impl Drop for FileMirror {
-    fn drop(&mut self) {
-        if let Ok(stopper) = &self.stopper {
-            stopper.stop();
-        }
-    }
+    capture: Result<FileCapture, String>,
 }
 
 impl Switch {
@@ -70,12 +63,26 @@ impl Switch {
         if wanted.mirrors.insert(name.clone(), settings.clone()).is_some() {
             return Err(Refusal::Exists { what: "mirror", name }.into());
         }
+        // Said about the new one, whichever of the two comes first.
+        if let Some((other, _)) =
+            self.config.mirrors.iter().find(|(_, mirror)| mirror.file().is_some_and(|file| settings.file() == Some(file)))
+        {
+            let problem = MirrorError::SameFile(other.clone()).to_string();
+            return Err(Refusal::Mirror { name, problem }.into());
+        }
         let before = self.config.clone();
         self.apply(&wanted)?;
         if let Some(problem) = self.mirror_problem(&name) {
             // Nobody would look for a mirror that never was one.
             self.apply(&before)?;
             return Err(Refusal::Mirror { name, problem }.into());
+        }
+        if let Some(port) = settings.port().filter(|port| before.monitored(port).next().is_none()) {
+            let in_use = self.ports.get(port).and_then(|plugged| self.dataplane.port_status(plugged.id));
+            let message =
+                format!("a guest is on port {port}: it gets nothing but copies from now on, and what it sends goes nowhere");
+            let warning = Warning { kind: Warning::MONITOR_PORT.to_owned(), message };
+            self.warnings.extend(in_use.filter(|status| status.connections > 0 && !status.rings.is_empty()).map(|_| warning));
         }
         Ok(self.mirror_line(&name, settings))
     }
@@ -114,7 +121,7 @@ impl Switch {
         }
         let is_wanted = |name: &Name, running: &mut FileMirror| {
             let same = |(other, config, watch): &(Name, MirrorConfig, weft_dataplane::WatchSettings)| {
-                name == other && running.config == *config && running.ports == watch.ports && running.stopper.is_ok()
+                name == other && running.config == *config && running.ports == watch.ports && running.capture.is_ok()
             };
             to_files.iter().any(same)
         };
@@ -123,24 +130,44 @@ impl Switch {
             let (Some(file), false) = (config.file(), self.file_mirrors.0.contains_key(&name)) else { continue };
             let ports = watch.ports.clone();
             let max_bytes = u64::from(config.max_size_mib.unwrap_or(MAX_SIZE_MIB).value()) << 20;
-            let stopper = self.capture_to_file((file, &name), (&config.from, watch), max_bytes);
-            if let Err(error) = &stopper {
+            let capture = self.capture_to_file((file, &name), (&config.from, watch), max_bytes);
+            if let Err(error) = &capture {
                 error!("mirror \"{name}\": {error}");
             }
-            self.file_mirrors.0.insert(name, FileMirror { config, ports, stopper });
+            self.file_mirrors.0.insert(name, FileMirror { config, ports, capture });
         }
     }
 
     fn mirror_problem(&self, name: &Name) -> Option<String> {
-        self.file_mirrors.0.get(name)?.stopper.as_ref().err().cloned()
+        match &self.file_mirrors.0.get(name)?.capture {
+            Ok(capture) => capture.ended().cloned(),
+            Err(problem) => Some(problem.clone()),
+        }
+    }
+
+    /// The mirrors that do nothing, and why.
+    pub(crate) fn idle_mirrors(&self) -> impl Iterator<Item = String> {
+        self.config.mirrors.keys().filter_map(|name| Some(format!("mirror \"{name}\": {}", self.mirror_problem(name)?)))
+    }
+
+    /// Puts into the log which mirrors have come and gone.
+    pub(crate) fn log_mirrors(&self, before: &BTreeMap<Name, MirrorConfig>) {
+        let now = &self.config.mirrors;
+        for (name, _) in before.iter().filter(|(name, mirror)| now.get(*name) != Some(*mirror)) {
+            let what = if now.contains_key(name) { "change" } else { "remove" };
+            info!("done: {what} mirror \"{name}\"");
+        }
+        for (name, mirror) in now.iter().filter(|(name, _)| !before.contains_key(*name)) {
+            info!("done: add mirror \"{name}\", to {}", mirror.to);
+        }
     }
 
     fn mirror_line(&self, name: &Name, settings: MirrorConfig) -> MirrorLine {
         let problem = self.mirror_problem(name);
         let of_port = self.dataplane.mirror_status(name.as_str()).map(|status| (status.frames, status.lost));
         let of_file = || {
-            let stopper = self.file_mirrors.0.get(name)?.stopper.as_ref().ok()?;
-            let counters = stopper.counters();
+            let capture = self.file_mirrors.0.get(name)?.capture.as_ref().ok()?;
+            let counters = capture.stopper.counters();
             Some((counters.iter().map(|of| of.picked - of.lost).sum(), counters.iter().map(|of| of.lost).sum()))
         };
         let (frames, lost) = of_port.or_else(of_file).unwrap_or_default();

@@ -57,9 +57,10 @@ pub(crate) fn ports(style: Style, ports: &[PortInfo]) -> String {
 
 /// Where a port stands, and why it does nothing there.
 fn state(port: &PortInfo) -> String {
-    match &port.loop_with {
-        Some(other) => format!("{}, paused: in a loop with {other}", port.state),
-        None => port.state.clone(),
+    match (&port.loop_with, port.monitors.is_empty()) {
+        (Some(other), _) => format!("{}, paused: in a loop with {other}", port.state),
+        (None, false) => format!("{}, monitor: gets copies only", port.state),
+        (None, true) => port.state.clone(),
     }
 }
 

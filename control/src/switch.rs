@@ -160,6 +160,7 @@ impl Switch {
         self.sync_services();
         self.sync_fdb();
         self.sync_mirrors();
+        self.log_mirrors(&before.mirrors);
         self.remember_subnets(wanted, &old_subnets);
         let gone = before.networks.keys().filter(|name| !wanted.networks.contains_key(*name));
         gone.for_each(|name| self.services.forget(name));

@@ -213,7 +213,7 @@ pub enum DataplaneError {
         source: std::io::Error,
     },
     /// A table of the dataplane is full.
-    #[error("no more {what} fit: the limit is {limit}; remove one first")]
+    #[error("no more {what} fit: the limit is {limit}; end or remove another first")]
     TooMany {
         /// What.
         what: &'static str,

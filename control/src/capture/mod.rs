@@ -6,12 +6,13 @@
 //!
 //! Each capture has a thread, which writes. A client that does not read keeps its thread waiting, and nobody else; frames are lost then, and counted.
 
+mod file;
 mod pcapng;
 mod thread;
 
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -22,8 +23,8 @@ use weft_dataplane::{Capture, CaptureStopper, WatchSettings};
 use weft_switch::filter::{Filter, ParseFilterError};
 use weft_switch::vlan::VlanId;
 
-pub(crate) use self::pcapng::FrameCount;
 use self::pcapng::Interface;
+pub(crate) use self::pcapng::Passing;
 use self::thread::{Limits, Recording};
 use crate::refusal::Refusal;
 use crate::rpc::RpcError;
@@ -104,7 +105,7 @@ impl FilterText {
 pub struct CaptureAsked {
     /// The ports; all of them, or all of the network, if none is given.
     pub ports: Vec<Name>,
-    /// All ports of this network.
+    /// All ports of this network, instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Name>,
     /// `in` for what guests send, `out` for what they get, `both` if nothing is said.
@@ -152,6 +153,26 @@ impl Drop for Captures {
     }
 }
 
+/// A capture into a file, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct FileCapture {
+    pub(crate) stopper: CaptureStopper,
+    ended: Arc<OnceLock<String>>,
+}
+
+impl FileCapture {
+    /// Why it has ended, if it did so by itself.
+    pub(crate) fn ended(&self) -> Option<&String> {
+        self.ended.get()
+    }
+}
+
+impl Drop for FileCapture {
+    fn drop(&mut self) {
+        self.stopper.stop();
+    }
+}
+
 /// One of them, until it is dropped.
 #[derive(Debug)]
 struct Running(Arc<AtomicUsize>);
@@ -171,6 +192,9 @@ impl Drop for Running {
 
 impl Switch {
     pub(crate) fn start_capture(&mut self, asked: &CaptureAsked) -> Result<CaptureStarted, RpcError> {
+        if asked.network.is_some() && !asked.ports.is_empty() {
+            return Err(RpcError::bad_params("name ports, or a network whose ports are meant, and not both"));
+        }
         let ports = self.ports_asked(asked)?;
         let vlan = asked.vlan.as_ref().map(|vlan| self.vlan_of_ports(&ports, vlan)).transpose()?;
         let watch = self.watch_settings(&ports, asked.direction, vlan, asked.filter.filter());
@@ -191,31 +215,35 @@ impl Switch {
         Ok(CaptureStarted { ports })
     }
 
-    /// Has frames written to a file, with weft's own rights. Behind what is in it already.
+    /// Has frames written to a file, with weft's own rights. Behind what is in it already, which are captures.
     pub(crate) fn capture_to_file(
         &mut self,
         (file, name): (&std::path::Path, &Name),
         (ports, watch): (&[Name], WatchSettings),
         max_bytes: u64,
-    ) -> Result<CaptureStopper, String> {
-        let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
-        let opened = opened.map_err(|error| format!("cannot open {}: {error}", file.display()))?;
+    ) -> Result<FileCapture, String> {
+        let opened = file::open(file).map_err(|error| error.to_string())?;
         let filter = watch.filter.clone();
         let capture = self.dataplane.capture(watch, usize::MAX).map_err(|error| error.to_string())?;
         let stopper = capture.stopper();
         let recording = self.recording(capture, ports, None, &filter);
         let limits = Limits { bytes: Some(max_bytes), ..Limits::default() };
         let (running, name, shown) = (self.captures.count_one(), name.clone(), file.to_owned());
+        let ended = Arc::new(OnceLock::new());
+        let end = Arc::clone(&ended);
         let write = move || {
             let _running = running;
-            match recording.write_to(opened, &limits) {
-                Ok(reached) if reached => warn!("mirror \"{name}\" ends: {} is as large as it may be", shown.display()),
-                Ok(_) => {}
-                Err(error) => warn!("mirror \"{name}\" ends: cannot write to {}: {error}", shown.display()),
-            }
+            let why = match recording.write_to(opened, &limits) {
+                Ok(false) => return,
+                Ok(true) => format!("ended: {} is as large as it may be", shown.display()),
+                Err(error) => format!("ended: cannot write to {}: {error}", shown.display()),
+            };
+            warn!("mirror \"{name}\" {why}");
+            // Nobody else says so.
+            let _ = end.set(why);
         };
         std::thread::Builder::new().name("weft-capture".to_owned()).spawn(write).map_err(|error| error.to_string())?;
-        Ok(stopper)
+        Ok(FileCapture { stopper, ended })
     }
 
     fn recording(&self, capture: Capture, ports: &[Name], snap_len: Option<u32>, filter: &Filter) -> Recording {

@@ -6,6 +6,8 @@ use weft_dataplane::{CaptureCounters, CapturedFrame};
 use weft_switch::MacAddr;
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
+/// How every such file begins, whatever its byte order.
+pub(super) const MAGIC: [u8; 4] = SECTION_HEADER.to_ne_bytes();
 const INTERFACE_DESCRIPTION: u32 = 1;
 const INTERFACE_STATISTICS: u32 = 5;
 const ENHANCED_PACKET: u32 = 6;
@@ -134,19 +136,22 @@ fn pad(body: &mut Vec<u8>) {
     }
 }
 
-/// Counts the frames of a file as it goes by in parts.
+/// Looks at a file as it goes by in parts.
 #[derive(Debug, Default)]
-pub(crate) struct FrameCount {
+pub(crate) struct Passing {
+    bytes: u64,
     frames: u64,
+    has_end: bool,
     /// The beginning of a block, as far as it has come: its type and its length, both in this machine's order, as they were written.
     head: Vec<u8>,
     /// What is left of the block at hand.
     rest: usize,
 }
 
-impl FrameCount {
+impl Passing {
     /// The next part of the file.
     pub(crate) fn pass(&mut self, mut part: &[u8]) {
+        self.bytes += part.len() as u64;
         while !part.is_empty() {
             part = &part[take(&mut self.rest, part.len())..];
             let (head, behind) = part.split_at(part.len().min(8 - self.head.len()));
@@ -156,15 +161,26 @@ impl FrameCount {
                 && let (Ok(kind), Some(len)) = (kind.try_into().map(u32::from_ne_bytes), self.head.last_chunk())
             {
                 self.frames += u64::from(kind == ENHANCED_PACKET);
+                self.has_end |= kind == INTERFACE_STATISTICS;
                 self.rest = (u32::from_ne_bytes(*len) as usize).saturating_sub(8);
                 self.head.clear();
             }
         }
     }
 
+    /// The bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// The frames so far.
     pub(crate) fn frames(&self) -> u64 {
         self.frames
+    }
+
+    /// True if its statistics were there, and all of the last block.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.has_end && self.rest == 0 && self.head.is_empty()
     }
 }
 
@@ -180,14 +196,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_counted_in_whatever_parts_the_file_comes() {
+    fn a_file_is_looked_at_in_whatever_parts_it_comes() {
         let block = |kind: u32, len: u32| [&kind.to_ne_bytes()[..], &len.to_ne_bytes(), &vec![6; len as usize - 8]].concat();
         let file =
             [block(SECTION_HEADER, 28), block(1, 20), block(ENHANCED_PACKET, 96), block(ENHANCED_PACKET, 1500), block(5, 24)];
         for size in [1, 3, 7, 8, 9, 64, 5000] {
-            let mut count = FrameCount::default();
-            file.concat().chunks(size).for_each(|part| count.pass(part));
-            assert_eq!((count.frames(), count.rest, count.head.len()), (2, 0, 0), "in parts of {size}");
+            let mut passing = Passing::default();
+            let whole = file.concat();
+            whole.chunks(size).for_each(|part| passing.pass(part));
+            assert_eq!(
+                (passing.frames(), passing.bytes(), passing.is_complete()),
+                (2, whole.len() as u64, true),
+                "in parts of {size}"
+            );
+            let mut passing = Passing::default();
+            whole[..whole.len() - 1].chunks(size).for_each(|part| passing.pass(part));
+            assert!(!passing.is_complete());
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `weft mirror`.
 
-use clap::Subcommand;
+use std::error::Error;
+
+use clap::{Subcommand, ValueHint};
 
 use super::{CliError, Output};
 use crate::api::{self, Named, Nothing};
@@ -23,8 +25,8 @@ pub(super) enum MirrorCommand {
         /// The ports whose frames are copied.
         #[arg(long, value_name = "PORT,…", value_delimiter = ',', required = true)]
         from: Vec<Name>,
-        /// A port, or a pcapng file by its path from `/` on.
-        #[arg(long, value_name = "PORT|FILE")]
+        /// A port, or a pcapng file by its path, as in ./x.pcapng.
+        #[arg(long, value_name = "PORT|FILE", value_parser = target, value_hint = ValueHint::AnyPath)]
         to: MirrorTarget,
         /// Which way they go: from the guest into the switch, out to the guest, or both.
         #[arg(long, value_enum, default_value_t)]
@@ -46,6 +48,15 @@ pub(super) enum MirrorCommand {
         /// The mirror.
         name: Name,
     },
+}
+
+/// A path is meant from here, not from where the switch runs.
+fn target(text: &str) -> Result<MirrorTarget, Box<dyn Error + Send + Sync>> {
+    if !text.contains('/') {
+        return Ok(text.parse()?);
+    }
+    let absolute = std::path::absolute(text)?;
+    Ok(absolute.to_str().ok_or("the directory that it is relative to is not UTF-8")?.parse()?)
 }
 
 pub(super) fn mirror(command: MirrorCommand, client: &mut Client, output: &Output) -> Result<(), CliError> {

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::process::{Child, Stdio};
 use std::time::Instant;
 
+use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use weft_guest::Guest;
@@ -183,6 +184,9 @@ fn mirrors_come_and_go_and_are_in_the_configuration() {
         (["mirror", "add", "watch", "--from", "vm1", "--to", "ids"], "mirror \"watch\" is there already"),
         (["mirror", "add", "x", "--from", "vm1", "--to", "vm1"], "can't be both ends of it"),
         (["mirror", "add", "x", "--from", "vm9", "--to", "ids"], "there is no port \"vm9\""),
+        (["mirror", "add", "x", "--from", "vm1", "--to", "x.pcap"], "as in ./x.pcap"),
+        // Whichever comes first by its name, it is the new one that can't be.
+        (["mirror", "add", "a", "--from", "vm1", "--to", path], "mirror \"a\" can't be: mirror \"kept\" writes to that file"),
         (["mirror", "add", "x", "--from", "vm1", "--to", path], "mirror \"kept\" writes to that file"),
         (["mirror", "add", "x", "--from", "vm1", "--to", "/nowhere/file"], "cannot open /nowhere/file"),
     ] {
@@ -201,6 +205,77 @@ fn mirrors_come_and_go_and_are_in_the_configuration() {
     // On the way in, on the way out.
     let own: Vec<_> = frames(&kept).into_iter().filter(|(.., bytes)| *bytes == sent).map(|(interface, ..)| interface).collect();
     assert_eq!(own, [0, 1]);
+}
+
+#[test]
+fn a_mirror_writes_to_files_of_captures_and_waits_for_nobody() {
+    let weft = Weft::start_with_config(CONFIG);
+    let (pipe, other) = (weft.dir.path().join("pipe"), weft.dir.path().join("other"));
+    mknodat(CWD, &pipe, FileType::Fifo, 0o600.into(), 0).unwrap();
+    std::fs::write(&other, "something else").unwrap();
+    for (file, expected) in [(&pipe, "is not a file"), (&other, "has something else in it")] {
+        let said = weft.refused(&["mirror", "add", "x", "--from", "vm1", "--to", file.to_str().unwrap()]);
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(std::fs::read(&other).unwrap(), b"something else");
+    assert_eq!(weft.json(&["mirror", "list"]), json!([]));
+}
+
+#[test]
+fn a_mirror_that_has_ended_is_a_problem() {
+    let weft = Weft::start_with_config(CONFIG);
+    let (mut a, _b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
+    let file = weft.dir.path().join("small.pcapng");
+    weft.run(&["mirror", "add", "small", "--from", "vm1", "--to", file.to_str().unwrap(), "--max-size", "1"]);
+    for _ in 0..200 {
+        a.send(&frame(MAC2, MAC1, 9000)).unwrap();
+    }
+    eventually("the end", || weft.json(&["mirror", "list"])[0]["problem"].as_str().is_some_and(|why| why.starts_with("ended: ")));
+    assert!(std::fs::metadata(&file).unwrap().len() <= 1 << 20 | 4096);
+    let status = weft.run(&["status"]).stdout;
+    assert!(status.contains("mirror \"small\": ended: "), "{status}");
+    assert!(weft.run(&["mirror", "list"]).stdout.contains("is as large as it may be"));
+}
+
+#[test]
+fn a_port_that_copies_go_to_says_so_and_whose_guest_is_cut_off() {
+    let weft = Weft::start_with_config(CONFIG);
+    let _ids = plug(&weft, "ids");
+    let said = weft.run(&["mirror", "add", "watch", "--from", "vm1", "--to", "ids"]).stderr;
+    assert!(said.contains("a guest is on port ids"), "{said}");
+    assert_eq!(weft.json(&["port", "show", "ids"])["monitors"], json!(["watch"]));
+    for args in [&["port", "list"][..], &["port", "show", "ids"]] {
+        let shown = weft.run(args).stdout;
+        assert!(shown.contains("up, monitor: gets copies only"), "{shown}");
+    }
+    // It is the first mirror that cuts it off, and a port without a guest loses none.
+    let quiet = |args: &[&str]| assert!(!weft.run(args).stderr.contains("a guest is on"), "{args:?}");
+    quiet(&["mirror", "add", "more", "--from", "vm2", "--to", "ids"]);
+    weft.run(&["mirror", "remove", "watch"]);
+    weft.run(&["mirror", "remove", "more"]);
+    quiet(&["mirror", "add", "back", "--from", "ids", "--to", "vm1"]);
+}
+
+#[test]
+fn a_capture_that_is_refused_or_ends_early_says_so_and_leaves_files_alone() {
+    let weft = Weft::start_with_config(CONFIG);
+    let file = weft.dir.path().join("kept.pcapng");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "an earlier one").unwrap();
+    for args in [&["capture", "vm9", "-w", path][..], &["capture", "vm1", "-w", path, "--vlan", "red"]] {
+        weft.refused(args);
+    }
+    let both = weft.connect().call("capture.start", &json!({ "ports": ["vm1"], "network": "default" }));
+    assert!(both["error"]["message"].as_str().unwrap().contains("and not both"), "{both}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"an earlier one");
+    let early = capture(&weft, &["vm1", "-w", path]);
+    weft.run(&["port", "remove", "vm1"]);
+    let output = early.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("its ports are gone"), "{said}");
+    assert_eq!(blocks(&std::fs::read(&file).unwrap()).last().map(|(kind, _)| *kind), Some(5));
+    let full = capture(&weft, &["vm2", "-w", "/dev/full"]).wait_with_output().unwrap();
+    assert!(String::from_utf8(full.stderr).unwrap().contains("cannot write to \"/dev/full\""));
 }
 
 #[test]
