@@ -23,7 +23,7 @@ use crate::protections::{AllowedParts, BitRate, StormRate};
 use crate::rpc::RpcError;
 use crate::trace::{TraceAnswer, TraceAsked};
 use crate::values::{Name, NetworkMode, PollingMode, PortMac};
-use crate::vlans::VlanRef;
+use crate::vlans::{DEFAULT_VLAN, VlanNames, VlanRef};
 use crate::wording::plain;
 
 /// The version of what is said on the control socket. It changes when an old client would misunderstand.
@@ -665,6 +665,21 @@ pub struct NetworkInfo {
     /// To whom frames for groups go.
     #[serde(default)]
     pub multicast: MulticastMode,
+    /// weft asks who wants which groups, where nobody else does.
+    #[serde(default)]
+    pub querier: bool,
+    /// How often, in seconds.
+    #[serde(default)]
+    pub query_interval_seconds: u32,
+    /// Who leaves a group is believed at once.
+    #[serde(default)]
+    pub fast_leave: bool,
+    /// The VLAN of the gateway and of ports without a role, as soon as a port has a role.
+    #[serde(default = "default_vlan")]
+    pub default_vlan: VlanRef,
+    /// The numbers of VLANs, by name.
+    #[serde(default)]
+    pub vlan_names: VlanNames,
     /// What its forwarding database did.
     pub fdb: FdbCounts,
 }
@@ -938,6 +953,11 @@ methods! {
     "stats" => GetStats, stats(Nothing) -> Stats;
     /// The declared value that runs, with the subnets that weft has chosen; as TOML it is a configuration file.
     "config.show" => ShowConfig, config_show(Nothing) -> Config;
+}
+
+/// Of a weft that does not say.
+fn default_vlan() -> VlanRef {
+    DEFAULT_VLAN
 }
 
 fn read<P: DeserializeOwned>(params: Value) -> Result<P, RpcError> {

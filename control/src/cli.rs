@@ -41,6 +41,7 @@ use crate::daemon::{Daemon, DaemonError};
 use crate::guest_line::{Memory, QemuAge, libvirt_xml, qemu_args, qemu_command, shell_words};
 use crate::host::Host;
 use crate::logging::{self, AuditTarget, LogError};
+use crate::refusal::Refusal;
 use crate::render::{self, Style, counted, wants_colours};
 use crate::run_dir::{self, RunDirError};
 use crate::state_dir;
@@ -220,6 +221,8 @@ enum PortCommand {
         lines: Box<LineArgs>,
     },
     /// Change what a port's guest may send, and what is between it and the switch; it stays connected.
+    ///
+    /// What else there is of a port, such as its VLANs, is changed by removing it and adding it anew, which disconnects the guest for a moment.
     Set {
         /// The port.
         name: Name,
@@ -284,6 +287,8 @@ enum CliError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
     #[error(transparent)]
     RunDir(#[from] RunDirError),
     #[error(transparent)]

@@ -97,6 +97,7 @@ impl Handler for Switch {
         if wanted.networks.insert(name.clone(), settings).is_some() {
             return Err(Refusal::Exists { what: "network", name }.into());
         }
+        self.pin_overlapped(&mut wanted, &name);
         self.apply(&wanted)?;
         self.network_info(&name)
     }
@@ -165,6 +166,7 @@ impl Handler for Switch {
             return Err(Refusal::HostAccessGiven { network: name }.into());
         }
         *network = network.with_changes(settings).map_err(|error| RpcError::bad_params(format!("settings.{error}")))?;
+        self.pin_overlapped(&mut wanted, &name);
         self.apply(&wanted)?;
         self.network_info(&name)
     }
@@ -333,6 +335,11 @@ impl Switch {
             fdb_full: config.fdb_full,
             fdb_static: config.fdb.len(),
             multicast: config.multicast,
+            querier: config.querier,
+            query_interval_seconds: config.query_interval_seconds.value(),
+            fast_leave: config.fast_leave,
+            default_vlan: config.default_vlan,
+            vlan_names: config.vlans,
             fdb: FdbCounts {
                 learned: fdb.learned,
                 moved: fdb.moved,

@@ -11,6 +11,7 @@ use crate::addressing::server_list;
 use crate::api::{DhcpInfo, DnsInfo, LeaseAdd, LeaseLine, LeaseOf, MaybeNetwork};
 use crate::config::Config;
 use crate::refusal::Refusal;
+use crate::routes::is_free;
 use crate::rpc::RpcError;
 use crate::services::wall_clock;
 use crate::switch::Switch;
@@ -50,6 +51,13 @@ impl Switch {
         if let Some(network) = wanted.networks.get_mut(name) {
             network.subnet = network.subnet.or_else(|| self.subnets.get(name).copied());
         }
+    }
+
+    /// A subnet that weft chose stays what it is when another network is to have the same: at the next start it would have to make way.
+    pub(crate) fn pin_overlapped(&self, wanted: &mut Config, name: &Name) {
+        let Some(subnet) = wanted.networks.get(name).and_then(|network| network.subnet) else { return };
+        let others = self.subnets.iter().filter(|(other, taken)| *other != name && !is_free(subnet, &[], &[**taken]));
+        others.for_each(|(other, _)| self.pin_subnet(wanted, other));
     }
 
     pub(crate) fn remove_lease(&mut self, params: LeaseOf) -> Result<LeaseOf, RpcError> {

@@ -16,6 +16,8 @@ use crate::api::{
     VlanLine, VlanRole, VlanTraffic, WorkerInfo,
 };
 use crate::fdb::{AtMaxMacs, FdbFull};
+use crate::multicast::MulticastMode;
+use crate::vlans::DEFAULT_VLAN;
 
 /// Colours are for terminals, and not for people who said no (no-color.org).
 pub(crate) fn wants_colours(is_terminal: bool) -> bool {
@@ -125,7 +127,7 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
     }
     rows.extend([
         ("MTU", network.mtu.to_string()),
-        ("Multicast", network.multicast.name().to_owned()),
+        ("Multicast", multicast_mode(network)),
         ("Ageing", format!("{} s", network.ageing_seconds)),
         ("MAC addresses", mac_addresses(network)),
         ("Learned", fdb.learned.to_string()),
@@ -138,6 +140,11 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
         ),
         ("Held", format!("{}, for moving too often", counted_times(fdb.flapped))),
     ]);
+    let is_usual = network.default_vlan == DEFAULT_VLAN && network.vlan_names.is_empty();
+    if !is_usual {
+        rows.push(("Default VLAN", network.default_vlan.to_string()));
+        rows.push(("Names of VLANs", or_none(network.vlan_names.to_string())));
+    }
     let text = pairs(style, rows);
     if network.vlans.is_empty() {
         return text;
@@ -148,6 +155,19 @@ pub(crate) fn network(style: Style, network: &NetworkInfo) -> String {
         format!("\nWhat has come into them:\n{}", vlan_counters(style, &network.vlan_counters))
     };
     format!("{text}\n{}{counters}", vlans(style, &network.vlans))
+}
+
+/// To whom frames for groups go, and who asks.
+fn multicast_mode(network: &NetworkInfo) -> String {
+    let mode = network.multicast.name();
+    if network.multicast == MulticastMode::Flood {
+        return mode.to_owned();
+    }
+    let asks = match network.querier {
+        true => format!("asks every {} s", network.query_interval_seconds),
+        false => "does not ask".to_owned(),
+    };
+    format!("{mode}, {asks}{}", if network.fast_leave { ", fast leave" } else { "" })
 }
 
 fn mac_addresses(network: &NetworkInfo) -> String {

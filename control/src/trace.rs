@@ -82,6 +82,12 @@ impl Switch {
 
 /// The bytes of a text in hexadecimal.
 fn bytes(text: &str) -> Result<Vec<u8>, String> {
+    let mut words = text.split_whitespace();
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let is_zero = first.len() >= 4 && first.trim_end_matches(':').chars().all(|digit| digit == '0');
+    if is_zero && (first.ends_with(':') || second.len() == 2) {
+        return Err("this is a dump with offsets, which would be taken for bytes: copy the frame as a hex stream".to_owned());
+    }
     let digits: Vec<char> = text
         .trim_start()
         .trim_start_matches("0x")

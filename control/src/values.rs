@@ -145,7 +145,9 @@ pub enum ValueError {
     #[error("{0:?} is no rate: write frames a second, as in 1000 or 5k, bytes a second, as in 2MB, or off; at most 1000G")]
     StormRate(String),
     /// Not how much may be sent in all.
-    #[error("{0:?} is no limit: write bits a second, as in 200M or 1G, from 1k to 1000G")]
+    #[error(
+        "{0:?} is no rate: write a whole number of bits a second, as in 200M, 1500M or 1G, from 1k to 1000G; none for no limit"
+    )]
     BitRate(String),
     /// Not a time.
     #[error("{0:?} is no time: write it as in 500us, 50ms or 1.5s, at most 60s")]

@@ -328,6 +328,14 @@ impl fmt::Display for VlanRef {
     }
 }
 
+/// As it is read: `tenant-a=100,tenant-b=200`.
+impl fmt::Display for VlanNames {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<_> = self.0.iter().map(|(name, number)| format!("{name}={}", number.0)).collect();
+        formatter.pad(&parts.join(","))
+    }
+}
+
 impl fmt::Display for VlanRefs {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numbers = Some(self.numbers.to_string()).filter(|_| !self.numbers.is_empty());

@@ -44,14 +44,20 @@ pub(super) struct CaptureArgs {
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     snaplen: Option<u32>,
     /// End after so many frames.
-    #[arg(short, long, value_name = "FRAMES", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, long, value_name = "FRAMES", value_parser = whole::<{ u64::MAX }>)]
     count: Option<u64>,
     /// End after so many seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<{ u64::MAX }>)]
     duration: Option<u64>,
     /// End before the file has more mebibytes than that.
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    #[arg(long, value_name = "MIB", value_parser = whole::<{ 1 << 40 }>)]
     max_size: Option<u64>,
+}
+
+/// Without a unit, which stands in the help.
+fn whole<const MAX: u64>(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX).contains(number));
+    number.ok_or_else(|| format!("write a whole number from 1 to {MAX}, without a unit"))
 }
 
 pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliError> {

@@ -39,11 +39,14 @@ pub(super) struct LineArgs {
 impl LineArgs {
     /// The keys of the configuration file that change.
     pub(super) fn changes(self) -> Changes {
+        // What belongs to a limit goes with it.
+        let is_unlimited = matches!(self.limit_out, Some(Maybe(None)));
+        let with_it = || is_unlimited.then_some(Value::Null);
         let both = if self.no_impair { Some(Maybe(None)) } else { self.impair };
         let said = [
             ("limit_out", self.limit_out.map(|Maybe(rate)| json!(rate))),
-            ("burst_out", self.burst_out.map(|Maybe(burst)| json!(burst))),
-            ("queue_out", self.queue_out.map(|Maybe(wait)| json!(wait))),
+            ("burst_out", self.burst_out.map(|Maybe(burst)| json!(burst)).or_else(with_it)),
+            ("queue_out", self.queue_out.map(|Maybe(wait)| json!(wait)).or_else(with_it)),
             ("impair_in", self.impair_in.or(both.clone()).map(|Maybe(impair)| json!(impair))),
             ("impair_out", self.impair_out.or(both).map(|Maybe(impair)| json!(impair))),
         ];

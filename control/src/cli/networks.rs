@@ -146,6 +146,9 @@ pub(super) struct NetworkChanges {
     /// Ask who wants which groups, where nobody else does; with =false, don't.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     querier: Option<bool>,
+    /// The same as --querier=false.
+    #[arg(long, conflicts_with = "querier")]
+    no_querier: bool,
     /// How often weft asks that, 4 to 3600.
     #[arg(long, value_name = "SECONDS")]
     query_interval: Option<QueryInterval>,
@@ -182,6 +185,7 @@ impl NetworkChanges {
             fdb_full,
             multicast,
             querier,
+            no_querier,
             query_interval,
             fast_leave,
             mtu,
@@ -189,6 +193,7 @@ impl NetworkChanges {
             default_vlan,
             vlans,
         } = self;
+        let querier = if no_querier { Some(false) } else { querier };
         let values = json!({
             "mode": mode,
             "subnet": subnet,

@@ -80,12 +80,16 @@ pub(super) fn or_none<T: std::str::FromStr>(text: &str) -> Result<Maybe<T>, T::E
 }
 
 fn at_max(text: &str) -> Result<Maybe<AtMaxMacs>, String> {
-    if text == "none" { Ok(Maybe(None)) } else { AtMaxMacs::from_str(text, false).map(|what| Maybe(Some(what))) }
+    let unknown = |_| "write forward or drop, or none for what is there if nothing is said".to_owned();
+    if text == "none" { Ok(Maybe(None)) } else { AtMaxMacs::from_str(text, false).map(|what| Maybe(Some(what))).map_err(unknown) }
 }
 
 impl ProtectionArgs {
     /// The keys of the configuration file that change.
     pub(super) fn changes(self) -> Changes {
+        // What belongs to a limit goes with it.
+        let unlimited = matches!(self.limit_in, Some(Maybe(None))).then_some(Value::Null);
+        let anywhere = matches!(self.max_macs, Some(Maybe(None))).then_some(Value::Null);
         let said = [
             ("untrusted", self.untrusted.map(|untrusted| json!(untrusted))),
             ("lock_mac", self.lock_mac.map(|lock| json!(lock))),
@@ -99,9 +103,9 @@ impl ProtectionArgs {
             ("storm_multicast", self.storm_multicast.map(|rate| json!(rate))),
             ("storm_unknown", self.storm_unknown.map(|rate| json!(rate))),
             ("limit_in", self.limit_in.map(|Maybe(rate)| json!(rate))),
-            ("burst_in", self.burst_in.map(|Maybe(burst)| json!(burst))),
+            ("burst_in", self.burst_in.map(|Maybe(burst)| json!(burst)).or(unlimited)),
             ("max_macs", self.max_macs.map(|Maybe(max)| json!(max))),
-            ("at_max_macs", self.at_max_macs.map(|Maybe(what)| json!(what))),
+            ("at_max_macs", self.at_max_macs.map(|Maybe(what)| json!(what)).or(anywhere)),
         ];
         said.into_iter().filter_map(|(key, value): (_, Option<Value>)| Some((key.to_owned(), value?))).collect()
     }

@@ -9,18 +9,27 @@ use weft_switch::MacAddr;
 use super::{CliError, Output};
 use crate::api::{self, Named};
 use crate::client::Client;
+use crate::refusal::Refusal;
 use crate::render::Style;
 use crate::trace::{TraceAnswer, TraceAsked};
-use crate::values::Name;
+use crate::values::{Name, ValueError};
+use crate::vlans::{VlanName, VlanRef};
 
 /// EtherType for local experiments (IEEE 802-2014, 9.2.4).
 const EXPERIMENT: u16 = 0x88b5;
+
+/// What a tag can name, and what it can't.
+#[derive(Clone, Debug)]
+enum TracedVlan {
+    Number(u16),
+    Named(VlanName),
+}
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
     /// The port whose guest would send the frame.
     port: Name,
-    /// The whole frame in hexadecimal, as Wireshark copies it, instead of its parts.
+    /// The whole frame in hexadecimal, as Wireshark's "Copy as Hex Stream" has it, instead of its parts.
     #[arg(long, value_name = "HEX", conflicts_with_all = ["src", "dst", "vlan", "ethertype", "src_ip", "dst_ip", "tcp", "udp"])]
     frame: Option<String>,
     /// Whom it is for.
@@ -29,9 +38,9 @@ pub(super) struct TraceArgs {
     /// Whom it is from [default: the guest].
     #[arg(long, value_name = "MAC")]
     src: Option<MacAddr>,
-    /// With a tag that names this VLAN.
-    #[arg(long)]
-    vlan: Option<u16>,
+    /// With a tag that names this VLAN: 0 to 4095, or a name of the network's.
+    #[arg(long, value_parser = traced_vlan)]
+    vlan: Option<TracedVlan>,
     /// Its type, as 0x88b5 [default: IPv4, if there is anything of that].
     #[arg(long, value_name = "TYPE", value_parser = ether_type)]
     ethertype: Option<u16>,
@@ -54,11 +63,17 @@ pub(super) fn trace(args: &TraceArgs, client: &mut Client, output: &Output) -> R
     let frame = match &args.frame {
         Some(frame) => frame.clone(),
         None => {
-            let src = match args.src {
-                Some(src) => src,
-                None => client.call::<api::ShowPort>(&Named { name: port.clone() })?.mac,
+            let info = client.call::<api::ShowPort>(&Named { name: port.clone() })?;
+            let vlan = match &args.vlan {
+                None => None,
+                Some(TracedVlan::Number(number)) => Some(*number),
+                Some(TracedVlan::Named(name)) => {
+                    let names = client.call::<api::ShowNetwork>(&Named { name: info.network })?.vlan_names;
+                    let vlan = names.resolve(&VlanRef::Named(name.clone())).map_err(|vlan| Refusal::NoSuchVlan { vlan })?;
+                    Some(vlan.number())
+                }
             };
-            hexadecimal(&args.build(src))
+            hexadecimal(&args.build(args.src.unwrap_or(info.mac), vlan))
         }
     };
     let answer = client.call::<api::TraceFrame>(&TraceAsked { port, frame })?;
@@ -66,11 +81,11 @@ pub(super) fn trace(args: &TraceArgs, client: &mut Client, output: &Output) -> R
 }
 
 impl TraceArgs {
-    fn build(&self, src: MacAddr) -> Vec<u8> {
+    fn build(&self, src: MacAddr, vlan: Option<u16>) -> Vec<u8> {
         let mut frame = [self.dst.0, src.0].concat();
-        if let Some(vlan) = self.vlan {
+        if let Some(vlan) = vlan {
             frame.extend([0x81, 0]);
-            frame.extend((vlan & 0x0fff).to_be_bytes());
+            frame.extend(vlan.to_be_bytes());
         }
         let transport = self.tcp.map(|port| (6, 20, port)).or(self.udp.map(|port| (17, 8, port)));
         let is_ip = self.src_ip.is_some() || self.dst_ip.is_some() || transport.is_some();
@@ -121,6 +136,14 @@ fn hexadecimal(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+fn traced_vlan(text: &str) -> Result<TracedVlan, String> {
+    match text.parse::<u32>() {
+        Ok(number @ ..=4095) => Ok(TracedVlan::Number(number as u16)),
+        Ok(_) => Err("a tag names VLANs from 0 to 4095".to_owned()),
+        Err(_) => text.parse().map(TracedVlan::Named).map_err(|error: ValueError| error.to_string()),
+    }
 }
 
 fn ether_type(text: &str) -> Result<u16, String> {

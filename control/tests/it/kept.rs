@@ -59,3 +59,15 @@ fn a_reload_that_was_of_no_use_is_in_the_status_until_one_is() {
     weft.reload("[ports.vm1]\nqueues = 2\n");
     assert_eq!(weft.json(&["status"])["problems"], json!([]));
 }
+
+#[test]
+fn a_subnet_that_weft_has_chosen_stays_when_another_network_is_to_have_the_same() {
+    let weft = Weft::start();
+    let chosen = weft.json(&["network", "show", "default"])["subnet"].as_str().unwrap().to_owned();
+    weft.run(&["network", "add", "lab", "--subnet", &chosen]);
+    let (_, dir) = weft.stop(Signal::TERM);
+    let weft = Weft::start_in(dir, &[]);
+    for network in ["default", "lab"] {
+        assert_eq!(weft.json(&["network", "show", network])["subnet"], chosen, "{network}");
+    }
+}

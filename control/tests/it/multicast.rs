@@ -56,3 +56,18 @@ fn settings_are_given_changed_and_shown() {
         (&60.into(), &true.into(), &true.into())
     );
 }
+
+#[test]
+fn who_asks_is_changed_and_shown() {
+    let weft = Weft::start();
+    assert!(weft.run(&["network", "show", "default"]).stdout.contains("snoop, asks every 125 s\n"));
+    let changed = weft.json(&["network", "set", "default", "--no-querier", "--fast-leave", "--query-interval", "60"]);
+    assert_eq!(
+        (&changed["querier"], &changed["fast_leave"], &changed["query_interval_seconds"]),
+        (&false.into(), &true.into(), &60.into())
+    );
+    assert!(weft.run(&["network", "show", "default"]).stdout.contains("snoop, does not ask, fast leave\n"));
+    weft.run(&["network", "set", "default", "--querier", "--vlans", "red=10", "--default-vlan", "red"]);
+    let shown = weft.run(&["network", "show", "default"]).stdout;
+    assert!(shown.contains("asks every 60 s, fast leave") && shown.contains("red=10"), "{shown}");
+}

@@ -292,6 +292,17 @@ fn a_trace_says_where_a_frame_would_go_and_why() {
     assert_eq!((&whole["drops"], &whole["receivers"]), (&json!([{ "port": "vm1", "reason": "link_local" }]), &json!([])));
     assert_eq!(weft.json(&["trace", "vm1", "--udp", "53"])["receivers"], json!([{ "port": "vm2", "tag": null }]));
     assert!(weft.refused(&["trace", "vm1", "--frame", "xy"]).contains("is no hexadecimal digit"));
+    for dump in ["0000   ff ff ff ff ff ff 02 00", "00000000: ffff ffff ffff 0200", "00000000  ff ff ff ff ff ff"] {
+        assert!(weft.refused(&["trace", "vm1", "--frame", dump]).contains("a dump with offsets"), "{dump}");
+    }
+    assert!(weft.run(&["trace", "vm1", "--frame", "0000 5e00 0101 0200 0000 0001 88b5"]).stdout.contains("nobody knows where"));
     assert_eq!(weft.json(&["port", "show", "vm1"])["counters"]["from_guest_frames"], 0);
     assert_eq!(weft.json(&["fdb", "list"]).as_array().unwrap().len(), 1);
+    weft.run(&["network", "set", "default", "--vlans", "red=10"]);
+    weft.run(&["port", "add", "web", "--trunk", "red"]);
+    let drops = |vlan| weft.json(&["trace", "web", "--vlan", vlan])["drops"][0]["reason"].clone();
+    assert_eq!([drops("red"), drops("11"), drops("4095")], ["no_other_port", "vlan_not_allowed", "reserved_vlan"]);
+    assert!(weft.refused(&["trace", "web", "--vlan", "blue"]).contains("VLAN blue is not among"));
+    let beyond = weft.run(&["trace", "web", "--vlan", "4196"]);
+    assert!(beyond.status == 2 && beyond.stderr.contains("a tag names VLANs from 0 to 4095"), "{}", beyond.stderr);
 }

@@ -359,7 +359,10 @@ fn address(kind: Kind, value: &str) -> Parsed<IpNet> {
 
 fn ports(kind: Kind, value: &str) -> Parsed<std::ops::RangeInclusive<u16>> {
     let no_port = || {
-        ParseFilterError::NoNumber(value.to_owned(), if kind == Kind::Port { "port" } else { "range of ports, as 5000-5010 is" })
+        ParseFilterError::NoNumber(
+            value.to_owned(),
+            if kind == Kind::Port { "port: write its number, as in port 443" } else { "range of ports, as 5000-5010 is" },
+        )
     };
     let port = |text: &str| text.parse::<u16>().map_err(|_| no_port());
     match (kind, value.split_once('-')) {
