@@ -513,3 +513,7 @@ fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
 fn write_u16(bytes: &mut [u8], at: usize, value: u16) {
     bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
+
+#[cfg(test)]
+#[path = "offload_tests.rs"]
+mod tests;
