@@ -557,7 +557,7 @@ pub struct VlanLine {
 
 /// What has come into a VLAN from its ports, whatever became of it, since some port is a member.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct VlanTraffic {
+pub struct VlanCounterLine {
     /// Its number.
     pub vlan: u16,
     /// It is one of service tags (802.1ad), not of customers.
@@ -653,7 +653,7 @@ pub struct NetworkInfo {
     pub vlans: Vec<VlanLine>,
     /// What has come into each VLAN; those that nothing has come into are left out.
     #[serde(default)]
-    pub vlan_counters: Vec<VlanTraffic>,
+    pub vlan_counters: Vec<VlanCounterLine>,
     /// MAC addresses that are known now.
     pub fdb_entries: usize,
     /// What becomes of a station that there is no room for.

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use weft_dataplane::MAX_MIRRORS;
 
 use crate::capture::{Direction, FilterText};
 use crate::config::Config;
@@ -15,9 +16,6 @@ use crate::vlans::VlanRef;
 
 /// How large the file of a mirror may become, in mebibytes.
 pub type MaxSizeMib = Bounded<1, 1_048_576>;
-
-/// The most mirrors.
-pub const MIRRORS_MAX: usize = 16;
 
 /// What is declared about a mirror.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -105,7 +103,7 @@ pub enum MirrorError {
     #[error("VLAN {0} is not among the network's vlans")]
     NoSuchVlan(VlanRef),
     /// There are more than can be.
-    #[error("there are more than {MIRRORS_MAX} mirrors")]
+    #[error("there are more than {MAX_MIRRORS} mirrors")]
     TooMany,
 }
 
@@ -116,7 +114,7 @@ impl Config {
     /// The first conflict, in the order of their names.
     pub(crate) fn check_mirrors(&self) -> Result<(), Conflict> {
         for (place, (name, mirror)) in self.mirrors.iter().enumerate() {
-            let checked = if place < MIRRORS_MAX { self.check_mirror(name, mirror) } else { Err(MirrorError::TooMany) };
+            let checked = if place < MAX_MIRRORS { self.check_mirror(name, mirror) } else { Err(MirrorError::TooMany) };
             checked.map_err(|source| Conflict::Mirror { mirror: name.clone(), source })?;
         }
         Ok(())

@@ -13,7 +13,7 @@ pub(crate) use self::multicast::multicast;
 pub(crate) use self::ways::{forwards, mappings, nat};
 use crate::api::{
     Counters, DhcpInfo, DnsInfo, FdbLine, LeaseLine, LineInfo, NetworkInfo, PortInfo, ProtectionInfo, StationInfo, Stats, Status,
-    VlanLine, VlanRole, VlanTraffic, WorkerInfo,
+    VlanCounterLine, VlanLine, VlanRole, WorkerInfo,
 };
 use crate::fdb::{AtMaxMacs, FdbFull};
 use crate::multicast::MulticastMode;
@@ -262,7 +262,7 @@ fn vlans(style: Style, lines: &[VlanLine]) -> String {
 }
 
 /// What has come into VLANs.
-fn vlan_counters(style: Style, lines: &[VlanTraffic]) -> String {
+fn vlan_counters(style: Style, lines: &[VlanCounterLine]) -> String {
     let mut table = table(style, &["VLAN", "NAME", "FRAMES", "BYTES", "MULTICAST", "BROADCAST"]);
     for line in lines {
         let kind = if line.service { "s" } else { "" };

@@ -1,5 +1,6 @@
 //! `trace`: what would become of a frame, as the control socket has it.
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use weft_switch::MAX_FRAME_LEN;
@@ -88,16 +89,11 @@ fn bytes(text: &str) -> Result<Vec<u8>, String> {
     if is_zero && (first.ends_with(':') || second.len() == 2) {
         return Err("this is a dump with offsets, which would be taken for bytes: copy the frame as a hex stream".to_owned());
     }
-    let digits: Vec<char> = text
-        .trim_start()
-        .trim_start_matches("0x")
-        .chars()
-        .filter(|character| !character.is_whitespace() && *character != ':')
-        .collect();
-    let digit = |character: &char| character.to_digit(16).ok_or_else(|| format!("{character:?} is no hexadecimal digit"));
-    if !digits.len().is_multiple_of(2) || digits.len() > 2 * (MAX_FRAME_LEN + 1) {
-        return Err("a frame is two hexadecimal digits for each byte, and at most 65,557 of these".to_owned());
+    let text = text.trim_start().trim_start_matches("0x");
+    let digits: String = text.chars().filter(|character| !character.is_whitespace() && *character != ':').collect();
+    if let Some(other) = digits.chars().find(|character| !character.is_ascii_hexdigit()) {
+        return Err(format!("{other:?} is no hexadecimal digit"));
     }
-    // No truncation: two digits are a byte.
-    digits.chunks(2).map(|pair| Ok((digit(&pair[0])? * 16 + digit(&pair[1])?) as u8)).collect()
+    let bytes = HEXLOWER_PERMISSIVE.decode(digits.as_bytes()).ok().filter(|bytes| bytes.len() <= MAX_FRAME_LEN);
+    bytes.ok_or_else(|| format!("a frame is two hexadecimal digits for each byte, and at most {MAX_FRAME_LEN} of these"))
 }

@@ -9,7 +9,7 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use weft_switch::vlan::{ParseVlanError, PortRole, Trunk, Vlan, VlanCounters, VlanId, VlanSet};
 
-use crate::api::{VlanLine, VlanRole, VlanTraffic};
+use crate::api::{VlanCounterLine, VlanLine, VlanRole};
 use crate::config::{Config, NetworkConfig, PortConfig};
 use crate::conflict::Conflict;
 use crate::switch::Switch;
@@ -253,11 +253,11 @@ impl Config {
 
 impl Switch {
     /// What has come into each VLAN of a network.
-    pub(crate) fn vlan_counters(&self, network: &Name) -> Vec<VlanTraffic> {
+    pub(crate) fn vlan_counters(&self, network: &Name) -> Vec<VlanCounterLine> {
         use weft_switch::vlan::TagKind;
         let (Some(id), Some(config)) = (self.networks.get(network), self.config.networks.get(network)) else { return Vec::new() };
         let counted = self.dataplane.vlan_counters(*id).into_iter();
-        let line = |(vlan, VlanCounters { frames, bytes, multicast, broadcast }): (Vlan, _)| VlanTraffic {
+        let line = |(vlan, VlanCounters { frames, bytes, multicast, broadcast }): (Vlan, _)| VlanCounterLine {
             vlan: vlan.id().number(),
             service: vlan.kind() == TagKind::Service,
             name: config.vlans.name_of(vlan.id()).map(ToString::to_string),

@@ -142,12 +142,12 @@ impl Fabric {
             let staying = self.snapshot(|ring| !moves.contains_key(&ring));
             if let Err(stuck) = self.workers.publish(staying) {
                 // One of those that are to move may be what it is stuck with. None may be left to nobody.
-                self.workers.show(self.snapshot(|_| true));
+                self.workers.show(self.snapshot_now());
                 return Err(stuck);
             }
             moves.into_iter().for_each(|(ring, worker)| self.move_home(ring, worker));
         }
-        let all = self.snapshot(|_| true);
+        let all = self.snapshot_now();
         self.workers.publish(all)
     }
 

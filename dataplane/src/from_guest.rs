@@ -10,6 +10,7 @@ use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN, WireSize};
 
 use crate::gateway::Dispatch;
+use crate::lane::mask_of;
 use crate::memory::Segment;
 use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
@@ -247,7 +248,13 @@ impl Batch {
     /// Those of some frames that are for everybody.
     pub(crate) fn broadcasts(&self, frames: FrameMask) -> FrameMask {
         let is_one = |at: &usize| frames & 1 << at != 0 && self.frames[*at].header[..6] == [0xff; 6];
-        (0..self.count).filter(is_one).fold(0, |mask, at| mask | 1 << at)
+        mask_of((0..self.count).filter(is_one))
+    }
+
+    /// All frames.
+    #[inline(always)]
+    pub(crate) fn all(&self) -> FrameMask {
+        FrameMask::MAX.checked_shr((BATCH - self.count) as u32).unwrap_or(0)
     }
 
     #[inline(always)]

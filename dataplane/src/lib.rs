@@ -55,6 +55,8 @@ pub use dataplane::{
 pub use gateway::ServiceMessage;
 pub use nat::{Forward, ForwardError, MappingStatus, NatSettings};
 pub use services::NetworkSettings;
-pub use tap::{Capture, CaptureCounters, CaptureStopper, CapturedFrame, MirrorSettings, MirrorStatus, WatchSettings};
+pub use tap::{
+    Capture, CaptureCounters, CaptureStopper, CapturedFrame, MAX_MIRRORS, MirrorSettings, MirrorStatus, WatchSettings,
+};
 pub use trace::{Trace, TraceReceiver, TraceStep};
 pub use workers::{Polling, WorkerSettings, WorkerStuck};

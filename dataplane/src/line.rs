@@ -14,8 +14,7 @@
 //!
 //! Lock order: a ring from a guest, or a gateway, then one line; nobody takes another lock while he has that.
 
-use std::cmp::Ordering as Order;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,8 +34,6 @@ const QUEUE_BYTES: usize = 64 << 20;
 const ALL_BYTES: usize = 256 << 20;
 /// What each line has besides, whatever others took: four of the largest frames.
 const OWN_BYTES: usize = 256 << 10;
-/// Places for frames that a line keeps when none waits.
-const KEPT_PLACES: usize = 1024;
 /// What a frame costs beside its bytes.
 const FRAME_COST: usize = 128;
 
@@ -104,7 +101,8 @@ pub(crate) struct PortLine {
 #[derive(Debug)]
 struct Queue {
     line: Line,
-    waiting: BinaryHeap<Waiting>,
+    /// By when they leave; those that leave at the same time do so in the order in which they came.
+    waiting: BTreeMap<(Moment, u64), (Vec<u8>, Offload)>,
     /// What they cost, which is part of what all lines use.
     bytes: usize,
     memory: Arc<LineMemory>,
@@ -112,15 +110,6 @@ struct Queue {
     count: u64,
     /// Kept for its memory: the segment at hand.
     part: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    at: Moment,
-    /// Those that leave at the same time do so in the order in which they came.
-    nth: u64,
-    frame: Vec<u8>,
-    offload: Offload,
 }
 
 /// Frames on their way into a line.
@@ -177,7 +166,7 @@ impl PortLine {
         // What no one can foretell, if nobody says what it is to be.
         let line = Line::new(settings, RandomState::new().hash_one(way as usize));
         let memory = Arc::clone(memory);
-        let queue = Queue { line, waiting: BinaryHeap::new(), bytes: 0, memory, count: 0, part: Vec::new() };
+        let queue = Queue { line, waiting: BTreeMap::new(), bytes: 0, memory, count: 0, part: Vec::new() };
         Self { way, home, waker, settings: *settings, queue: Mutex::new(queue), due: AtomicU64::new(u64::MAX) }
     }
 
@@ -202,17 +191,10 @@ impl PortLine {
     pub(crate) fn take_due(&self, now: Moment, count: usize, into: &mut Vec<Dispatch>) {
         let mut queue = self.lock();
         for _ in 0..count {
-            if queue.waiting.peek().is_none_or(|first| first.at > now) {
-                break;
-            }
-            let Some(Waiting { frame, offload, .. }) = queue.waiting.pop() else { break };
+            let Some(first) = queue.waiting.first_entry().filter(|first| first.key().0 <= now) else { break };
+            let (frame, offload) = first.remove();
             queue.give_back(frame.len() + FRAME_COST);
             into.push(Dispatch { to: Receivers::All, from: None, frame, offload, stamp: None });
-        }
-        // What is counted is what a frame takes, and not its place after it has gone.
-        if queue.waiting.capacity() > (4 * queue.waiting.len()).max(KEPT_PLACES) {
-            let places = 2 * queue.waiting.len();
-            queue.waiting.shrink_to(places.max(KEPT_PLACES));
         }
         self.due.store(queue.due().nanos(), Ordering::Relaxed);
     }
@@ -230,10 +212,8 @@ impl PortLine {
     /// Whatever waits leaves at once, in the order in which it would have.
     fn empty(&self) {
         let mut queue = self.lock();
-        let waiting = std::mem::take(&mut queue.waiting).into_sorted_vec();
-        let now = |(nth, frame)| Waiting { at: Moment::default(), nth: nth as u64, ..frame };
-        // The order of a heap is that of what leaves last.
-        queue.waiting = waiting.into_iter().rev().enumerate().map(now).collect();
+        let waiting = std::mem::take(&mut queue.waiting);
+        queue.waiting = (0..).zip(waiting.into_values()).map(|(nth, frame)| ((Moment::default(), nth), frame)).collect();
         self.due.store(queue.due().nanos(), Ordering::Relaxed);
     }
 
@@ -277,18 +257,18 @@ impl Entrance<'_> {
 
 impl Queue {
     fn due(&self) -> Moment {
-        self.waiting.peek().map_or(Moment::NEVER, |first| first.at)
+        self.waiting.first_key_value().map_or(Moment::NEVER, |((at, _), _)| *at)
     }
 
     fn admit(&mut self, now: Moment, frame: Vec<u8>, offload: Offload, counters: &LiveCounters) {
-        if !self.has_memory(&frame) {
+        if !self.has_memory(&frame, 1) {
             counters.drop_frames(DropReason::LineFull, 1);
             return;
         }
         let (first, second) = self.line.admit(now, offload.wire_size(frame.len()).bytes);
         if let Some(second) = second {
             match second {
-                Ok(departure) if self.has_memory_for_two(&frame) => self.put(departure, 1, frame.clone(), offload),
+                Ok(departure) if self.has_memory(&frame, 2) => self.put(departure, 1, frame.clone(), offload),
                 Ok(_) => counters.drop_frames(DropReason::LineFull, 1),
                 Err(reason) => counters.drop_frames(reason, 1),
             }
@@ -300,12 +280,8 @@ impl Queue {
         self.count += 2;
     }
 
-    fn has_memory(&self, frame: &[u8]) -> bool {
-        self.bytes + frame.len() + FRAME_COST <= self.limit()
-    }
-
-    fn has_memory_for_two(&self, frame: &[u8]) -> bool {
-        self.bytes + 2 * (frame.len() + FRAME_COST) <= self.limit()
+    fn has_memory(&self, frame: &[u8], copies: usize) -> bool {
+        self.bytes + copies * (frame.len() + FRAME_COST) <= self.limit()
     }
 
     /// What its frames may cost.
@@ -334,7 +310,7 @@ impl Queue {
             frame[bit / 8] ^= 0x80 >> (bit % 8);
         }
         self.take(frame.len() + FRAME_COST);
-        self.waiting.push(Waiting { at, nth: self.count + offset, frame, offload });
+        self.waiting.insert((at, self.count + offset), (frame, offload));
     }
 }
 
@@ -343,27 +319,6 @@ impl Drop for Queue {
         self.give_back(self.bytes);
     }
 }
-
-impl Ord for Waiting {
-    /// The greatest leaves first.
-    fn cmp(&self, other: &Self) -> Order {
-        (other.at, other.nth).cmp(&(self.at, self.nth))
-    }
-}
-
-impl PartialOrd for Waiting {
-    fn partial_cmp(&self, other: &Self) -> Option<Order> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Waiting {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Waiting {}
 
 impl Dataplane {
     /// Changes the lines of a port, whose guest is not disturbed. What waits on a line that changes leaves at once.

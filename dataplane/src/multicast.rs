@@ -17,8 +17,8 @@ use arc_swap::ArcSwapOption;
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::guard::Isolation;
 use weft_switch::multicast::{
-    Arrival, DomainNews, Effects, Family, GroupMessage, News, Outbound, Passage, Scope, Snooper, SnoopingSettings,
-    SnoopingStatus, concerns, scope,
+    Arrival, Effects, Family, GroupMessage, News, Outbound, Passage, Scope, Snooper, SnoopingSettings, SnoopingStatus, concerns,
+    scope,
 };
 use weft_switch::vlan::Vlan;
 use weft_switch::{DropReason, EthernetHeader, MacKey, NetworkId, Offload, PortId, Timestamp, complete_checksum};
@@ -59,7 +59,8 @@ struct SharedSnooper {
 #[derive(Debug)]
 struct View {
     groups: Table<(Vlan, MacKey), Box<[PortId]>>,
-    domains: Table<(Vlan, Family), DomainNews>,
+    /// Who gets everything.
+    domains: Table<(Vlan, Family), Vec<PortId>>,
 }
 
 /// A table that is read without a lock. Whoever writes has the snooper's.
@@ -86,7 +87,7 @@ pub(crate) enum Foreseen {
     /// It is about groups: the snooper decides when it comes.
     Message,
     Everybody,
-    /// To these, some of them twice.
+    /// To these.
     Named(Vec<PortId>),
 }
 
@@ -119,12 +120,9 @@ impl<K: Copy + Eq + Hash, V> Table<K, V> {
 impl View {
     /// Names the ports that get a frame for a group's address, some of them twice, or says that everybody does.
     fn audience(&self, vlan: Vlan, group: MacKey, family: Family, mut name: impl FnMut(PortId)) -> Audience {
-        let found = self.domains.with(&(vlan, family), |domain| {
-            let found = self.groups.with(&(vlan, group), |ports| ports.iter().copied().for_each(&mut name)).is_some();
-            if !found && domain.flood_unknown {
-                return Audience::Everybody;
-            }
-            domain.always.iter().copied().for_each(&mut name);
+        let found = self.domains.with(&(vlan, family), |always| {
+            self.groups.with(&(vlan, group), |ports| ports.iter().copied().for_each(&mut name));
+            always.iter().copied().for_each(&mut name);
             Audience::Named
         });
         found.unwrap_or(Audience::Everybody)
@@ -174,13 +172,7 @@ impl SnooperLink {
         if rest.first_chunk().is_some_and(|first| concerns(header, *first, || rest.first_chunk().copied())) {
             return Foreseen::Message;
         }
-        let Scope::Members(family) = scope(header) else { return Foreseen::Everybody };
-        let (mut ports, group) = (Vec::new(), EthernetHeader::parse(header).destination);
-        let vlan = vlan.unwrap_or(self.default_vlan);
-        match self.shared.view.audience(vlan, group, family, |port| ports.push(port)) {
-            Audience::Everybody => Foreseen::Everybody,
-            Audience::Named => Foreseen::Named(ports),
-        }
+        self.shared.named(vlan.unwrap_or(self.default_vlan), header).map_or(Foreseen::Everybody, Foreseen::Named)
     }
 
     fn vlan(&self, network: &NetworkLink, batch: &Batch, at: usize) -> Vlan {
@@ -191,6 +183,16 @@ impl SnooperLink {
 impl SharedSnooper {
     fn lock(&self) -> MutexGuard<'_, Snooper> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who gets a frame with this header, in order; nothing: everybody.
+    fn named(&self, vlan: Vlan, header: &[u8; EthernetHeader::LEN]) -> Option<Vec<PortId>> {
+        let Scope::Members(family) = scope(header) else { return None };
+        let mut ports = Vec::new();
+        let audience = self.view.audience(vlan, EthernetHeader::parse(header).destination, family, |port| ports.push(port));
+        ports.sort_unstable();
+        ports.dedup();
+        (audience == Audience::Named).then_some(ports)
     }
 }
 
@@ -285,7 +287,7 @@ impl Lane {
                 }
                 Passage::Everybody => None,
                 Passage::To(ports) => Some(ports),
-                Passage::Ordinary => match snooper.shared.ordinary(vlan, &dispatch.frame) {
+                Passage::Ordinary => match dispatch.frame.first_chunk().and_then(|header| snooper.shared.named(vlan, header)) {
                     Some(ports) if !ports.iter().any(|port| *port != ingress.id) => {
                         ingress.counters.drop_frames(DropReason::NoMember, 1);
                         continue;
@@ -300,20 +302,6 @@ impl Lane {
         }
         self.dispatches.extend(queries.into_iter().map(Dispatch::from));
         self.finish_sending(snapshot);
-    }
-}
-
-impl SharedSnooper {
-    /// Where a frame goes that turned out to be like any other; nothing: to everybody.
-    fn ordinary(&self, vlan: Vlan, frame: &[u8]) -> Option<Vec<PortId>> {
-        let header = frame.first_chunk()?;
-        let Scope::Members(family) = scope(header) else { return None };
-        let mut ports = Vec::new();
-        let group = EthernetHeader::parse(header).destination;
-        let audience = self.view.audience(vlan, group, family, |port| ports.push(port));
-        ports.sort_unstable();
-        ports.dedup();
-        (audience == Audience::Named).then_some(ports)
     }
 }
 

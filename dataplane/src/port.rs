@@ -229,9 +229,7 @@ impl Port {
             return;
         }
         self.wiring.taps = taps;
-        if let Some(link) = fabric.links.get_mut(self.wiring.port.index()).and_then(Option::as_mut) {
-            *link = self.wiring.link(link.rings.clone());
-        }
+        self.relink(fabric);
     }
 
     /// The port as workers see it while no guest is there.

@@ -10,8 +10,9 @@ use weft_switch::vlan::{OuterTag, Release, TAGGED_HEADER_LEN, Tag, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, Fdb, Learned, MAX_FRAME_LEN, MacAddr, PortId, TAG_LEN, Verdict, foresee};
 
 use crate::dataplane::Dataplane;
+use crate::gateway::GatewayLink;
 use crate::multicast::Foreseen;
-use crate::snapshot::{PortLink, Snapshot};
+use crate::snapshot::{NetworkLink, PortLink, Snapshot};
 use crate::vlan::VlanLink;
 
 /// What would become of a frame.
@@ -97,15 +98,15 @@ impl Tracer<'_> {
             return Err(DropReason::TooLong);
         }
         let bytes: &[u8; EthernetHeader::LEN] = frame.first_chunk().ok_or(DropReason::TooShort)?;
-        if ingress.guard.as_ref().is_some_and(|guard| guard.bars) {
-            self.say("port", "it is paused: its guest connects it with another one");
-            return Err(DropReason::LoopPaused);
-        }
         if ingress.lines.from_guest.is_some() {
             self.say(
                 "line",
                 "it enters the line of its port, which may delay, change or lose it; this is what becomes of what gets through",
             );
+        }
+        if ingress.guard.as_ref().is_some_and(|guard| guard.bars) {
+            self.say("port", "it is paused: its guest connects it with another one");
+            return Err(DropReason::LoopPaused);
         }
         if let Some(guard) = &ingress.guard {
             let mut said = Vec::new();
@@ -203,64 +204,73 @@ impl Tracer<'_> {
                 self.say("decide", "it is a probe for loops, which goes nowhere");
                 return Err(DropReason::LoopProbe);
             }
-            Verdict::Flood => {
-                if !destination.is_multicast() {
-                    self.say("decide", format!("nobody knows where {destination} is: it is for everybody"));
-                    if let Some(guard) = &ingress.guard {
-                        guard.foresee_unknown(len, now)?;
-                    }
-                } else {
-                    let whom = if destination.0 == [0xff; 6] { "for everybody" } else { "for a group" };
-                    self.say("decide", format!("{destination} is {whom}"));
-                }
-                let interest = gateway.map(|gateway| gateway.screen.interest(&frame[..frame.len().min(SCREENED_LEN)]));
-                match interest {
-                    None | Some(Interest::Foreign) => {}
-                    Some(Interest::Own) => {
-                        self.say("gateway", "it is for the gateway");
-                        self.trace.gateway = true;
-                        return Ok(());
-                    }
-                    Some(Interest::Shared) => {
-                        self.say("gateway", "the gateway sees it first; if it has nothing to say, the frame goes on");
-                        self.trace.gateway = true;
-                    }
-                }
-                let others = |port: &PortId| *port != ingress.id;
-                let snooper = network.snooper.as_ref().filter(|_| destination.is_multicast() && !self.trace.gateway);
-                match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|(_, vlan, ..)| vlan))) {
-                    Some(Foreseen::Message) => {
-                        self.say(
-                            "multicast",
-                            "it says something about groups, which weft looks at before it goes to whom that concerns",
-                        );
-                        return Ok(());
-                    }
-                    Some(Foreseen::Named(mut ports)) => {
-                        ports.sort_unstable();
-                        ports.dedup();
-                        ports.retain(others);
-                        self.say("multicast", "it goes to those who asked for the group, and to routers");
-                        if ports.is_empty() {
-                            return Err(DropReason::NoMember);
-                        }
-                        ports
-                    }
-                    None | Some(Foreseen::Everybody) => {
-                        let found: Vec<_> = match vlan {
-                            None => network.members.iter().copied().filter(others).collect(),
-                            Some((vlans, vlan, ..)) => vlans.members(vlan).filter(others).collect(),
-                        };
-                        if found.is_empty() && !self.trace.gateway {
-                            return Err(DropReason::NoOtherPort);
-                        }
-                        found
-                    }
-                }
-            }
+            Verdict::Flood => match self.flood(network, destination, (frame, len), vlan, gateway)? {
+                Some(receivers) => receivers,
+                None => return Ok(()),
+            },
         };
         receivers.sort_unstable();
         self.release(snapshot, receivers, vlan)
+    }
+
+    /// Who gets a frame that is for many, or for nobody known. Nobody yet, if somebody looks at it first.
+    fn flood(
+        &mut self,
+        network: &NetworkLink,
+        destination: MacAddr,
+        (frame, len): (&[u8], usize),
+        vlan: Option<(&VlanLink, Vlan, bool, Tag)>,
+        gateway: Option<&GatewayLink>,
+    ) -> Passes<Option<Vec<PortId>>> {
+        let (ingress, now) = (self.ingress, self.dataplane.clock.now());
+        if !destination.is_multicast() {
+            self.say("decide", format!("nobody knows where {destination} is: it is for everybody"));
+            if let Some(guard) = &ingress.guard {
+                guard.foresee_unknown(len, now)?;
+            }
+        } else {
+            let whom = if destination.0 == [0xff; 6] { "for everybody" } else { "for a group" };
+            self.say("decide", format!("{destination} is {whom}"));
+        }
+        let interest = gateway.map(|gateway| gateway.screen.interest(&frame[..frame.len().min(SCREENED_LEN)]));
+        match interest {
+            None | Some(Interest::Foreign) => {}
+            Some(Interest::Own) => {
+                self.say("gateway", "it is for the gateway");
+                self.trace.gateway = true;
+                return Ok(None);
+            }
+            Some(Interest::Shared) => {
+                self.say("gateway", "the gateway sees it first; if it has nothing to say, the frame goes on");
+                self.trace.gateway = true;
+            }
+        }
+        let others = |port: &PortId| *port != ingress.id;
+        let snooper = network.snooper.as_ref().filter(|_| destination.is_multicast() && !self.trace.gateway);
+        match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|(_, vlan, ..)| vlan))) {
+            Some(Foreseen::Message) => {
+                self.say("multicast", "it says something about groups, which weft looks at before it goes to whom that concerns");
+                Ok(None)
+            }
+            Some(Foreseen::Named(mut ports)) => {
+                ports.retain(others);
+                self.say("multicast", "it goes to those who asked for the group, and to routers");
+                if ports.is_empty() {
+                    return Err(DropReason::NoMember);
+                }
+                Ok(Some(ports))
+            }
+            None | Some(Foreseen::Everybody) => {
+                let found: Vec<_> = match vlan {
+                    None => network.members.iter().copied().filter(others).collect(),
+                    Some((vlans, vlan, ..)) => vlans.members(vlan).filter(others).collect(),
+                };
+                if found.is_empty() && !self.trace.gateway {
+                    return Err(DropReason::NoOtherPort);
+                }
+                Ok(Some(found))
+            }
+        }
     }
 
     /// As [`crate::lane::Lane::isolate`], `transmit_batch` and `transmit_by_vlan`.

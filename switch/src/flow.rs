@@ -2,9 +2,8 @@
 
 use crate::EthernetHeader;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
+use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
 
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
 /// Tags of IEEE 802.1Q-2018, 9.6.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
 /// Protocols whose header begins with two ports.
@@ -26,8 +25,8 @@ impl FlowHash {
         let [addresses @ .., high, low] = header;
         let (ethertype, packet) = untag(u16::from_be_bytes([*high, *low]), rest);
         match (ethertype, flow_of_ipv4(packet), flow_of_ipv6(packet)) {
-            (IPV4, Some(flow), _) => self.0.hash_one(flow),
-            (IPV6, _, Some(flow)) => self.0.hash_one(flow),
+            (ETHER_TYPE_IPV4, Some(flow), _) => self.0.hash_one(flow),
+            (ETHER_TYPE_IPV6, _, Some(flow)) => self.0.hash_one(flow),
             _ => self.0.hash_one(addresses),
         }
     }

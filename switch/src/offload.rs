@@ -12,6 +12,7 @@
 
 use crate::DropReason;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
+use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
 
 /// The most segments that one frame may stand for: 64 KiB at an MSS of 256, below which only an MTU under 296 leads. Without it a guest could ask
 /// for segments of one byte, and a batch would take as long as it likes.
@@ -316,7 +317,7 @@ impl Layout {
         }
         let protocol;
         let is_ipv6 = match ether_type {
-            0x0800 => {
+            ETHER_TYPE_IPV4 => {
                 let first = *frame.get(network)?;
                 let header_len = usize::from(first & 0xf) * 4;
                 protocol = *frame.get(network + 9)?;
@@ -325,7 +326,7 @@ impl Layout {
                 }
                 false
             }
-            0x86dd => {
+            ETHER_TYPE_IPV6 => {
                 protocol = *frame.get(network + 6)?;
                 // Extension headers are left to guests: none of them sends any in frames like these.
                 if frame.get(network)? >> 4 != 6 || network + IPV6_LEN != transport {

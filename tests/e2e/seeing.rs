@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use weft_guest::{Guest, Header, Shape, feature};
-use weft_switch::filter::Filter;
+use weft_switch::filter::{Facts, Filter};
 use weft_tests::Weft;
 
 const A: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -179,7 +179,7 @@ fn filters_pick_what_those_of_tcpdump_do() {
         let theirs =
             output_of("tcpdump", &["-n", "-t", "-r", path, expression]).lines().filter(|line| !line.starts_with('\t')).count();
         let filter: Filter = expression.parse().unwrap();
-        let is_meant = |frame: &&Vec<u8>| filter.accepts(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len());
+        let is_meant = |frame: &&Vec<u8>| filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len()));
         // Each is there twice: on its way in and on its way out.
         assert_eq!(theirs, 2 * frames.iter().filter(is_meant).count(), "{expression}");
     }

@@ -229,6 +229,7 @@ fn a_corrupt_frame_has_a_checksum_that_says_so() {
     let switch = TestSwitch::start();
     let ((_, mut a), (_, mut b)) =
         eager(&switch, to_guest(impaired(Impairment { corrupt: ALWAYS, seed: Some(1), ..Impairment::default() })));
+    let mut looked_at = 0;
     for _ in 0..20 {
         b.send_with_header(&PARTIAL, &unfinished(1000), &Buffers::one()).unwrap();
         let received = a.receive_whole(SOON).unwrap().unwrap();
@@ -239,8 +240,10 @@ fn a_corrupt_frame_has_a_checksum_that_says_so() {
             let header = ip.header().to_header();
             let tcp_is_right = Ok(tcp.checksum()) == tcp.calc_checksum_ipv4(header.source, header.destination);
             assert!(header.header_checksum != header.calc_header_checksum() || !tcp_is_right);
+            looked_at += 1;
         }
     }
+    assert!(looked_at >= 10, "{looked_at}");
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn a_capture_that_nobody_reads_any_more_is_gone_and_so_is_one_without_ports() {
     let captures: Vec<_> = (0..16).map(|_| capture(&switch, all(&[&a_port]), 64)).collect();
     let watch = all(&[&a_port]);
     let refusal = switch.with(move |dataplane| dataplane.capture(watch, 64).err().map(|error| error.to_string()));
-    assert_eq!(refusal.as_deref(), Some("no more captures fit: the limit is 16; remove one first"));
+    assert_eq!(refusal.as_deref(), Some("no more captures fit: the limit is 16; end or remove another first"));
     drop(captures);
     let mut of_both = capture(&switch, all(&[&a_port, &b_port]), 64);
     exchange(&mut a, mac(1), &mut b, mac(2));
@@ -230,7 +230,7 @@ fn a_mirror_copies_to_a_port_that_is_nobody_else_any_more() {
     switch.expect_drops(&c_port, DropReason::MonitorPort, 1);
     switch.wait_asleep();
     assert_eq!((monitor.receive(Duration::ZERO).unwrap(), a.receive(Duration::ZERO).unwrap()), (None, None));
-    assert_eq!(switch.with(|dataplane| dataplane.mirror_status("m")).map(|status| (status.frames, status.bytes)), Some((3, 390)));
+    assert_eq!(switch.with(|dataplane| dataplane.mirror_status("m")).map(|status| status.frames), Some(3));
     // And back.
     switch.with(|dataplane| dataplane.set_mirrors(Vec::new())).unwrap();
     exchange(&mut a, mac(1), &mut monitor, mac(3));

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use clap::Args;
+use data_encoding::HEXLOWER;
 use weft_switch::MacAddr;
 
 use super::{CliError, Output};
@@ -73,7 +74,7 @@ pub(super) fn trace(args: &TraceArgs, client: &mut Client, output: &Output) -> R
                     Some(vlan.number())
                 }
             };
-            hexadecimal(&args.build(args.src.unwrap_or(info.mac), vlan))
+            HEXLOWER.encode(&args.build(args.src.unwrap_or(info.mac), vlan))
         }
     };
     let answer = client.call::<api::TraceFrame>(&TraceAsked { port, frame })?;
@@ -129,13 +130,6 @@ fn text(_: Style, answer: &TraceAnswer) -> String {
         None => format!("port {}", receiver.port),
     }));
     text + &if ends.is_empty() { "Nobody gets it.\n".to_owned() } else { format!("It goes to {}.\n", ends.join(", ")) }
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn traced_vlan(text: &str) -> Result<TracedVlan, String> {

@@ -1,10 +1,8 @@
 //! Multicast, as an operator sees it.
 
-use std::time::Instant;
-
 use weft_guest::Guest;
 
-use crate::weft::{PATIENCE, Weft};
+use crate::weft::{Weft, eventually};
 
 /// A report of 239.1.2.3 in IGMPv2, from 10.0.0.1.
 const REPORT: [u8; 42] = [
@@ -13,22 +11,15 @@ const REPORT: [u8; 42] = [
     0x16, 0, 0xf8, 0xfa, 239, 1, 2, 3,
 ];
 
-fn wait(what: &str, condition: impl Fn() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < until, "{what} did not happen");
-    }
-}
-
 #[test]
 fn who_wants_which_group_is_listed() {
     let weft = Weft::start_with_config("[networks.default]\nmode = \"private\"\n[ports.vm1]\n");
     assert!(weft.run(&["multicast", "list"]).stdout.contains("Nobody has asked for a group."));
     let mut guest = Guest::builder(weft.at("vm1.sock")).connect().unwrap();
-    wait("the question", || weft.json(&["multicast", "list"])[0]["counters"]["queries_sent"].as_u64() >= Some(2));
+    eventually("the question", || weft.json(&["multicast", "list"])[0]["counters"]["queries_sent"].as_u64() >= Some(2));
     guest.send(&REPORT).unwrap();
     let list = || weft.json(&["multicast", "list", "default"])[0].clone();
-    wait("the report", || list()["counters"]["reports"] == 1);
+    eventually("the report", || list()["counters"]["reports"] == 1);
     let list = list();
     let member = &list["members"][0];
     assert_eq!((&member["group"], &member["port"], &member["protocol"]), (&"239.1.2.3".into(), &"vm1".into(), &"IGMPv2".into()));

@@ -3,14 +3,13 @@
 use std::io::{ErrorKind, Read};
 use std::net::Shutdown;
 use std::process::{Child, Stdio};
-use std::time::Instant;
 
 use rustix::fs::{CWD, FileType, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use weft_guest::Guest;
 
-use crate::weft::{PATIENCE, Weft, command};
+use crate::weft::{PATIENCE, Weft, command, eventually};
 
 const CONFIG: &str = "[networks.default]\nmode = \"private\"\nmulticast = \"flood\"\n[ports.vm1]\n[ports.vm2]\n[ports.ids]\n";
 const MAC1: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -20,14 +19,6 @@ fn frame(to: [u8; 6], from: [u8; 6], len: usize) -> Vec<u8> {
     let mut frame = [&to[..], &from, &[0x88, 0xb5]].concat();
     frame.resize(len, 7);
     frame
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < until, "{what} did not happen");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
 }
 
 fn plug(weft: &Weft, port: &str) -> Guest {

@@ -41,6 +41,15 @@ pub(crate) struct Connection {
     pub(crate) stream: BufReader<UnixStream>,
 }
 
+/// Waits until it is so.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < until, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 impl Weft {
     /// Without a configuration file.
     pub(crate) fn start() -> Self {

@@ -24,7 +24,7 @@ impl Lane {
         let mut copies = Vec::with_capacity(BATCH);
         for frame in batch.frames() {
             match frame.header() {
-                Ok(_) => copies.push((copy_of(batch, frame, None), frame.offload)),
+                Ok(_) => copies.push(with_tag(copy_of(batch, frame), frame.offload, None)),
                 Err(reason) => port.counters.drop_frames(reason, 1),
             }
         }
@@ -38,7 +38,7 @@ impl Lane {
         let copy = |bit: usize| {
             let frame = &batch.frames()[bit];
             let tag = (tagged & 1 << bit != 0).then(|| batch.stamp(bit).tag);
-            (copy_of(batch, frame, tag), if tag.is_some() { frame.offload.with_tag() } else { frame.offload })
+            with_tag(copy_of(batch, frame), frame.offload, tag)
         };
         self.hold_copies(port, line, bits(frames).map(copy).collect());
     }
@@ -52,21 +52,8 @@ impl Lane {
     }
 
     /// A frame in weft's own memory enters the line to its receiver, with the tag with which it leaves.
-    pub(crate) fn hold_private(
-        &self,
-        port: &PortLink,
-        line: &PortLine,
-        mut frame: Vec<u8>,
-        tag: Option<VlanTag>,
-        offload: &Offload,
-    ) {
-        let offload = match tag {
-            None => *offload,
-            Some(tag) => {
-                put_tag(&mut frame, tag);
-                offload.with_tag()
-            }
-        };
+    pub(crate) fn hold_private(&self, port: &PortLink, line: &PortLine, frame: Vec<u8>, tag: Option<VlanTag>, offload: &Offload) {
+        let (frame, offload) = with_tag(frame, *offload, tag);
         let mut entrance = line.enter(self.clock.moment(), &port.counters);
         entrance.put(frame, offload);
         entrance.leave(self.worker);
@@ -120,8 +107,7 @@ impl Lane {
             match line.way {
                 Way::FromGuest => self.take_in(snapshot, port, &mut batch, now),
                 Way::ToGuest => {
-                    let all = FrameMask::MAX >> (BATCH - count);
-                    self.hand_over::<{ tags::NONE }>(snapshot, port, &batch, all, 0);
+                    self.hand_over::<{ tags::NONE }>(snapshot, port, &batch, batch.all(), 0);
                 }
             }
         }
@@ -132,12 +118,16 @@ impl Lane {
     }
 }
 
-/// A frame in memory of its own, with this tag.
-fn copy_of(batch: &Batch, frame: &crate::from_guest::Frame, tag: Option<VlanTag>) -> Vec<u8> {
+/// A frame as it leaves, with this tag.
+fn with_tag(mut frame: Vec<u8>, offload: Offload, tag: Option<VlanTag>) -> (Vec<u8>, Offload) {
+    let Some(tag) = tag else { return (frame, offload) };
+    put_tag(&mut frame, tag);
+    (frame, offload.with_tag())
+}
+
+/// A frame in memory of its own, with room for a tag.
+fn copy_of(batch: &Batch, frame: &crate::from_guest::Frame) -> Vec<u8> {
     let mut copy = Vec::with_capacity(frame.len + weft_switch::TAG_LEN);
     private_copy(batch, frame, &mut copy);
-    if let Some(tag) = tag {
-        put_tag(&mut copy, tag);
-    }
     copy
 }

@@ -8,12 +8,12 @@ use weft_switch::{DropReason, EthernetHeader, Offload, PortId};
 use super::{Contents, PortTaps, Sink, Tap, WireFrame};
 use crate::from_guest::Batch;
 use crate::gateway::{Dispatch, Receivers};
-use crate::lane::{Lane, bits};
+use crate::lane::{Lane, bits, mask_of};
 use crate::memory::Segment;
 use crate::ring_copy::Cursor;
 use crate::snapshot::{PortLink, Snapshot};
 use crate::to_guest::{VlanTag, tag_at, tags};
-use crate::vhost_port::{BATCH, FrameMask};
+use crate::vhost_port::FrameMask;
 
 /// Copies for monitor ports that wait until no ring is locked.
 const MAX_COPIES: usize = 256;
@@ -27,9 +27,8 @@ impl Lane {
     #[inline(never)]
     pub(crate) fn watch_inward(&mut self, snapshot: &Snapshot, port: &PortLink, taps: &PortTaps, batch: &Batch) -> bool {
         self.fit(snapshot);
-        let frames = FrameMask::MAX.checked_shr((BATCH - batch.frames().len()) as u32).unwrap_or(0);
         for tap in &taps.inward {
-            self.watch::<{ tags::NONE }>(snapshot, tap, batch, frames, 0);
+            self.watch::<{ tags::NONE }>(snapshot, tap, batch, batch.all(), 0);
         }
         if taps.is_monitor() {
             port.counters.drop_frames(DropReason::MonitorPort, batch.frames().len() as u64);
@@ -49,7 +48,7 @@ impl Lane {
     ) -> FrameMask {
         if let Some(reason) = taps.shut {
             let is_probe = |at: &usize| reason == DropReason::LoopPaused && is_probe(&batch.frames()[*at].header);
-            let probes = bits(frames).filter(is_probe).fold(0, |mask, at| mask | 1 << at);
+            let probes = mask_of(bits(frames).filter(is_probe));
             port.counters.drop_frames(reason, (frames & !probes).count_ones().into());
             frames = probes;
         }
@@ -70,7 +69,6 @@ impl Lane {
             && let Some(monitor) = monitor(snapshot, *id)
         {
             counters.frames.add(picked.count_ones().into());
-            counters.bytes.add(bits(picked).map(|at| batch.frames()[at].len as u64).sum());
             self.capture_copies::<TAGS>(monitor, batch, picked, tagged);
             self.deliver::<TAGS>(monitor, batch, picked, tagged);
         }
@@ -85,9 +83,7 @@ impl Lane {
                 queue.count_seen(*interface, 1);
             }
             let Some(frame) = written.frame() else { continue };
-            let is_meant =
-                (tap.wants.filter.is_all() && tap.vlan.is_none()) || written.frame().is_some_and(|frame| tap.wants(frame));
-            if !is_meant {
+            if !tap.is_all() && !written.frame().is_some_and(|frame| tap.wants(frame)) {
                 continue;
             }
             match &tap.sink {
@@ -99,7 +95,6 @@ impl Lane {
                     let mut copy = vec![0; frame.len];
                     frame.read(&mut copy);
                     counters.frames.add(1);
-                    counters.bytes.add(copy.len() as u64);
                     self.copies.0.push((*id, copy, frame.offload));
                 }
                 Sink::Port(_, counters) => counters.lost.add(1),

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use weft_switch::filter::{Filter, Quick};
 use weft_switch::vlan::push;
-use weft_switch::{DropReason, EthernetHeader, Offload, PartialChecksum, PortId, TAG_LEN};
+use weft_switch::{DropReason, EthernetHeader, Offload, PortId, TAG_LEN};
 
 use crate::counters::Counter;
 use crate::from_guest::{Batch, Frame};
@@ -36,7 +36,7 @@ use crate::vhost_port::FrameMask;
 
 pub(crate) use lane::{Copies, Written};
 pub(crate) use owner::Watches;
-pub use owner::{MirrorSettings, MirrorStatus, WatchSettings};
+pub use owner::{MAX_MIRRORS, MirrorSettings, MirrorStatus, WatchSettings};
 pub use queue::{Capture, CaptureCounters, CaptureStopper, CapturedFrame};
 pub(crate) use queue::{CaptureQueue, Contents};
 
@@ -105,7 +105,6 @@ enum Sink {
 #[derive(Debug, Default)]
 struct MirrorCounters {
     frames: Counter,
-    bytes: Counter,
     lost: Counter,
 }
 
@@ -148,17 +147,18 @@ impl<'a> WireFrame<'a> {
         let copied = self.payload.read(rest);
         debug_assert!(copied, "a frame has the length that was counted");
     }
-
-    fn checksum(&self) -> Option<PartialChecksum> {
-        self.offload.checksum
-    }
 }
 
 impl Tap {
+    /// True if it is about all frames.
+    fn is_all(&self) -> bool {
+        self.wants.filter.is_all() && self.vlan.is_none()
+    }
+
     /// Which of some frames it is about. `TAGS`, one of [`tags`], says which of them leave with a tag.
     #[inline(always)]
     fn pick<const TAGS: u8>(&self, batch: &Batch, frames: FrameMask, tagged: FrameMask) -> FrameMask {
-        let is_all = self.wants.filter.is_all() && self.vlan.is_none();
+        let is_all = self.is_all();
         // Who gets a tag looks different on the wire.
         let unseen = if TAGS == tags::NONE { 0 } else { frames & tagged };
         let mut picked = 0;

@@ -13,7 +13,7 @@ use crate::dataplane::{Dataplane, DataplaneError};
 /// The most captures at a time.
 const MAX_CAPTURES: usize = 16;
 /// The most mirrors.
-const MAX_MIRRORS: usize = 64;
+pub const MAX_MIRRORS: usize = 16;
 
 /// Which frames somebody wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,6 @@ pub struct MirrorSettings {
 pub struct MirrorStatus {
     /// Copies that were handed to the monitor port's ring. Those that it had no room for are among its drops.
     pub frames: u64,
-    /// Their bytes.
-    pub bytes: u64,
     /// Copies that were not even made: too many were waiting.
     pub lost: u64,
 }
@@ -150,7 +148,7 @@ impl Dataplane {
     #[must_use]
     pub fn mirror_status(&self, name: &str) -> Option<MirrorStatus> {
         let (_, Watcher { sink, .. }) = self.watches.mirrors.iter().find(|(settings, _)| settings.name == name)?;
-        Some(MirrorStatus { frames: sink.frames.value(), bytes: sink.bytes.value(), lost: sink.lost.value() })
+        Some(MirrorStatus { frames: sink.frames.value(), lost: sink.lost.value() })
     }
 
     /// Whether a port gets copies only, and what its guest sends goes nowhere.

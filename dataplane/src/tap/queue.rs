@@ -77,7 +77,7 @@ impl Contents {
         let (start, captured) = (self.bytes.len(), frame.len.min(snap_len));
         self.bytes.resize(start + captured, 0);
         frame.read(&mut self.bytes[start..]);
-        let (len, checksum) = (frame.len, frame.checksum());
+        let (len, checksum) = (frame.len, frame.offload.checksum);
         self.records.push(Record { interface: 0, is_inward: false, at_ns: 0, len, captured, lost: 0, checksum });
     }
 

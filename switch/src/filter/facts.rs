@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{ether_type, protocol};
+use super::protocol;
 use crate::ethernet::MAX_TAGS;
 use crate::vlan::TagKind;
+use crate::wire::{
+    ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, FRAGMENT, MAX_EXTENSIONS, extension_len, field,
+    is_extension,
+};
 use crate::{EthernetHeader, MacAddr, TAG_LEN};
-
-/// Extension headers that are looked behind.
-const MAX_EXTENSIONS: usize = 8;
 
 /// What the beginning of a frame says. What is cut off, or contradicts itself, is not there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,8 +38,7 @@ impl Facts {
     pub fn of(beginning: &[u8], len: usize) -> Self {
         let mut facts = Self { len, ..Self::default() };
         let Some(header) = beginning.first_chunk::<{ EthernetHeader::LEN }>() else { return facts };
-        facts.destination = MacAddr([header[0], header[1], header[2], header[3], header[4], header[5]]);
-        facts.source = MacAddr([header[6], header[7], header[8], header[9], header[10], header[11]]);
+        (facts.destination, facts.source) = (MacAddr(field(header, 0)), MacAddr(field(header, 6)));
         let mut ether_type = u16::from_be_bytes([header[12], header[13]]);
         let mut rest = &beginning[EthernetHeader::LEN..];
         for vlan in &mut facts.vlans {
@@ -52,9 +52,9 @@ impl Facts {
         }
         facts.ether_type = Some(ether_type);
         match ether_type {
-            ether_type::IPV4 => facts.read_ipv4(rest),
-            ether_type::IPV6 => facts.read_ipv6(rest),
-            ether_type::ARP | ether_type::RARP => facts.read_arp(rest),
+            ETHER_TYPE_IPV4 => facts.read_ipv4(rest),
+            ETHER_TYPE_IPV6 => facts.read_ipv6(rest),
+            ETHER_TYPE_ARP | ETHER_TYPE_RARP => facts.read_arp(rest),
             _ => None,
         };
         facts
@@ -90,11 +90,6 @@ impl Facts {
 
     /// RFC 8200, sections 3 and 4.
     fn read_ipv6(&mut self, packet: &[u8]) -> Option<()> {
-        const HOP_BY_HOP: u8 = 0;
-        const ROUTING: u8 = 43;
-        const FRAGMENT: u8 = 44;
-        const AUTHENTICATION: u8 = 51;
-        const OPTIONS: u8 = 60;
         let header = packet.first_chunk::<40>()?;
         if header[0] >> 4 != 6 {
             return None;
@@ -103,26 +98,18 @@ impl Facts {
         self.addresses = address(8).zip(address(24));
         let (mut next, mut rest) = (header[6], &packet[40..]);
         for _ in 0..MAX_EXTENSIONS {
-            let len = match next {
-                HOP_BY_HOP | ROUTING | OPTIONS => (usize::from(*rest.get(1)?) + 1) * 8,
-                // RFC 4302, section 2.2.
-                AUTHENTICATION => (usize::from(*rest.get(1)?) + 2) * 4,
-                FRAGMENT => {
-                    let is_first = u16::from_be_bytes([*rest.get(2)?, *rest.get(3)?]) & 0xfff8 == 0;
-                    if !is_first {
-                        self.protocol = Some(rest[0]);
-                        return Some(());
-                    }
-                    8
-                }
-                _ => {
-                    self.protocol = Some(next);
-                    self.read_ports(rest);
-                    return Some(());
-                }
-            };
-            next = rest[0];
-            rest = rest.get(len..)?;
+            if !is_extension(next) {
+                self.protocol = Some(next);
+                self.read_ports(rest);
+                return Some(());
+            }
+            let &[following, len, high, low, ..] = rest else { return None };
+            if next == FRAGMENT && u16::from_be_bytes([high, low]) >= 8 {
+                self.protocol = Some(following);
+                return Some(());
+            }
+            rest = rest.get(extension_len(next, len)?..)?;
+            next = following;
         }
         None
     }

@@ -9,8 +9,8 @@
 //! Most filters are about few frames among many. [`Quick`] is what an expression needs at least and what can be said from the Ethernet header and one or two
 //! words behind it; a frame without that is ruled out for the price of a comparison, and only the others are looked into.
 //!
-//! The words mean what they mean there, with three differences. Tags are looked behind: `host 192.0.2.1` is about tagged frames, too, and `vlan 10` says
-//! nothing about the words after it. Protocols are found behind IPv6 extension headers. Ports are numbers. What is not among the words is refused, never ignored.
+//! The words mean what they mean there, with four differences. Tags are looked behind: `host 192.0.2.1` is about tagged frames, too, and `vlan 10` says
+//! nothing about the words after it. Protocols are found behind IPv6 extension headers. Ports and hosts are numbers, and `ip port` and `ip6 port` mean something. What is not among the words is refused, never ignored.
 
 mod facts;
 mod parse;
@@ -24,6 +24,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::MacAddr;
+use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
 
 pub use facts::Facts;
 pub use parse::ParseFilterError;
@@ -87,13 +88,6 @@ enum AddressKind {
     Arp,
 }
 
-pub(crate) mod ether_type {
-    pub(crate) const IPV4: u16 = 0x0800;
-    pub(crate) const ARP: u16 = 0x0806;
-    pub(crate) const RARP: u16 = 0x8035;
-    pub(crate) const IPV6: u16 = 0x86dd;
-}
-
 /// Numbers of protocols (IANA's registry).
 mod protocol {
     pub(super) const ICMP: u8 = 1;
@@ -135,12 +129,6 @@ impl Filter {
     #[must_use]
     pub fn matches(&self, facts: &Facts) -> bool {
         self.root.as_ref().is_none_or(|root| root.holds(facts))
-    }
-
-    /// Whether a frame of `len` bytes is meant that begins with these bytes: all, or at least [`Self::LOOKS_AT`].
-    #[must_use]
-    pub fn accepts(&self, beginning: &[u8], len: usize) -> bool {
-        self.root.as_ref().is_none_or(|root| root.holds(&Facts::of(beginning, len)))
     }
 
     /// What a frame needs at least.
@@ -199,13 +187,13 @@ impl Test {
             Self::Protocol(version, wanted) => {
                 let version_fits = match version {
                     None => true,
-                    Some(IpVersion::V4) => facts.ether_type == Some(ether_type::IPV4),
-                    Some(IpVersion::V6) => facts.ether_type == Some(ether_type::IPV6),
+                    Some(IpVersion::V4) => facts.ether_type == Some(ETHER_TYPE_IPV4),
+                    Some(IpVersion::V6) => facts.ether_type == Some(ETHER_TYPE_IPV6),
                 };
                 version_fits && facts.protocol == Some(*wanted)
             }
             Self::Address(kind, side, net) => {
-                let is_ip = matches!(facts.ether_type, Some(ether_type::IPV4 | ether_type::IPV6));
+                let is_ip = matches!(facts.ether_type, Some(ETHER_TYPE_IPV4 | ETHER_TYPE_IPV6));
                 let kind_fits = match kind {
                     None => true,
                     Some(AddressKind::Ip) => is_ip,
@@ -223,11 +211,6 @@ impl Test {
             Self::AtLeast(len) => facts.len >= *len,
         }
     }
-}
-
-/// One address, as a net.
-fn exactly(address: IpAddr) -> IpNet {
-    IpNet::from(address)
 }
 
 /// The IPv4 address that a net is, if it is a single one.

@@ -12,8 +12,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{AddressKind, Filter, IpVersion, Node, Side, Test, ether_type, exactly, protocol};
+use super::{AddressKind, Filter, IpVersion, Node, Side, Test, protocol};
 use crate::MacAddr;
+use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP};
 
 /// A text is no filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -175,7 +176,6 @@ impl<'a> Parser<'a> {
                 "port" => kind = Some(Kind::Port),
                 "portrange" => kind = Some(Kind::PortRange),
                 "proto" => kind = Some(Kind::Protocol),
-                "vlan" | "broadcast" | "multicast" | "less" | "greater" => break,
                 _ => break,
             }
             qualified = true;
@@ -265,8 +265,8 @@ impl<'a> Parser<'a> {
                 };
                 let about_address = self.test(Test::Address(of, side, net))?;
                 match protocol {
-                    Some(Protocol::Arp) => self.both(Test::EtherType(ether_type::ARP), about_address),
-                    Some(Protocol::Rarp) => self.both(Test::EtherType(ether_type::RARP), about_address),
+                    Some(Protocol::Arp) => self.both(Test::EtherType(ETHER_TYPE_ARP), about_address),
+                    Some(Protocol::Rarp) => self.both(Test::EtherType(ETHER_TYPE_RARP), about_address),
                     _ => Ok(about_address),
                 }
             }
@@ -274,8 +274,8 @@ impl<'a> Parser<'a> {
                 let range = ports(kind, value)?;
                 let (version, of) = match protocol {
                     None => (None, None),
-                    Some(Protocol::Ip) => (Some(ether_type::IPV4), None),
-                    Some(Protocol::Ip6) => (Some(ether_type::IPV6), None),
+                    Some(Protocol::Ip) => (Some(ETHER_TYPE_IPV4), None),
+                    Some(Protocol::Ip6) => (Some(ETHER_TYPE_IPV6), None),
                     Some(Protocol::Transport(None, number)) => (None, Some(number)),
                     Some(_) => return Err(ParseFilterError::Contradiction("port".to_owned(), "this protocol")),
                 };
@@ -329,10 +329,10 @@ impl Protocol {
     fn alone(self) -> Option<Test> {
         match self {
             Self::Ether => None,
-            Self::Ip => Some(Test::EtherType(ether_type::IPV4)),
-            Self::Ip6 => Some(Test::EtherType(ether_type::IPV6)),
-            Self::Arp => Some(Test::EtherType(ether_type::ARP)),
-            Self::Rarp => Some(Test::EtherType(ether_type::RARP)),
+            Self::Ip => Some(Test::EtherType(ETHER_TYPE_IPV4)),
+            Self::Ip6 => Some(Test::EtherType(ETHER_TYPE_IPV6)),
+            Self::Arp => Some(Test::EtherType(ETHER_TYPE_ARP)),
+            Self::Rarp => Some(Test::EtherType(ETHER_TYPE_RARP)),
             Self::Transport(version, number) => Some(Test::Protocol(version, number)),
         }
     }
@@ -347,7 +347,7 @@ fn unexpected(found: &str, wanted: &'static str) -> ParseFilterError {
 }
 
 fn address(kind: Kind, value: &str) -> Parsed<IpNet> {
-    let single = value.parse::<IpAddr>().map(exactly);
+    let single = value.parse::<IpAddr>().map(IpNet::from);
     match kind {
         Kind::Net => {
             let refused = |_| ParseFilterError::NoAddress(value.to_owned(), "net, as 192.0.2.0/24 is");

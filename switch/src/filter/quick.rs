@@ -1,8 +1,9 @@
 //! What rules most frames out at a glance.
 
-use super::{AddressKind, IpVersion, Node, Side, Test, ether_type, protocol, single_v4};
+use super::{AddressKind, IpVersion, Node, Test, single_v4};
 use crate::EthernetHeader;
 use crate::vlan::TagKind;
+use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, is_extension};
 
 /// What a frame needs at least to be meant, as far as it can be seen in its Ethernet header and a few words behind that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,11 +22,10 @@ pub enum Quick {
     Ports(u16, u16),
 }
 
-/// Bytes before the protocol, the addresses and the ports of an IPv4 packet without options; of an IPv6 packet without extension headers.
-const IPV4_START: usize = EthernetHeader::LEN;
+/// Bytes before an IP packet, the addresses and the ports of one of IPv4 without options, and the ports of one of IPv6 without extension headers.
+const IP_START: usize = EthernetHeader::LEN;
 const IPV4_ADDRESSES: usize = EthernetHeader::LEN + 12;
 const IPV4_PORTS: usize = EthernetHeader::LEN + 20;
-const IPV6_START: usize = EthernetHeader::LEN;
 const IPV6_PORTS: usize = EthernetHeader::LEN + 40;
 /// Version and header length of such a packet.
 const IPV4_PLAIN: u8 = 0x45;
@@ -48,23 +48,23 @@ impl Quick {
             _ if TagKind::of(ether_type).is_some() => false,
             Self::EtherTypes(types) => !types.contains(&ether_type),
             Self::Address(address) => match ether_type {
-                ether_type::IPV4 => read(IPV4_ADDRESSES).is_some_and(|[a, b, c, d, e, f, g, h]| {
+                ETHER_TYPE_IPV4 => read(IPV4_ADDRESSES).is_some_and(|[a, b, c, d, e, f, g, h]| {
                     u32::from_be_bytes([a, b, c, d]) != address && u32::from_be_bytes([e, f, g, h]) != address
                 }),
-                ether_type::ARP | ether_type::RARP => false,
+                ETHER_TYPE_ARP | ETHER_TYPE_RARP => false,
                 _ => true,
             },
             Self::Protocol(protocol) => match ether_type {
-                ether_type::IPV4 => read(IPV4_START + 2).is_some_and(|bytes| bytes[7] != protocol),
-                ether_type::IPV6 => read(IPV6_START).is_some_and(|bytes| bytes[6] != protocol && is_last(bytes[6])),
+                ETHER_TYPE_IPV4 => read(IP_START + 2).is_some_and(|bytes| bytes[7] != protocol),
+                ETHER_TYPE_IPV6 => read(IP_START).is_some_and(|bytes| bytes[6] != protocol && !is_extension(bytes[6])),
                 _ => true,
             },
             Self::Ports(first, last) => match ether_type {
-                ether_type::IPV4 => {
-                    read(IPV4_START).is_some_and(|bytes| bytes[0] == IPV4_PLAIN) && lacks_ports(read(IPV4_PORTS), first, last)
+                ETHER_TYPE_IPV4 => {
+                    read(IP_START).is_some_and(|bytes| bytes[0] == IPV4_PLAIN) && lacks_ports(read(IPV4_PORTS), first, last)
                 }
-                ether_type::IPV6 => {
-                    read(IPV6_START).is_some_and(|bytes| is_last(bytes[6])) && lacks_ports(read(IPV6_PORTS), first, last)
+                ETHER_TYPE_IPV6 => {
+                    read(IP_START).is_some_and(|bytes| !is_extension(bytes[6])) && lacks_ports(read(IPV6_PORTS), first, last)
                 }
                 _ => true,
             },
@@ -108,12 +108,6 @@ impl Quick {
     }
 }
 
-/// No extension header of IPv6 that is looked behind.
-#[inline(always)]
-const fn is_last(next: u8) -> bool {
-    !matches!(next, 0 | 43 | 44 | 51 | 60)
-}
-
 /// Whether four bytes are two ports of which neither is wanted.
 #[inline(always)]
 fn lacks_ports(bytes: Option<[u8; 8]>, first: u16, last: u16) -> bool {
@@ -141,16 +135,14 @@ impl Test {
             Self::EtherType(wanted) => types(*wanted, *wanted),
             Self::Mac(_, mac) => Quick::Mac(mac.as_u64().swap_bytes() >> 16),
             Self::Protocol(None | Some(IpVersion::V4), number) => Quick::Protocol(*number),
-            Self::Protocol(Some(IpVersion::V6), _) => types(ether_type::IPV6, ether_type::IPV6),
+            Self::Protocol(Some(IpVersion::V6), _) => types(ETHER_TYPE_IPV6, ETHER_TYPE_IPV6),
             Self::Address(kind, _, net) => match (single_v4(net), kind) {
                 (Some(address), _) => Quick::Address(address.into()),
-                (None, _) if net.addr().is_ipv6() => types(ether_type::IPV6, ether_type::IPV6),
-                (None, Some(AddressKind::Ip)) => types(ether_type::IPV4, ether_type::IPV4),
-                (None, _) => Quick::EtherTypes([ether_type::IPV4, ether_type::ARP, ether_type::RARP]),
+                (None, _) if net.addr().is_ipv6() => types(ETHER_TYPE_IPV6, ETHER_TYPE_IPV6),
+                (None, Some(AddressKind::Ip)) => types(ETHER_TYPE_IPV4, ETHER_TYPE_IPV4),
+                (None, _) => Quick::EtherTypes([ETHER_TYPE_IPV4, ETHER_TYPE_ARP, ETHER_TYPE_RARP]),
             },
-            Self::Port(_, Side::Source | Side::Destination | Side::Either | Side::Both, range) => {
-                Quick::Ports(*range.start(), *range.end())
-            }
+            Self::Port(_, _, range) => Quick::Ports(*range.start(), *range.end()),
             Self::Vlan(_) => {
                 Quick::EtherTypes([TagKind::Customer.ether_type(), TagKind::Service.ether_type(), TagKind::Customer.ether_type()])
             }
@@ -158,6 +150,3 @@ impl Test {
         }
     }
 }
-
-/// Protocols with ports are those that [`Quick::Ports`] may take for granted: any other has none of these ports where a filter looks for them.
-const _: () = assert!(protocol::has_ports(protocol::TCP) && protocol::has_ports(protocol::UDP));

@@ -53,7 +53,7 @@ fn fragment() -> Vec<u8> {
 
 fn accepts(filter: &str, frame: &[u8]) -> bool {
     let filter: Filter = filter.parse().unwrap_or_else(|error| panic!("{filter}: {error}"));
-    filter.accepts(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len())
+    filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len()))
 }
 
 #[test]
@@ -223,13 +223,13 @@ proptest! {
         let header: &[u8; EthernetHeader::LEN] = frame.first_chunk().unwrap();
         let read = |at: usize| frame.get(at..).and_then(|rest| rest.first_chunk().copied());
         let beginning = &frame[..frame.len().min(Filter::LOOKS_AT)];
-        prop_assert!(!(filter.quick().rules_out(header, read) && filter.accepts(beginning, frame.len())), "{text}");
+        prop_assert!(!(filter.quick().rules_out(header, read) && filter.matches(&Facts::of(beginning, frame.len()))), "{text}");
     }
 
     #[test]
     fn no_text_and_no_bytes_do_harm(text in ".{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(filter) = text.parse::<Filter>() {
-            let _ = filter.accepts(&bytes, bytes.len());
+            let _ = filter.matches(&Facts::of(&bytes, bytes.len()));
         }
         let _ = Facts::of(&bytes, bytes.len());
     }

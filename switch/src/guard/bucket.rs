@@ -41,7 +41,19 @@ impl TokenBucket {
         Self { rate: rate.min(Self::MAX), capacity, level: capacity, filled: Timestamp::default() }
     }
 
-    /// Takes `count` tokens, all or none. A clock that goes backwards brings none.
+    /// Takes `count` tokens of what is there, all or none: for what need not go together. A clock that goes backwards brings none.
+    #[inline]
+    pub fn take_of_level(&mut self, now: Timestamp, count: u64) -> bool {
+        self.fill(now);
+        let wanted = thousandths(count);
+        let enough = wanted <= self.level;
+        if enough {
+            self.level -= wanted;
+        }
+        enough
+    }
+
+    /// The same for one thing, which a full bucket lets pass however large it is.
     #[inline]
     pub fn take(&mut self, now: Timestamp, count: u64) -> bool {
         self.fill(now);
@@ -164,7 +176,7 @@ mod tests {
         assert!(bucket.take(Timestamp::default(), 1));
         assert!(!bucket.take(Timestamp::default(), 100));
         let full = Timestamp::from_millis(1);
-        assert!(bucket.take(full, 100));
+        assert!(!bucket.take_of_level(full, 100) && bucket.take(full, 100));
         assert!(!bucket.take(Timestamp::from_millis(91), 1) && bucket.take(Timestamp::from_millis(92), 1));
         let mut draw = bucket.draw(Timestamp::from_millis(1000), 50);
         assert!(draw.take(50) && !draw.take(1));

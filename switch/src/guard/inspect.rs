@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::Protections;
 use crate::ethernet::MAX_TAGS;
 use crate::vlan::TagKind;
-use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ICMP, TCP, UDP};
+use crate::wire::{
+    ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, FRAGMENT, ICMP, ICMPV6, MAX_EXTENSIONS, TCP, UDP,
+    extension_len, is_extension, link_local,
+};
 use crate::{DropReason, EthernetHeader, MacAddr, MacKey};
 
 /// As much of a frame as nearly every look needs, in bytes, and as short as Ethernet's frames are (IEEE 802.3-2018, 3.2.7, without FCS): the headers up to TCP's
@@ -14,18 +17,11 @@ pub const GLANCED_LEN: usize = 60;
 /// As much of a frame as is ever looked at, in bytes. Headers that go on behind this can't be checked.
 pub const INSPECTED_LEN: usize = 244;
 
-const ETHER_TYPE_RARP: u16 = 0x8035;
-const ETHER_TYPE_IPV6: u16 = 0x86dd;
 /// Below are lengths of IEEE 802.2 frames (IEEE 802.3-2018, 3.2.6), in which an IP packet can hide (RFC 1042).
 const FIRST_ETHER_TYPE: u16 = 0x600;
 /// Tags of two sorts that 802.1Q does not know, and some devices do.
 const ODD_TAGS: [u16; 3] = [0x9100, 0x9200, 0x9300];
 
-const ICMPV6: u8 = 58;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-/// Extension headers that are looked behind.
-const MAX_EXTENSIONS: usize = 8;
 /// Options of a message of neighbour discovery that are looked at.
 const MAX_OPTIONS: usize = 16;
 
@@ -439,21 +435,17 @@ impl Upper {
     fn find(view: View<'_>, mut at: usize, mut protocol: u8) -> Result<Self, Stop> {
         let mut fragment = None;
         for _ in 0..=MAX_EXTENSIONS {
-            let len = match protocol {
-                // Hop-by-hop options, routing, destination options, mobility, HIP, shim6.
-                0 | 43 | 60 | 135 | 139 | 140 => (usize::from(view.byte(at + 1)?) + 1) * 8,
-                // RFC 4302, section 2.2.
-                AUTHENTICATION => (usize::from(view.byte(at + 1)?) + 2) * 4,
-                FRAGMENT => {
-                    let follows = view.number(at + 2)? & 0xfff8 != 0;
-                    if follows {
-                        return Ok(Self { protocol: view.byte(at)?, at: at + 8, fragment: Some(true) });
-                    }
-                    fragment = Some(false);
-                    8
+            if !is_extension(protocol) {
+                return Ok(Self { protocol, at, fragment });
+            }
+            if protocol == FRAGMENT {
+                let follows = view.number(at + 2)? & 0xfff8 != 0;
+                if follows {
+                    return Ok(Self { protocol: view.byte(at)?, at: at + 8, fragment: Some(true) });
                 }
-                _ => return Ok(Self { protocol, at, fragment }),
-            };
+                fragment = Some(false);
+            }
+            let len = extension_len(protocol, view.byte(at + 1)?).ok_or(UNVERIFIABLE)?;
             protocol = view.byte(at)?;
             at += len;
         }
@@ -496,11 +488,6 @@ impl<'a> View<'a> {
     fn number(&self, at: usize) -> Result<u16, Stop> {
         self.array(at).map(|bytes| u16::from_be_bytes(*bytes))
     }
-}
-
-/// The link-local address that follows from a MAC address (RFC 4291, sections 2.5.6 and appendix A).
-fn link_local(MacAddr([a, b, c, d, e, f]): MacAddr) -> Ipv6Addr {
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// The address at a place where there is one.

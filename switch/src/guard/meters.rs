@@ -117,7 +117,7 @@ impl Meters {
     /// Counts all frames of a batch that go to one station each. False when there was too much: then none is counted, and
     /// [`Self::admit`] says which may pass.
     pub fn admit_all(&mut self, now: Timestamp, size: WireSize) -> bool {
-        take(&mut self.limit_in, now, size, DropReason::OverLimit).is_ok()
+        self.limit_in.as_mut().is_none_or(|Meter { bucket, frame, byte }| bucket.take_of_level(now, cost(size, *frame, *byte)))
     }
 
     /// Takes out what frames of this size need if nobody knows whom they are for, or what there is. Nothing if there is no limit.

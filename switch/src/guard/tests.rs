@@ -244,6 +244,8 @@ fn a_frame_that_stands_for_many_counts_for_all_of_them() {
     let later = |meters: &mut Meters, millis| meters.draw_unknown(now(millis), burst).unwrap().take(burst);
     assert_eq!(later(&mut meters.clone(), 10_250), Err(DropReason::UnknownStorm));
     assert_eq!(later(&mut meters, 10_256), Ok(()));
+    let batch = WireSize { frames: 32, bytes: 65_558 };
+    assert!(!meters.admit_all(now(15_000), batch) && meters.admit_all(now(15_000), WireSize { frames: 32, bytes: 65_557 }));
     let wide = WireSize { frames: 256, bytes: 120_000 };
     assert_eq!([20_000, 20_119, 20_120].map(|millis| meters.admit(now(millis), &one, wide).is_ok()), [true, false, true]);
 }

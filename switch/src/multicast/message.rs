@@ -8,26 +8,18 @@ use std::time::Duration;
 use super::{Family, group_mac};
 use crate::ethernet::MAX_TAGS;
 use crate::vlan::TagKind;
-use crate::wire::{ETHER_TYPE_IPV4, Ipv4Packet, LinkHeader, internet_checksum};
+use crate::wire::{
+    ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, FRAGMENT, HOP_BY_HOP, ICMPV6, Ipv4Packet, LinkHeader, MAX_EXTENSIONS, extension_len,
+    internet_checksum, is_extension,
+};
 use crate::{DropReason, MacAddr};
 
 pub(super) const IGMP: u8 = 2;
-pub(super) const ICMPV6: u8 = 58;
-pub(super) const HOP_BY_HOP: u8 = 0;
-pub(super) const ROUTING: u8 = 43;
-pub(super) const FRAGMENT: u8 = 44;
-pub(super) const AUTHENTICATION: u8 = 51;
-pub(super) const OPTIONS: u8 = 60;
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
 pub(super) const PIM: u8 = 103;
-/// The most extension headers of a packet.
-const MAX_HEADERS: usize = 8;
-pub(super) const ETHER_TYPE_IPV6: u16 = 0x86dd;
 pub(super) const QUERY_V4: u8 = 0x11;
 pub(super) const QUERY_V6: u8 = 130;
-const ALL_HOSTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
-const ALL_HOSTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+pub(super) const ALL_HOSTS_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 1);
+pub(super) const ALL_HOSTS_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 /// The most records of a report: more than any port has groups.
 const MAX_RECORDS: u16 = 512;
 /// What routers of IGMPv3 and MLDv2 listen to.
@@ -134,7 +126,7 @@ impl Message {
             return Err(BAD);
         }
         if ip.protocol == PIM {
-            return Ok(if is_hello(payload) { Self::RouterHello } else { Self::Other });
+            return Ok(if is_hello(payload, internet_checksum(&[payload])) { Self::RouterHello } else { Self::Other });
         }
         if internet_checksum(&[payload]) != 0 {
             return Err(BAD);
@@ -144,16 +136,9 @@ impl Message {
         let about = |change, version| checked_record(group.into(), change, version).map(|record| Self::Report(vec![record]));
         match kind {
             QUERY_V4 => {
-                let (response, of_sources) = match rest {
-                    // IGMPv1 has none, and its hosts take ten seconds (RFC 2236, section 4).
-                    [] if code == 0 => (100, false),
-                    [] => (u32::from(code), false),
-                    [_, _, high, low, sources @ ..] => {
-                        let count = usize::from(u16::from_be_bytes([*high, *low]));
-                        (spread(code.into(), 4), count_of(sources, count, 4)?)
-                    }
-                    _ => return Err(BAD),
-                };
+                // IGMPv1 has no time, and its hosts take ten seconds (RFC 2236, section 4).
+                let code = if code == 0 && rest.is_empty() { 100 } else { code };
+                let (response, of_sources) = asked::<4>(code.into(), 4, rest)?;
                 let response = Duration::from_millis(u64::from(response) * 100);
                 query(ip.source.into(), group.into(), ip.destination.into(), (response, of_sources))
             }
@@ -173,8 +158,7 @@ impl Message {
         let [source, destination] = [8, 24].map(|at| Ipv6Addr::from(crate::wire::field::<16>(ip, at)));
         let Some(Upper { protocol, message, is_fragment }) = Upper::find(ip[6], payload)? else { return Ok(Self::Other) };
         if protocol == PIM {
-            let is_router = message.first() == Some(&0x20) && checksum_v6(ip, PIM, message) == 0;
-            return Ok(if is_router { Self::RouterHello } else { Self::Other });
+            return Ok(if is_hello(message, checksum_v6(ip, PIM, message)) { Self::RouterHello } else { Self::Other });
         }
         if protocol != ICMPV6 || !message.first().is_some_and(|kind| is_mld(*kind)) {
             return Ok(Self::Other);
@@ -201,14 +185,7 @@ impl Message {
         match kind {
             QUERY_V6 => {
                 let code = u16::from_be_bytes([high, low]);
-                let (response, of_sources) = match rest {
-                    [] => (u32::from(code), false),
-                    [_, _, high, low, sources @ ..] => {
-                        let count = usize::from(u16::from_be_bytes([*high, *low]));
-                        (spread(code, 12), count_of(sources, count, 16)?)
-                    }
-                    _ => return Err(BAD),
-                };
+                let (response, of_sources) = asked::<16>(code, 12, rest)?;
                 let response = Duration::from_millis(response.into());
                 query(source.into(), group.into(), destination.into(), (response, of_sources))
             }
@@ -231,13 +208,10 @@ impl<'a> Upper<'a> {
     /// Walks along them (RFC 8200, section 4). Nothing for a fragment that is not the first: what it is a part of stands in that one, whole (RFC 7112).
     fn find(mut next: u8, mut rest: &'a [u8]) -> Result<Option<Self>, DropReason> {
         let mut is_fragment = false;
-        for _ in 0..=MAX_HEADERS {
-            let unit = match next {
-                HOP_BY_HOP | ROUTING | OPTIONS => 8,
-                AUTHENTICATION => 4,
-                FRAGMENT => 0,
-                protocol => return Ok(Some(Self { protocol, message: rest, is_fragment })),
-            };
+        for _ in 0..=MAX_EXTENSIONS {
+            if !is_extension(next) {
+                return Ok(Some(Self { protocol: next, message: rest, is_fragment }));
+            }
             let &[following, len, high, low, ..] = rest else { return Err(BAD) };
             if next == FRAGMENT {
                 is_fragment = true;
@@ -245,7 +219,8 @@ impl<'a> Upper<'a> {
                     return Ok(None);
                 }
             }
-            (next, rest) = (following, rest.get(8 + unit * usize::from(len)..).ok_or(BAD)?);
+            rest = extension_len(next, len).and_then(|len| rest.get(len..)).ok_or(BAD)?;
+            next = following;
         }
         Err(BAD)
     }
@@ -318,9 +293,17 @@ fn checked_record(group: IpAddr, change: Change, version: u8) -> Result<Record, 
     if group.is_multicast() { Ok(Record { group, change, version }) } else { Err(BAD) }
 }
 
-/// Whether there are sources, of which there must be as many as is said.
-fn count_of(sources: &[u8], count: usize, len: usize) -> Result<bool, DropReason> {
-    if sources.len() < count * len { Err(BAD) } else { Ok(count > 0) }
+/// In how many units of time hosts answer, which begins to have an exponent at this bit, and whether only some sources are asked for, of `N` bytes each. A query of the older
+/// version ends before that.
+fn asked<const N: usize>(code: u16, exponent_at: u32, rest: &[u8]) -> Result<(u32, bool), DropReason> {
+    match rest {
+        [] => Ok((code.into(), false)),
+        [_, _, high, low, sources @ ..] => {
+            let count = usize::from(u16::from_be_bytes([*high, *low]));
+            if sources.len() < count * N { Err(BAD) } else { Ok((spread(code, exponent_at), count > 0)) }
+        }
+        _ => Err(BAD),
+    }
 }
 
 /// The number behind a code whose exponent stands at bit `at`: 4 of 8 bits, 12 of 16 (RFC 3376, section 4.1.1; RFC 3810, section 5.1.3).
@@ -337,9 +320,9 @@ fn is_sent_to(mac: MacAddr, group: IpAddr) -> bool {
     group.is_multicast() && group_mac(group) == mac
 }
 
-/// The hello of PIM version 2: type 0.
-fn is_hello(pim: &[u8]) -> bool {
-    pim.first() == Some(&0x20) && internet_checksum(&[pim]) == 0
+/// The hello of PIM version 2: type 0, with the right checksum.
+fn is_hello(pim: &[u8], checksum: u16) -> bool {
+    pim.first() == Some(&0x20) && checksum == 0
 }
 
 /// Zero for an upper-layer message with its right checksum (RFC 8200, section 8.1).

@@ -55,6 +55,7 @@ use timers::Timers;
 
 use crate::rate::PortRate;
 use crate::vlan::{PortRole, Vlan};
+use crate::wire::{HOP_BY_HOP, ICMPV6, TCP, UDP, is_extension, link_local};
 use crate::{DropReason, MacAddr, MacKey, PortId, Timestamp};
 
 /// The most groups that one port can be a member of, in all VLANs.
@@ -87,8 +88,6 @@ pub struct SnoopingSettings {
     pub last_member_interval: Duration,
     /// Whoever leaves is believed at once.
     pub fast_leave: bool,
-    /// Groups that nobody has asked for go to everybody, and not only to routers.
-    pub flood_unknown: bool,
 }
 
 /// A kind of address.
@@ -153,17 +152,8 @@ pub struct Outbound {
 pub enum News {
     /// These ports want what is for an address in a VLAN; none any more if there are none.
     Group(Vlan, MacKey, Vec<PortId>),
-    /// What holds for all groups of a kind in a VLAN; they are flooded if there is nothing.
-    Domain(Vlan, Family, Option<DomainNews>),
-}
-
-/// What holds for all groups of a kind in a VLAN in which somebody queries.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DomainNews {
-    /// They get everything.
-    pub always: Vec<PortId>,
-    /// Groups that nobody has asked for go to everybody.
-    pub flood_unknown: bool,
+    /// These ports get all groups of a kind in a VLAN in which somebody queries; all are flooded if nobody does.
+    Domain(Vlan, Family, Option<Vec<PortId>>),
 }
 
 /// What a snooper wants done.
@@ -233,7 +223,6 @@ impl SnoopingSettings {
             response_interval: Duration::from_secs(10),
             last_member_interval: Duration::from_secs(1),
             fast_leave: false,
-            flood_unknown: false,
         }
     }
 
@@ -253,7 +242,7 @@ impl SnoopingSettings {
         match (family, self.address) {
             (Family::V4, Some(address)) if vlan == self.default_vlan => address.into(),
             (Family::V4, _) => Ipv4Addr::UNSPECIFIED.into(),
-            (Family::V6, _) => query::link_local(self.mac).into(),
+            (Family::V6, _) => link_local(self.mac).into(),
         }
     }
 }
@@ -304,13 +293,10 @@ fn is_about_groups(protocol: u8) -> bool {
 #[inline]
 fn concerns_ipv6(next: u8, at: usize, more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>) -> bool {
     match next {
-        message::ICMPV6 => more().is_some_and(|rest| message::is_mld(rest[at])),
-        // Hosts read what is behind these. Streams may be cut, and have options.
-        message::HOP_BY_HOP | message::ROUTING | message::FRAGMENT | message::AUTHENTICATION | message::OPTIONS => {
-            more().is_some_and(|rest| next == message::HOP_BY_HOP || !matches!(rest[at], message::TCP | message::UDP))
-        }
+        ICMPV6 => more().is_some_and(|rest| message::is_mld(rest[at])),
         message::PIM => true,
-        _ => false,
+        // Hosts read what is behind extension headers. Streams may be cut, and have options.
+        _ => is_extension(next) && more().is_some_and(|rest| next == HOP_BY_HOP || !matches!(rest[at], TCP | UDP)),
     }
 }
 

@@ -2,18 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::message::{ETHER_TYPE_IPV6, HOP_BY_HOP, ICMPV6, IGMP, QUERY_V4, QUERY_V6, ROUTER_ALERT, checksum_v6};
+use super::message::{ALL_HOSTS_V4, ALL_HOSTS_V6, IGMP, QUERY_V4, QUERY_V6, ROUTER_ALERT, checksum_v6};
 use super::{Family, ROBUSTNESS, SnoopingSettings, group_mac};
 use crate::MacAddr;
-use crate::wire::{ETHER_TYPE_IPV4, LinkHeader, internet_checksum};
+use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, HOP_BY_HOP, ICMPV6, LinkHeader, internet_checksum, link_local};
 
 /// Asks for one group, or for all. `source` is that of IGMP; MLD's is always the link-local address.
 pub(super) fn query(settings: &SnoopingSettings, family: Family, group: Option<IpAddr>, source: Ipv4Addr) -> Vec<u8> {
     let response = if group.is_some() { settings.last_member_interval } else { settings.response_interval };
     let seconds = u32::try_from(settings.query_interval.as_secs()).unwrap_or(u32::MAX);
     let to = group.unwrap_or(match family {
-        Family::V4 => Ipv4Addr::new(224, 0, 0, 1).into(),
-        Family::V6 => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).into(),
+        Family::V4 => ALL_HOSTS_V4.into(),
+        Family::V6 => ALL_HOSTS_V6.into(),
     });
     let (millis, interval) = (u32::try_from(response.as_millis()).unwrap_or(u32::MAX), code(seconds));
     match to {
@@ -39,7 +39,7 @@ fn query_v4(mac: MacAddr, source: Ipv4Addr, to: Ipv4Addr, of_group: bool, [respo
     [&link.to_bytes()[..], &ip, &igmp].concat()
 }
 
-/// MLDv2 (RFC 3810, section 5.1), from the link-local address that belongs to the MAC address (RFC 4291, appendix A).
+/// MLDv2 (RFC 3810, section 5.1), from the MAC address's link-local one.
 fn query_v6(mac: MacAddr, to: Ipv6Addr, of_group: bool, response: u16, interval: u8) -> Vec<u8> {
     let group = if of_group { to } else { Ipv6Addr::UNSPECIFIED };
     let [high, low] = response.to_be_bytes();
@@ -56,12 +56,6 @@ fn query_v6(mac: MacAddr, to: Ipv6Addr, of_group: bool, response: u16, interval:
     let options = [ICMPV6, 0, a, b, c, d, 1, 0];
     let link = LinkHeader { destination: group_mac(to.into()), source: mac, ether_type: ETHER_TYPE_IPV6 };
     [&link.to_bytes()[..], &ip, &options, &mld].concat()
-}
-
-/// The link-local address that belongs to a MAC address (RFC 4291, appendix A).
-pub(super) fn link_local(mac: MacAddr) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 /// The code of a number: itself below 128, else the largest with exponent that is not more (RFC 3376, section 4.1.1).

@@ -9,8 +9,8 @@ use super::message::{Change, GroupMessage, Message, Query, Record};
 use super::table::{Groups, Member};
 use super::timers::{Timer, Timers};
 use super::{
-    Arrival, Changed, Domain, DomainNews, Effects, Family, GROUPS_PER_PORT, MEMBERSHIPS, News, Other, Outbound, Passage,
-    ROBUSTNESS, Snooper, SnoopingCounters, SnoopingSettings, group_mac, is_for_everybody, query,
+    Arrival, Changed, Domain, Effects, Family, GROUPS_PER_PORT, MEMBERSHIPS, News, Other, Outbound, Passage, ROBUSTNESS, Snooper,
+    SnoopingCounters, SnoopingSettings, group_mac, is_for_everybody, query,
 };
 use crate::rate::PortRate;
 use crate::vlan::{PortRole, TagKind, Vlan};
@@ -311,7 +311,7 @@ impl Snooper {
                 self.changed.groups.insert((vlan, group_mac(group)));
             }
             Timer::Ask(vlan, group, port) => {
-                self.groups.asked((vlan, group), port);
+                self.groups.ask_again(&mut self.timers, (vlan, group), port, None);
                 self.ask(vlan, Family::of(group), Some(group), Some(port), effects);
             }
             Timer::Query(vlan, family) => {
@@ -457,7 +457,7 @@ impl Snooper {
             let mut always: Vec<_> = domain.routers.keys().chain(domain.unsettled.keys()).copied().collect();
             always.sort_unstable();
             always.dedup();
-            DomainNews { always, flood_unknown: self.settings.flood_unknown }
+            always
         });
         News::Domain(vlan, family, news)
     }

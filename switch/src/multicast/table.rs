@@ -51,6 +51,10 @@ impl Groups {
         self.groups.get(&key(place))?.get(&port).copied()
     }
 
+    fn member_mut(&mut self, place: Place, port: PortId) -> Option<&mut Member> {
+        self.groups.get_mut(&key(place))?.get_mut(&port)
+    }
+
     /// The ports that want a group.
     pub(super) fn members(&self, place: Place) -> Vec<PortId> {
         self.groups.get(&key(place)).map(|members| members.keys().copied().collect()).unwrap_or_default()
@@ -73,8 +77,7 @@ impl Groups {
 
     /// A member says again that it is one. False if it is none.
     pub(super) fn renew(&mut self, timers: &mut Timers, place: Place, port: PortId, version: u8, until: Timestamp) -> bool {
-        let member = self.groups.get_mut(&key(place)).and_then(|members| members.get_mut(&port));
-        let Some(member) = member else { return false };
+        let Some(member) = self.member_mut(place, port) else { return false };
         timers.set(timer(place, port), Some(member.until), Some(until));
         member.until = until;
         // There may be several hosts, and one of them would not answer when it is asked (RFC 2236, section 5).
@@ -108,8 +111,7 @@ impl Groups {
 
     /// A membership ends then, unless it does before.
     pub(super) fn shorten(&mut self, timers: &mut Timers, place: Place, port: PortId, until: Timestamp) {
-        let member = self.groups.get_mut(&key(place)).and_then(|members| members.get_mut(&port));
-        if let Some(member) = member.filter(|member| until < member.until) {
+        if let Some(member) = self.member_mut(place, port).filter(|member| until < member.until) {
             timers.set(timer(place, port), Some(member.until), Some(until));
             member.until = until;
         }
@@ -117,16 +119,9 @@ impl Groups {
 
     /// When a member is to be asked once more.
     pub(super) fn ask_again(&mut self, timers: &mut Timers, place: Place, port: PortId, at: Option<Timestamp>) {
-        if let Some(member) = self.groups.get_mut(&key(place)).and_then(|members| members.get_mut(&port)) {
+        if let Some(member) = self.member_mut(place, port) {
             timers.set(Timer::Ask(place.0, place.1, port), member.ask_at, at);
             member.ask_at = at;
-        }
-    }
-
-    /// The timer for that has gone off.
-    pub(super) fn asked(&mut self, place: Place, port: PortId) {
-        if let Some(member) = self.groups.get_mut(&key(place)).and_then(|members| members.get_mut(&port)) {
-            member.ask_at = None;
         }
     }
 

@@ -75,7 +75,7 @@ fn report_v3(records: &[(u8, Ipv4Addr, &[Ipv4Addr])]) -> Vec<u8> {
 
 fn report_mld(kind: u8, group: Ipv6Addr) -> Vec<u8> {
     let message = [&[143, 0, 0, 0, 0, 0, 0, 1, kind, 0, 0, 0][..], &group.octets()].concat();
-    mld(super::query::link_local(GUEST), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16), &message)
+    mld(crate::wire::link_local(GUEST), Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16), &message)
 }
 
 fn query_of(source: Ipv4Addr, group: Option<Ipv4Addr>) -> Vec<u8> {
@@ -86,7 +86,7 @@ fn query_of(source: Ipv4Addr, group: Option<Ipv4Addr>) -> Vec<u8> {
 /// A snooper and what workers would know of it.
 struct Rig {
     snooper: Snooper,
-    domains: BTreeMap<(Vlan, Family), DomainNews>,
+    domains: BTreeMap<(Vlan, Family), Vec<PortId>>,
     groups: BTreeMap<(Vlan, u64), Vec<PortId>>,
     ports: u16,
 }
@@ -160,12 +160,9 @@ impl Rig {
         header[..6].copy_from_slice(&group_mac(group).0);
         header[12..].copy_from_slice(&Family::of(group).ether_type());
         let Scope::Members(family) = scope(&header) else { return everybody() };
-        let Some(domain) = self.domains.get(&(VLAN, family)) else { return everybody() };
+        let Some(always) = self.domains.get(&(VLAN, family)) else { return everybody() };
         let members = self.groups.get(&(VLAN, MacKey::from(group_mac(group)).as_u64()));
-        if members.is_none() && domain.flood_unknown {
-            return everybody();
-        }
-        members.into_iter().flatten().chain(&domain.always).map(|port| port.0).collect()
+        members.into_iter().flatten().chain(always).map(|port| port.0).collect()
     }
 }
 
@@ -503,14 +500,6 @@ fn a_router_of_pim_gets_everything() {
 }
 
 #[test]
-fn unknown_groups_are_flooded_if_that_is_wanted() {
-    let mut rig = Rig::settled(3, |settings| settings.flood_unknown = true);
-    assert_eq!(rig.audience(GROUP), these(&[0, 1, 2]));
-    rig.hear(at(20), 1, &report_v2(GROUP, 0x16));
-    assert_eq!(rig.audience(GROUP), these(&[1]));
-}
-
-#[test]
 fn a_guest_that_joins_without_end_only_hurts_itself() {
     let mut rig = Rig::settled(3, |_| ());
     let group = |number: u32| Ipv4Addr::from_bits(0xef10_0000 + number);
@@ -575,7 +564,7 @@ fn messages_that_contradict_themselves_are_dropped_and_change_nothing() {
         }
     }
     // Without router alert, from afar, with another hop limit: RFC 3810, section 5.1.
-    let source = super::query::link_local(GUEST);
+    let source = crate::wire::link_local(GUEST);
     let all = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     let message = [&[130, 0, 0, 0, 0x27, 0x10, 0, 0][..], &[0; 16], &[2, 125, 0, 0]].concat();
     assert!(matches!(read(&mld(source, all, &message)), Ok(Message::Query(_))));
@@ -646,7 +635,7 @@ fn bare_report(next: u8, behind: &[u8]) -> Vec<u8> {
     let mut message = [&[131, 0, 0, 0, 0, 0, 0, 0][..], &GROUP6.octets()].concat();
     let mut ip = [0; 40];
     ip[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, (behind.len() + message.len()) as u8, next, 1]);
-    ip[8..24].copy_from_slice(&super::query::link_local(GUEST).octets());
+    ip[8..24].copy_from_slice(&crate::wire::link_local(GUEST).octets());
     ip[24..].copy_from_slice(&GROUP6.octets());
     let sum = checksum_v6(&ip, 58, &message).to_be_bytes();
     message[2..4].copy_from_slice(&sum);

@@ -8,6 +8,7 @@
 mod arp;
 mod build;
 mod ipv4;
+mod ipv6;
 mod transport;
 
 use etherparse::checksum::Sum16BitWords;
@@ -16,6 +17,7 @@ pub(crate) use arp::{ArpOperation, ArpPacket};
 pub(crate) use build::Ipv4Draft;
 pub use build::{Egress, Outgoing, Station};
 pub use ipv4::{Ipv4Header, Ipv4Packet};
+pub(crate) use ipv6::{ETHER_TYPE_IPV6, FRAGMENT, HOP_BY_HOP, ICMPV6, MAX_EXTENSIONS, extension_len, is_extension, link_local};
 pub use transport::UdpDatagram;
 pub(crate) use transport::{ICMP, IcmpMessage, TCP, TcpHeader, UDP, UdpHeader, is_icmp_error};
 
@@ -24,6 +26,7 @@ use crate::{DropReason, MacAddr};
 pub(crate) const ETHERNET_LEN: usize = 14;
 pub(crate) const ETHER_TYPE_IPV4: u16 = 0x0800;
 pub(crate) const ETHER_TYPE_ARP: u16 = 0x0806;
+pub(crate) const ETHER_TYPE_RARP: u16 = 0x8035;
 
 /// An Ethernet header with its type (IEEE 802.3-2018, 3.2.6). A tag counts as a type of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
