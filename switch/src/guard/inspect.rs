@@ -25,12 +25,15 @@ const ODD_TAGS: [u16; 3] = [0x9100, 0x9200, 0x9300];
 /// Options of a message of neighbour discovery that are looked at.
 const MAX_OPTIONS: usize = 16;
 
+const IGMP: u8 = 2;
+
 /// UDP ports (RFC 2131, section 4.1; RFC 8415, section 7.2).
 const DHCP: Parties = Parties { server: 67, client: 68 };
 const DHCPV6: Parties = Parties { server: 547, client: 546 };
 
 /// ICMPv6 types (RFC 4861, section 4; RFC 2710; RFC 3810; RFC 2894).
 mod icmpv6 {
+    pub(super) const MLD_QUERY: u8 = 130;
     pub(super) const ROUTER_SOLICITATION: u8 = 133;
     pub(super) const ROUTER_ADVERTISEMENT: u8 = 134;
     pub(super) const NEIGHBOUR_SOLICITATION: u8 = 135;
@@ -328,6 +331,8 @@ impl Sources {
             UDP if !self.dhcp_server => DHCP.refuse_server(ports(view)?),
             // Redirects (RFC 792) and router advertisements (RFC 1256).
             ICMP if !self.router && matches!(view.byte(at + header_len)?, 5 | 9) => Err(Stop::Drop(DropReason::RouterNotAllowed)),
+            // Queries (RFC 3376, section 4.1), which a host takes from its own address, too.
+            IGMP if !self.router && view.byte(at + header_len)? == 0x11 => Err(Stop::Drop(DropReason::RouterNotAllowed)),
             _ => Ok(()),
         }
     }
@@ -364,7 +369,7 @@ impl Sources {
         if upper.fragment.is_some() && (ROUTER_SOLICITATION..=REDIRECT).contains(&kind) {
             return Err(UNVERIFIABLE);
         }
-        if matches!(kind, ROUTER_ADVERTISEMENT | REDIRECT | ROUTER_RENUMBERING) && !self.router {
+        if matches!(kind, MLD_QUERY | ROUTER_ADVERTISEMENT | REDIRECT | ROUTER_RENUMBERING) && !self.router {
             return Err(Stop::Drop(DropReason::RouterNotAllowed));
         }
         if self.ips.is_some()

@@ -132,6 +132,8 @@ fn what_a_hostile_guest_sends_does_not() {
         ("one behind a tag", RouterNotAllowed, tagged(&[0x8100], &ipv6(LINK_LOCAL, ICMPV6, &[134; 16]))),
         ("an IPv6 redirect", RouterNotAllowed, ipv6(LINK_LOCAL, ICMPV6, &[137; 40])),
         ("an IPv4 redirect", RouterNotAllowed, ipv4(OWN_V4, ICMP, &[5, 1, 0, 0, 0, 0, 0, 0])),
+        ("an IGMP query", RouterNotAllowed, ipv4(OWN_V4, 2, &[0x11, 100, 0, 0, 0, 0, 0, 0])),
+        ("an MLD query", RouterNotAllowed, ipv6(LINK_LOCAL, 0, &hop_by_hop(ICMPV6, &[130; 24]))),
         ("an IPv4 router", RouterNotAllowed, ipv4(OWN_V4, ICMP, &[9, 0, 0, 0, 0, 0, 0, 0])),
         ("three tags", Unverifiable, tagged(&[0x8100, 0x8100, 0x8100], &ipv4(OWN_V4, TCP, &[0; 20]))),
         ("a tag of another sort", Unverifiable, tagged(&[0x9100], &ipv4(OWN_V4, TCP, &[0; 20]))),
