@@ -212,13 +212,19 @@ impl Offload {
     }
 
     /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have no options.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn wire_size(&self, len: usize) -> WireSize {
-        let (Some(Segmentation { kind, size, .. }), Some(PartialChecksum { start, .. })) = (self.segmentation, self.checksum)
-        else {
-            return WireSize { frames: 1, bytes: len };
-        };
+        match self.segmentation {
+            None => WireSize { frames: 1, bytes: len },
+            Some(segmentation) => self.size_of_segments(segmentation, len),
+        }
+    }
+
+    #[inline(never)]
+    fn size_of_segments(&self, Segmentation { kind, size, .. }: Segmentation, len: usize) -> WireSize {
+        // Whoever asks for segments asks for checksums too.
+        let start = self.checksum.map_or(0, |checksum| checksum.start);
         // Fragments have the IP header only (RFC 791, section 3.2).
         let transport_len = match kind {
             SegmentKind::Tcp4 | SegmentKind::Tcp6 => TCP_LEN,
