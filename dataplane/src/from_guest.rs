@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
+use weft_switch::guard::{Finding, GLANCED_LEN, GLANCED_PORTS_END, Glance, INSPECTED_LEN, Sources};
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN, WireSize};
 
@@ -152,6 +152,7 @@ impl Frame {
             return None;
         }
         match Offload::parse(*virtio_header, self.len, agreed) {
+            Ok(offload) if !offload.fits(&self.header) => Some(DropReason::BadOffload),
             Ok(offload) => {
                 self.offload = offload;
                 None
@@ -294,7 +295,9 @@ impl Batch {
         for (at, (frame, head)) in frames.zip(&mut heads).enumerate().filter(|(_, (frame, _))| frame.bad.is_none()) {
             screened.has_multicast |= frame.header[0] & 1 == 1;
             screened.size += frame.wire_size();
-            if !(looks && frame.glance(head, room)) {
+            // Who glances sees the ports, and nothing that is still to be written.
+            let is_settled = frame.offload.checksum.is_none_or(|checksum| checksum.field() >= GLANCED_PORTS_END);
+            if !(looks && is_settled && frame.glance(head, room)) {
                 closely |= 1 << at;
                 continue;
             }
@@ -339,7 +342,7 @@ impl Batch {
         let seen = frame.len.min(INSPECTED_LEN);
         let copied = self.payload(frame).read(&mut body[EthernetHeader::LEN..seen]);
         debug_assert!(copied, "a frame has the length that was counted");
-        match sources.inspect(&body[..seen], frame.len, leases) {
+        match sources.inspect(&body[..seen], frame.len, frame.offload.checksum, leases) {
             Finding::Pass => {
                 self.begin_in(at, head, seen);
                 Ok(())

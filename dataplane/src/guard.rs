@@ -90,7 +90,7 @@ impl PortGuard {
         mac?;
         if self.sources.wants(bytes) {
             let seen = &frame[..frame.len().min(INSPECTED_LEN)];
-            let found = match self.sources.inspect(seen, frame.len(), &state.leases) {
+            let found = match self.sources.inspect(seen, frame.len(), None, &state.leases) {
                 Finding::Pass => Ok(()),
                 Finding::Drop(reason) => Err(reason),
                 Finding::NeedsMore => Err(DropReason::Unverifiable),

@@ -169,7 +169,7 @@ impl SnooperLink {
     pub(crate) fn foresee(&self, frame: &[u8], vlan: Option<Vlan>) -> Foreseen {
         let Some(header) = frame.first_chunk() else { return Foreseen::Everybody };
         let rest = &frame[EthernetHeader::LEN..];
-        if rest.first_chunk().is_some_and(|first| concerns(header, *first, || rest.first_chunk().copied())) {
+        if rest.first_chunk().is_some_and(|first| concerns(header, *first, None, || rest.first_chunk().copied())) {
             return Foreseen::Message;
         }
         self.shared.named(vlan.unwrap_or(self.default_vlan), header).map_or(Foreseen::Everybody, Foreseen::Named)
@@ -207,7 +207,8 @@ impl Lane {
     ) -> bool {
         let Some(snooper) = &network.snooper else { return false };
         let first = batch.payload(frame).read_array();
-        if first.is_some_and(|first| concerns(&frame.header, first, || batch.payload(frame).read_array())) {
+        let pending = frame.offload.checksum;
+        if first.is_some_and(|first| concerns(&frame.header, first, pending, || batch.payload(frame).read_array())) {
             self.for_snooper |= 1 << bit;
             return true;
         }

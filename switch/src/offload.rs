@@ -12,7 +12,8 @@
 
 use crate::DropReason;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
-use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
+use crate::vlan::TagKind;
+use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP};
 
 /// The most segments that one frame may stand for: 64 KiB at an MSS of 256, below which only an MTU under 296 leads. Without it a guest could ask
 /// for segments of one byte, and a batch would take as long as it likes.
@@ -148,6 +149,15 @@ impl std::ops::SubAssign for WireSize {
     }
 }
 
+impl PartialChecksum {
+    /// The first of the two bytes that are written.
+    #[inline]
+    #[must_use]
+    pub fn field(&self) -> usize {
+        usize::from(self.start) + usize::from(self.offset)
+    }
+}
+
 impl Offload {
     /// Nothing is left to do.
     pub const NONE: Self = Self { checksum: None, segmentation: None };
@@ -209,6 +219,19 @@ impl Offload {
             return Err(DropReason::BadOffload);
         }
         Ok(offload)
+    }
+
+    /// False if the checksum would be written where a frame with this header has no transport header: a guest would change what was decided upon.
+    #[inline]
+    #[must_use]
+    pub fn fits(&self, header: &[u8; ETHERNET_LEN]) -> bool {
+        let Some(checksum) = self.checksum else { return true };
+        match u16::from_be_bytes([header[12], header[13]]) {
+            ETHER_TYPE_ARP | ETHER_TYPE_RARP => false,
+            ETHER_TYPE_IPV6 => checksum.field() >= ETHERNET_LEN + 40,
+            ether_type if TagKind::of(ether_type).is_some() => checksum.field() >= ETHERNET_LEN + TAG_LEN + 20,
+            _ => checksum.field() >= ETHERNET_LEN + 20,
+        }
     }
 
     /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have no options.

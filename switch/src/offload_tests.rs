@@ -351,3 +351,17 @@ fn a_frame_counts_for_the_headers_of_all_its_segments() {
     assert!(far.wire_size(crate::MAX_FRAME_LEN).bytes < 65_557 + 256 * 128);
     assert_eq!(Offload { checksum, segmentation: None }.wire_size(1514).bytes, 1514);
 }
+
+#[test]
+fn a_checksum_is_written_into_transport_headers_and_nowhere_before() {
+    let pending = |field| Offload { checksum: Some(PartialChecksum { start: field, offset: 0 }), segmentation: None };
+    let behind = |kind: [u8; 2]| {
+        let mut header = [2; ETHERNET_LEN];
+        header[12..].copy_from_slice(&kind);
+        (0..200).find(|field| pending(*field).fits(&header))
+    };
+    let tag = [0x81, 0];
+    assert_eq!([[8, 0], [0x86, 0xdd], tag, [0x88, 0xb5]].map(behind), [Some(34), Some(54), Some(38), Some(34)]);
+    assert_eq!([[8, 6], [0x80, 0x35]].map(behind), [None, None], "ARP has none");
+    assert!(Offload::NONE.fits(&[0; ETHERNET_LEN]));
+}

@@ -258,6 +258,23 @@ fn a_frame_that_is_to_be_cut_counts_for_all_its_segments() {
 }
 
 #[test]
+fn no_checksum_is_written_over_what_was_checked() {
+    const FEATURES: u64 = feature::DEFAULT | feature::CSUM;
+    let switch = TestSwitch::start();
+    let (port, mut attacker) = plug(&switch, locked(), |builder| builder.features(FEATURES));
+    let (_, mut victim) = switch.guest(|builder| builder);
+    let frame = udp(mac(2), (OWN, 4000), (VICTIM, 4001));
+    let pending = |csum_start| Header { flags: Header::NEEDS_CSUM, csum_start, ..Header::default() };
+    // The source address, which nobody's transport header is; the ports, which were looked at.
+    attacker.send_with_header(&pending(28), &frame, &Shape::one()).unwrap();
+    switch.expect_drops(&port, DropReason::BadOffload, 1);
+    attacker.send_with_header(&pending(36), &frame, &Shape::one()).unwrap();
+    switch.expect_drops(&port, DropReason::Unverifiable, 1);
+    attacker.send_with_header(&Header { csum_offset: 6, ..pending(34) }, &frame, &Shape::one()).unwrap();
+    assert_eq!(victim.receive(SOON).unwrap().map(|frame| frame[26..38].to_vec()), Some(frame[26..38].to_vec()));
+}
+
+#[test]
 fn frames_of_segmentation_are_checked_by_their_one_header() {
     const SENDER: u64 = feature::DEFAULT | feature::CSUM | feature::HOST_TSO4 | feature::GUEST_CSUM | feature::GUEST_TSO4;
     for rings in RINGS {

@@ -13,7 +13,7 @@ pub enum Volume {
 
 /// Gives so much in a second, and what was left over from before up to a bound: over any time `t` never more than rate × `t` + burst.
 ///
-/// Who takes more at once than a bucket holds gets it when that is full, and what was missing is owed: it is as if the bucket had been that large.
+/// Who takes more at once than a bucket holds gets it when there is anything, and what was missing is owed.
 ///
 /// Time is in milliseconds, so a level is kept in thousandths: what comes in a millisecond is the rate, and nothing is ever rounded. A burst that is less than
 /// what comes between two looks at the clock makes the rate smaller; a few milliseconds' worth are enough.
@@ -53,12 +53,12 @@ impl TokenBucket {
         enough
     }
 
-    /// The same for one thing, which a full bucket lets pass however large it is.
+    /// The same for one thing, which passes however large it is.
     #[inline]
     pub fn take(&mut self, now: Timestamp, count: u64) -> bool {
         self.fill(now);
         let wanted = thousandths(count);
-        let enough = wanted.min(self.capacity) <= self.level;
+        let enough = if wanted > self.capacity { self.level > 0 } else { wanted <= self.level };
         if enough {
             self.level -= wanted;
         }
@@ -106,7 +106,7 @@ impl Draw {
     #[inline]
     pub fn take(&mut self, count: u64) -> bool {
         let wanted = i64::try_from(count).unwrap_or(i64::MAX);
-        let enough = wanted.min(self.capacity) <= self.left;
+        let enough = if wanted > self.capacity { self.left > 0 } else { wanted <= self.left };
         if enough {
             self.left -= wanted;
         }
@@ -171,13 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_more_than_there_can_be_waits_for_all_of_it_and_owes_the_rest() {
+    fn who_takes_more_than_there_can_be_gets_it_and_owes_the_rest() {
         let mut bucket = TokenBucket::new(1000, 10);
         assert!(bucket.take(Timestamp::default(), 1));
-        assert!(!bucket.take(Timestamp::default(), 100));
-        let full = Timestamp::from_millis(1);
-        assert!(!bucket.take_of_level(full, 100) && bucket.take(full, 100));
-        assert!(!bucket.take(Timestamp::from_millis(91), 1) && bucket.take(Timestamp::from_millis(92), 1));
+        // However little is left beside those who take less.
+        assert!(bucket.take(Timestamp::default(), 8) && !bucket.take_of_level(Timestamp::default(), 100));
+        assert!(bucket.take(Timestamp::default(), 100) && !bucket.take(Timestamp::default(), 100));
+        assert!(!bucket.take(Timestamp::from_millis(99), 1) && bucket.take(Timestamp::from_millis(100), 1));
         let mut draw = bucket.draw(Timestamp::from_millis(1000), 50);
         assert!(draw.take(50) && !draw.take(1));
         bucket.settle(draw);
@@ -201,7 +201,7 @@ mod tests {
         ) {
             let mut bucket = TokenBucket::new(rate, burst);
             let (mut millis, mut taken, most) = (5_000, Vec::new(), steps.iter().map(|(_, count, _)| *count).max());
-            let burst = burst.max(most.unwrap_or_default());
+            let burst = burst + most.unwrap_or_default();
             for (wait, count, all) in steps {
                 millis += wait;
                 let now = Timestamp::from_millis(millis);

@@ -9,11 +9,13 @@ use crate::wire::{
     ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, FRAGMENT, ICMP, ICMPV6, MAX_EXTENSIONS, TCP, UDP,
     extension_len, is_extension, link_local,
 };
-use crate::{DropReason, EthernetHeader, MacAddr, MacKey};
+use crate::{DropReason, EthernetHeader, MacAddr, MacKey, PartialChecksum};
 
 /// As much of a frame as nearly every look needs, in bytes, and as short as Ethernet's frames are (IEEE 802.3-2018, 3.2.7, without FCS): the headers up to TCP's
 /// and UDP's of IPv4, or ARP.
 pub const GLANCED_LEN: usize = 60;
+/// Where the ports end that a [`Glance`] sees.
+pub const GLANCED_PORTS_END: usize = 38;
 /// As much of a frame as is ever looked at, in bytes. Headers that go on behind this can't be checked.
 pub const INSPECTED_LEN: usize = 244;
 
@@ -93,6 +95,8 @@ struct View<'a> {
     len: usize,
     /// Its source MAC address.
     mac: [u8; 6],
+    /// Where a checksum is still to be written.
+    pending: Option<usize>,
     leases: &'a [Ipv4Addr],
 }
 
@@ -232,17 +236,17 @@ impl Sources {
             && self.allows_ipv4(Ipv4Addr::from(source), leases)
     }
 
-    /// Looks at a frame of `len` bytes that begins with `bytes`. `leases` are the addresses that were leased to the port, sorted.
+    /// Looks at a frame of `len` bytes that begins with `bytes`. What is looked at must not be where a `pending` checksum is to be written. `leases` are the addresses that were leased to the port, sorted.
     ///
     /// [`Finding::NeedsMore`] is never said of a whole frame, or of [`INSPECTED_LEN`] bytes.
     #[must_use]
     #[inline(never)]
-    pub fn inspect(&self, bytes: &[u8], len: usize, leases: &[Ipv4Addr]) -> Finding {
+    pub fn inspect(&self, bytes: &[u8], len: usize, pending: Option<PartialChecksum>, leases: &[Ipv4Addr]) -> Finding {
         let Some((link, _)) = bytes.split_first_chunk::<{ EthernetHeader::LEN }>() else {
             return Finding::Drop(DropReason::TooShort);
         };
         let [_, _, _, _, _, _, mac @ .., _, _] = *link;
-        match self.look(View { bytes, len, mac, leases }) {
+        match self.look(View { bytes, len, mac, pending: pending.map(|checksum| checksum.field()), leases }) {
             Ok(()) => Finding::Pass,
             Err(Stop::Drop(reason)) => Finding::Drop(reason),
             Err(Stop::NeedsMore) => Finding::NeedsMore,
@@ -333,6 +337,8 @@ impl Sources {
             ICMP if !self.router && matches!(view.byte(at + header_len)?, 5 | 9) => Err(Stop::Drop(DropReason::RouterNotAllowed)),
             // Queries (RFC 3376, section 4.1), which a host takes from its own address, too.
             IGMP if !self.router && view.byte(at + header_len)? == 0x11 => Err(Stop::Drop(DropReason::RouterNotAllowed)),
+            // To one host alone, so that it keeps quiet.
+            IGMP if !view.is_for_many() => Err(Stop::Drop(DropReason::BadGroupMessage)),
             _ => Ok(()),
         }
     }
@@ -371,6 +377,9 @@ impl Sources {
         }
         if matches!(kind, MLD_QUERY | ROUTER_ADVERTISEMENT | REDIRECT | ROUTER_RENUMBERING) && !self.router {
             return Err(Stop::Drop(DropReason::RouterNotAllowed));
+        }
+        if MLD.contains(&kind) && !view.is_for_many() {
+            return Err(Stop::Drop(DropReason::BadGroupMessage));
         }
         if self.ips.is_some()
             && source.is_unspecified()
@@ -475,8 +484,16 @@ impl<'a> View<'a> {
         Self { bytes: &self.bytes[..end.min(self.bytes.len())], len: self.len.min(end), ..self }
     }
 
+    /// As its MAC address says.
+    fn is_for_many(&self) -> bool {
+        self.bytes.first().is_some_and(|first| first & 1 == 1)
+    }
+
     #[inline]
     fn array<const N: usize>(&self, at: usize) -> Result<&'a [u8; N], Stop> {
+        if self.pending.is_some_and(|field| field < at + N && at < field + 2) {
+            return Err(UNVERIFIABLE);
+        }
         match self.bytes.get(at..).and_then(|rest| rest.first_chunk()) {
             Some(array) => Ok(array),
             None if at + N > self.len.min(INSPECTED_LEN) => Err(UNVERIFIABLE),

@@ -99,7 +99,8 @@ impl GroupMessage {
         let (family, message) = match ether_type {
             ETHER_TYPE_IPV4 => (Family::V4, Message::parse_v4(link.destination, rest)),
             ETHER_TYPE_IPV6 => (Family::V6, Message::parse_v6(link.destination, rest)),
-            // More tags than anybody needs.
+            // More tags than anybody needs, and IP in a form that nobody sends.
+            _ if is_snap(ether_type, rest) => (Family::V4, Err(BAD)),
             _ if is_priority_tag(ether_type, rest) => (Family::V4, Err(BAD)),
             _ => (Family::V4, Ok(Message::Other)),
         };
@@ -122,7 +123,11 @@ impl Message {
         }
         let packet = Ipv4Packet::parse(bytes)?;
         let (ip, payload) = (packet.header(), packet.payload());
-        if ip.more_fragments || ip.fragment_offset != 0 || !is_sent_to(to, ip.destination.into()) {
+        let is_whole = !ip.more_fragments && ip.fragment_offset == 0;
+        if ip.protocol == PIM && !is_whole {
+            return Ok(Self::Other);
+        }
+        if !is_whole || !is_sent_to(to, ip.destination.into()) {
             return Err(BAD);
         }
         if ip.protocol == PIM {
@@ -210,6 +215,10 @@ impl<'a> Upper<'a> {
         let mut is_fragment = false;
         for _ in 0..=MAX_EXTENSIONS {
             if !is_extension(next) {
+                // The whole of what decides has to be in the first fragment (RFC 7112).
+                if is_fragment && rest.len() < 8 {
+                    return Err(BAD);
+                }
                 return Ok(Some(Self { protocol: next, message: rest, is_fragment }));
             }
             let &[following, len, high, low, ..] = rest else { return Err(BAD) };
@@ -229,6 +238,11 @@ impl<'a> Upper<'a> {
 /// The queries and reports of MLD (RFC 2710, section 3.1; RFC 3810, section 5).
 pub(super) const fn is_mld(kind: u8) -> bool {
     matches!(kind, QUERY_V6 | 131 | 132 | 143)
+}
+
+/// True for an IP packet in a frame of IEEE 802.2 (RFC 1042), which some hosts take.
+pub(super) fn is_snap(len: u16, rest: &[u8]) -> bool {
+    len < 0x600 && matches!(rest, [0xaa, 0xaa, 3, 0, 0, 0, 8, 0, ..] | [0xaa, 0xaa, 3, 0, 0, 0, 0x86, 0xdd, ..])
 }
 
 /// True for a tag that names no VLAN (IEEE 802.1Q, table 9-2).

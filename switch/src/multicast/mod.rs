@@ -56,7 +56,7 @@ use timers::Timers;
 use crate::rate::PortRate;
 use crate::vlan::{PortRole, Vlan};
 use crate::wire::{HOP_BY_HOP, ICMPV6, TCP, UDP, is_extension, link_local};
-use crate::{DropReason, MacAddr, MacKey, PortId, Timestamp};
+use crate::{DropReason, MacAddr, MacKey, PartialChecksum, PortId, Timestamp};
 
 /// The most groups that one port can be a member of, in all VLANs.
 pub const GROUPS_PER_PORT: usize = 256;
@@ -265,22 +265,28 @@ pub fn scope(header: &[u8; 14]) -> Scope {
 }
 
 /// True if a [`GroupMessage`] may be in a frame for many with this header and these bytes after it, of which `more` has the first ones once more; nothing if there are fewer.
+/// It may become one when a `pending` checksum is written, which is behind its IP header.
 ///
 /// To which of the group addresses it was sent does not matter: hosts take what is for a group of theirs from any of them, and from broadcast.
 #[inline]
 #[must_use]
-pub fn concerns(header: &[u8; 14], rest: [u8; GLANCED_LEN], more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>) -> bool {
+pub fn concerns(
+    header: &[u8; 14],
+    rest: [u8; GLANCED_LEN],
+    pending: Option<PartialChecksum>,
+    more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>,
+) -> bool {
     match [header[12], header[13]] {
         [8, 0] => is_about_groups(rest[9]),
-        [0x86, 0xdd] => concerns_ipv6(rest[6], 40, more),
+        [0x86, 0xdd] => concerns_ipv6(rest[6], 40, pending, more),
         // A tag that names no VLAN, which hosts take off.
         [0x81, 0] | [0x88, 0xa8] if rest[0] & 0xf == 0 && rest[1] == 0 => match [rest[2], rest[3]] {
             [8, 0] => is_about_groups(rest[13]),
-            [0x86, 0xdd] => concerns_ipv6(rest[10], 44, more),
+            [0x86, 0xdd] => concerns_ipv6(rest[10], 44, pending, more),
             [0x81, 0] | [0x88, 0xa8] => true,
             _ => false,
         },
-        _ => false,
+        [high, low] => message::is_snap(u16::from_be_bytes([high, low]), &rest),
     }
 }
 
@@ -291,12 +297,19 @@ fn is_about_groups(protocol: u8) -> bool {
 
 /// What is behind the IPv6 header begins at `at`.
 #[inline]
-fn concerns_ipv6(next: u8, at: usize, more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>) -> bool {
+fn concerns_ipv6(
+    next: u8,
+    at: usize,
+    pending: Option<PartialChecksum>,
+    more: impl FnOnce() -> Option<[u8; BEHIND_IPV6]>,
+) -> bool {
+    let changes = || pending.is_some_and(|checksum| checksum.field() <= 14 + at);
     match next {
-        ICMPV6 => more().is_some_and(|rest| message::is_mld(rest[at])),
+        ICMPV6 => changes() || more().is_some_and(|rest| message::is_mld(rest[at])),
         message::PIM => true,
         // Hosts read what is behind extension headers. Streams may be cut, and have options.
-        _ => is_extension(next) && more().is_some_and(|rest| next == HOP_BY_HOP || !matches!(rest[at], TCP | UDP)),
+        _ if is_extension(next) => changes() || more().is_some_and(|rest| next == HOP_BY_HOP || !matches!(rest[at], TCP | UDP)),
+        _ => false,
     }
 }
 

@@ -53,7 +53,7 @@ fn mld(source: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
 
 /// True if workers show it to the snooper.
 fn is_shown(frame: &[u8]) -> bool {
-    concerns(frame.first_chunk().unwrap(), *frame[14..].first_chunk().unwrap(), || frame[14..].first_chunk().copied())
+    concerns(frame.first_chunk().unwrap(), *frame[14..].first_chunk().unwrap(), None, || frame[14..].first_chunk().copied())
 }
 
 fn report_v2(group: Ipv4Addr, kind: u8) -> Vec<u8> {
@@ -661,6 +661,15 @@ fn nobody_says_anything_to_hosts_that_only_hosts_take_for_a_report() {
         bare_report(51, &[58, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         bare_report(44, &[58, 0, 0, 0, 0, 0, 0, 1]),
         bare_report(44, &[60, 0, 0, 0, 0, 0, 0, 1, 58, 0, 1, 4, 0, 0, 0, 0]),
+        // A first fragment that ends before what it is about.
+        {
+            let mut first = bare_report(44, &[60, 0, 0, 1, 0, 0, 0, 1, 58, 0, 1, 4, 0, 0, 0, 0]);
+            first.truncate(14 + 40 + 16);
+            first[14 + 5] = 16;
+            first
+        },
+        // IEEE 802.2.
+        [&report_v2(GROUP, 0x16)[..12], &[0, 40, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0], &report_v2(GROUP, 0x16)[14..]].concat(),
         // Options without an end, and more headers than anybody has.
         bare_report(60, &[58, 9, 1, 4, 0, 0, 0, 0]),
         bare_report(60, &[60, 0, 1, 4, 0, 0, 0, 0].repeat(10)),
@@ -669,6 +678,13 @@ fn nobody_says_anything_to_hosts_that_only_hosts_take_for_a_report() {
         assert!(is_shown(frame), "{place}");
         assert_eq!(read(frame), Err(DropReason::BadGroupMessage), "{place}");
     }
+    // It becomes one when its checksum is written.
+    let other = bare_report(58, &[]);
+    let pending = |field| Some(PartialChecksum { start: field, offset: 0 });
+    let becomes = |field| {
+        concerns(other.first_chunk().unwrap(), *other[14..].first_chunk().unwrap(), pending(field), || Some([0; BEHIND_IPV6]))
+    };
+    assert_eq!([53, 54, 55, 60].map(becomes), [true, true, false, false]);
     // What waits to be cut into segments is none that a host would send.
     let report = report_v2(GROUP, 0x16);
     assert!(read(&report).is_ok() && GroupMessage::read(&report, true).message == Err(DropReason::BadGroupMessage));
