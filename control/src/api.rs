@@ -56,7 +56,7 @@ pub struct MethodInfo {
 /// What there is to say about a request that was carried out. It stands beside the result, in `warnings`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Warning {
-    /// `not_kept`, `until_restart` or `monitor_port`.
+    /// `not_kept`, `until_restart`, `monitor_port` or `mirror_gone`.
     pub kind: String,
     /// For a person.
     pub message: String,
@@ -69,6 +69,8 @@ impl Warning {
     pub const UNTIL_RESTART: &str = "until_restart";
     /// A mirror leads to a port that has a guest, which is cut off by that.
     pub const MONITOR_PORT: &str = "monitor_port";
+    /// A mirror has ended because a port was removed.
+    pub const MIRROR_GONE: &str = "mirror_gone";
 }
 
 /// No parameters.

@@ -85,9 +85,13 @@ impl Handler for Switch {
         if wanted.ports.remove(&params.name).is_none() {
             return Err(self.no_port(&params.name).into());
         }
-        wanted.forget_mirrored(&params.name);
+        let mirrors = wanted.forget_mirrored(&params.name);
         wanted.networks.values_mut().for_each(|network| network.fdb.retain(|entry| entry.port != params.name));
         self.apply(&wanted)?;
+        self.warnings.extend(mirrors.iter().map(|mirror| Warning {
+            kind: Warning::MIRROR_GONE.to_owned(),
+            message: format!("mirror {mirror} went with port {}", params.name),
+        }));
         Ok(params)
     }
 

@@ -150,10 +150,13 @@ impl Config {
         self.mirrors.iter().filter(move |(_, mirror)| mirror.port() == Some(port)).map(|(name, _)| name)
     }
 
-    /// A port is gone, and with it the mirrors that lead to it or come only from it.
-    pub(crate) fn forget_mirrored(&mut self, port: &Name) {
+    /// A port is gone, and with it the mirrors that lead to it or come only from it, which are returned.
+    pub(crate) fn forget_mirrored(&mut self, port: &Name) -> Vec<Name> {
         self.mirrors.values_mut().for_each(|mirror| mirror.from.retain(|from| from != port));
-        self.mirrors.retain(|_, mirror| !mirror.from.is_empty() && mirror.port() != Some(port));
+        let ends = |(_, mirror): &(&Name, &MirrorConfig)| mirror.from.is_empty() || mirror.port() == Some(port);
+        let gone: Vec<Name> = self.mirrors.iter().filter(ends).map(|(name, _)| name.clone()).collect();
+        self.mirrors.retain(|name, _| !gone.contains(name));
+        gone
     }
 }
 

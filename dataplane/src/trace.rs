@@ -1,7 +1,8 @@
 //! What would become of a frame, and why.
 //!
 //! The owner asks the same decisions in the same order as a worker does ([`crate::lane`]), about one frame that nobody has sent: guard, VLAN, forwarding database,
-//! isolation, and the VLANs of the receivers. Nothing is learned, counted, used up or sent. What it says holds for this moment: the next frame may teach something else, and
+//! isolation, and the VLANs of the receivers. Nothing is learned, counted, used up or sent, and limits are asked about
+//! the frame as one, not about segments that it might be cut into. What it says holds for this moment: the next frame may teach something else, and
 //! whether a receiver has a buffer free is found out when there is a frame for it.
 
 use weft_switch::gateway::{Interest, SCREENED_LEN};
@@ -54,6 +55,17 @@ struct Tracer<'a> {
     ingress: &'a PortLink,
     name: &'a dyn Fn(PortId) -> String,
     trace: Trace,
+}
+
+/// Where a frame is, on a network with VLANs.
+#[derive(Clone, Copy)]
+struct InVlan<'a> {
+    vlans: &'a VlanLink,
+    vlan: Vlan,
+    /// It would arrive with a tag of its own, which the receiver would take for the switch's.
+    hides_tag: bool,
+    /// For those who get it tagged.
+    tag: Tag,
 }
 
 /// The frame ends here, for this reason.
@@ -155,9 +167,9 @@ impl Tracer<'_> {
         };
         let rest = &frame[EthernetHeader::LEN + (frame.len() - len)..];
         let inner = [&header[..], rest].concat();
-        let stamp = (vlans, admitted.vlan, admitted.hides_tag, admitted.tag());
+        let in_vlan = InVlan { vlans, vlan: admitted.vlan, hides_tag: admitted.hides_tag, tag: admitted.tag() };
         let is_gateways = admitted.vlan == vlans.tables.default_vlan();
-        self.decide(snapshot, &header, (&inner, len), fdb, Some(stamp), is_gateways)
+        self.decide(snapshot, &header, (&inner, len), fdb, Some(in_vlan), is_gateways)
     }
 
     /// As [`crate::lane::Lane::carry_out`].
@@ -167,7 +179,7 @@ impl Tracer<'_> {
         bytes: &[u8; EthernetHeader::LEN],
         (frame, len): (&[u8], usize),
         fdb: &Fdb,
-        vlan: Option<(&VlanLink, Vlan, bool, Tag)>,
+        vlan: Option<InVlan<'_>>,
         is_gateways: bool,
     ) -> Passes<()> {
         let (ingress, now) = (self.ingress, self.dataplane.clock.now());
@@ -219,7 +231,7 @@ impl Tracer<'_> {
         network: &NetworkLink,
         destination: MacAddr,
         (frame, len): (&[u8], usize),
-        vlan: Option<(&VlanLink, Vlan, bool, Tag)>,
+        vlan: Option<InVlan<'_>>,
         gateway: Option<&GatewayLink>,
     ) -> Passes<Option<Vec<PortId>>> {
         let (ingress, now) = (self.ingress, self.dataplane.clock.now());
@@ -247,7 +259,7 @@ impl Tracer<'_> {
         }
         let others = |port: &PortId| *port != ingress.id;
         let snooper = network.snooper.as_ref().filter(|_| destination.is_multicast() && !self.trace.gateway);
-        match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|(_, vlan, ..)| vlan))) {
+        match snooper.map(|snooper| snooper.foresee(frame, vlan.map(|of| of.vlan))) {
             Some(Foreseen::Message) => {
                 self.say("multicast", "it says something about groups, which weft looks at before it goes to whom that concerns");
                 Ok(None)
@@ -263,7 +275,7 @@ impl Tracer<'_> {
             None | Some(Foreseen::Everybody) => {
                 let found: Vec<_> = match vlan {
                     None => network.members.iter().copied().filter(others).collect(),
-                    Some((vlans, vlan, ..)) => vlans.members(vlan).filter(others).collect(),
+                    Some(of) => of.vlans.members(of.vlan).filter(others).collect(),
                 };
                 if found.is_empty() && !self.trace.gateway {
                     return Err(DropReason::NoOtherPort);
@@ -274,12 +286,7 @@ impl Tracer<'_> {
     }
 
     /// As [`crate::lane::Lane::isolate`], `transmit_batch` and `transmit_by_vlan`.
-    fn release(
-        &mut self,
-        snapshot: &Snapshot,
-        mut receivers: Vec<PortId>,
-        vlan: Option<(&VlanLink, Vlan, bool, Tag)>,
-    ) -> Passes<()> {
+    fn release(&mut self, snapshot: &Snapshot, mut receivers: Vec<PortId>, vlan: Option<InVlan<'_>>) -> Passes<()> {
         let had_some = !receivers.is_empty();
         receivers.retain(|id| {
             let reaches = snapshot.port(*id).is_none_or(|to| self.ingress.isolation.reaches(to.isolation));
@@ -296,9 +303,9 @@ impl Tracer<'_> {
             let name = (self.name)(id);
             let tag = match vlan {
                 None => None,
-                Some((vlans, vlan, hides_tag, tag)) => match vlans.role(port).release(vlan, hides_tag) {
+                Some(of) => match of.vlans.role(port).release(of.vlan, of.hides_tag) {
                     Ok(Release::Untagged) => None,
-                    Ok(Release::Tagged) => Some(tag),
+                    Ok(Release::Tagged) => Some(of.tag),
                     Err(reason) => {
                         self.drop_at(id, reason);
                         continue;

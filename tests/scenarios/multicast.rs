@@ -260,11 +260,10 @@ fn a_trace_says_who_has_asked() {
     let (switch, [(a, _a), _b, (c_port, mut c), _d]) = plain();
     say(&switch, &mut c, &report(3, GROUP, true), 1);
     wait_settled(&switch);
-    let id = a.id;
-    let trace = |frame: Vec<u8>| switch.with(move |dataplane| dataplane.trace(id, &frame, &|id| format!("{id:?}"))).unwrap();
+    let trace = |frame: Vec<u8>| switch.trace(a.id, &frame);
     let places = |frame| trace(frame).receivers.iter().map(|receiver| receiver.port).collect::<Vec<_>>();
     assert_eq!(places(stream(1, GROUP)), [c_port.id]);
-    assert_eq!(trace(stream(1, OTHER)).drops, [(id, DropReason::NoMember)]);
+    assert_eq!(trace(stream(1, OTHER)).drops, [(a.id, DropReason::NoMember)]);
     assert_eq!(places(frame(BROADCAST, mac(1), 60)).len(), 3);
     let about_groups = trace(report(1, OTHER, true));
     assert!(about_groups.receivers.is_empty() && about_groups.steps.iter().any(|step| step.stage == "multicast"));

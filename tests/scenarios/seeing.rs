@@ -135,8 +135,7 @@ fn what_enters_a_line_and_what_leaves_it_is_captured_on_its_guests_side() {
     assert_eq!(numbers(false), got, "what the guest has got");
     let mut frame = numbered(mac(2), mac(1), 0);
     frame.truncate(60);
-    let id = a_port.id;
-    let trace = switch.with(move |dataplane| dataplane.trace(id, &frame, &|id| format!("{id:?}"))).unwrap();
+    let trace = switch.trace(a_port.id, &frame);
     assert_eq!(trace.steps.iter().filter(|step| step.stage == "line").count(), 2, "{trace:?}");
 }
 
@@ -248,10 +247,9 @@ fn a_monitor_port_gets_nothing_but_copies_whatever_is_for_its_address() {
     switch.with(move |dataplane| dataplane.set_static_stations(network, stations)).unwrap();
     mirror(&switch, WatchSettings { outward: false, ..all(&[&a_port]) }, &c_port);
     let for_it = frame(mac(3), mac(2), 100);
-    let (port, sent) = (b_port.id, for_it.clone());
     b.send(&for_it).unwrap();
     switch.expect_drops(&c_port, DropReason::MonitorPort, 1);
-    let trace = switch.with(move |dataplane| dataplane.trace(port, &sent, &|id| format!("{id:?}"))).unwrap();
+    let trace = switch.trace(b_port.id, &for_it);
     assert_eq!((trace.receivers.len(), trace.drops), (0, vec![(id, DropReason::MonitorPort)]));
     let copied = frame(mac(2), mac(1), 70);
     a.send(&copied).unwrap();
@@ -383,8 +381,8 @@ fn a_trace_says_what_then_happens() {
         }
         let mark = sent[sent.len() - 8..].to_vec();
         sent.extend(number.to_be_bytes());
-        let (id, frame_copy, before) = (ports[from].id, sent.clone(), all_drops(&switch, &ports));
-        let trace = switch.with(move |dataplane| dataplane.trace(id, &frame_copy, &|id| format!("{id:?}"))).unwrap();
+        let before = all_drops(&switch, &ports);
+        let trace = switch.trace(ports[from].id, &sent);
         assert_eq!(all_drops(&switch, &ports), before, "a trace counts nothing");
         guests[from].send(&sent).unwrap();
         for receiver in &trace.receivers {

@@ -44,13 +44,13 @@ pub(super) struct CaptureArgs {
     #[arg(short, long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1..))]
     snaplen: Option<u32>,
     /// End after so many frames.
-    #[arg(short, long, value_name = "FRAMES", value_parser = whole::<{ u64::MAX }>)]
+    #[arg(short, long, value_name = "FRAMES", value_parser = whole::<1_000_000_000_000>)]
     count: Option<u64>,
     /// End after so many seconds.
-    #[arg(long, value_name = "SECONDS", value_parser = whole::<{ u64::MAX }>)]
+    #[arg(long, value_name = "SECONDS", value_parser = whole::<1_000_000_000_000>)]
     duration: Option<u64>,
     /// End before the file has more mebibytes than that.
-    #[arg(long, value_name = "MIB", value_parser = whole::<{ 1 << 40 }>)]
+    #[arg(long, value_name = "MIB", value_parser = whole::<1_000_000_000_000>)]
     max_size: Option<u64>,
 }
 

@@ -188,8 +188,10 @@ fn mirrors_come_and_go_and_are_in_the_configuration() {
     ids.send(&frame([0xff; 6], [2, 0, 0, 0, 0, 3], 60)).unwrap();
     assert!(a.receive(PATIENCE).unwrap().is_some(), "it is a port like others again");
     // A mirror goes with the last of its ports.
-    weft.run(&["port", "remove", "vm1"]);
-    weft.run(&["port", "remove", "vm2"]);
+    let said = weft.run(&["port", "remove", "vm1"]).stderr;
+    assert!(!said.contains("mirror"), "{said}");
+    let said = weft.run(&["port", "remove", "vm2"]).stderr;
+    assert!(said.contains("mirror kept went with port vm2"), "{said}");
     assert_eq!(weft.json(&["mirror", "list"]), json!([]));
     eventually("the end of the file", || blocks(&std::fs::read(&file).unwrap()).iter().any(|(kind, _)| *kind == 5));
     let kept = std::fs::read(&file).unwrap();

@@ -91,6 +91,15 @@ impl Contents {
         fits
     }
 
+    fn iter(&self) -> impl Iterator<Item = (&Record, &[u8])> {
+        let mut rest = &self.bytes[..];
+        self.records.iter().map(move |record| {
+            let (bytes, behind) = rest.split_at(record.captured);
+            rest = behind;
+            (record, bytes)
+        })
+    }
+
     fn clear(&mut self) {
         self.records.clear();
         self.bytes.clear();
@@ -128,10 +137,8 @@ impl CaptureQueue {
         let was_empty = contents.records.is_empty();
         // Under the lock, so that no frame is older than the one before it.
         let at_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let (mut rest, mut lost_now) = (&copies.bytes[..], 0);
-        for record in &copies.records {
-            let (bytes, behind) = rest.split_at(record.captured);
-            rest = behind;
+        let mut lost_now = 0;
+        for (record, bytes) in copies.iter() {
             if contents.add(Record { interface, is_inward, at_ns, lost: lost[interface], ..*record }, bytes) {
                 lost[interface] = 0;
             } else {
@@ -270,10 +277,7 @@ impl Capture {
 
     /// The frames that the last [`Self::wait`] has brought.
     pub fn frames(&self) -> impl Iterator<Item = CapturedFrame<'_>> {
-        let mut rest = &self.contents.bytes[..];
-        self.contents.records.iter().map(move |record| {
-            let (bytes, behind) = rest.split_at(record.captured);
-            rest = behind;
+        self.contents.iter().map(|(record, bytes)| {
             let Record { interface, is_inward, at_ns, len, lost, .. } = *record;
             CapturedFrame { interface, is_inward, at_ns, len, lost, bytes }
         })

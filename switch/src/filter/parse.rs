@@ -194,7 +194,7 @@ impl<'a> Parser<'a> {
                 self.words = &self.words[1..];
                 let is_value = value.starts_with(|first: char| first.is_ascii_hexdigit() || first == ':')
                     && value.contains(|digit: char| digit.is_ascii_digit() || digit == ':');
-                if !is_value {
+                if !is_value && kind.is_none() && qualifiers.side == Side::Either {
                     return Err(ParseFilterError::UnknownWord(value.to_owned()));
                 }
                 if qualified {

@@ -137,8 +137,13 @@ fn what_is_no_filter_is_refused_with_what_is_wrong() {
     let nested = |levels: usize| format!("{}arp{}", "(".repeat(levels), ")".repeat(levels));
     for (text, expected) in [
         ("tcp[13] & 2 != 0".to_owned(), "\"tcp[13]\" is not among the words"),
-        ("port https".to_owned(), "\"https\" is not among the words"),
-        ("host www.example".to_owned(), "\"www.example\" is not among the words"),
+        ("www.example".to_owned(), "\"www.example\" is not among the words"),
+        ("port https".to_owned(), "\"https\" is no port: write its number"),
+        ("tcp dst port https".to_owned(), "\"https\" is no port: write its number"),
+        ("host www.example".to_owned(), "\"www.example\" is no IP address; names are not looked up"),
+        ("src vm2".to_owned(), "\"vm2\" is no IP address; names are not looked up"),
+        ("ether host vm2".to_owned(), "\"vm2\" is no MAC address; names are not looked up"),
+        ("ip proto tcpp".to_owned(), "\"tcpp\" is no protocol number"),
         ("port 65536".to_owned(), "\"65536\" is no port"),
         ("portrange 9-5".to_owned(), "\"9-5\" is no range of ports"),
         ("net 192.0.2.0/33".to_owned(), "is no net"),

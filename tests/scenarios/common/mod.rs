@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
-use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, WorkerSettings};
+use weft_dataplane::{Dataplane, DataplaneError, PortSettings, PortState, PortStatus, SocketRole, Trace, WorkerSettings};
 use weft_guest::{Builder, Guest, Order, feature};
 use weft_switch::guard::Protections;
 use weft_switch::loops::is_probe;
@@ -80,6 +80,12 @@ impl TestSwitch {
         });
         let directory = tempfile::tempdir().unwrap();
         Self { commands: Some(commands), waker, thread: Some(thread.unwrap()), directory, network, ports: AtomicU16::new(0) }
+    }
+
+    /// What would become of a frame that the guest on a port sends.
+    pub(crate) fn trace(&self, port: PortId, frame: &[u8]) -> Trace {
+        let frame = frame.to_vec();
+        self.with(move |dataplane| dataplane.trace(port, &frame, &|id| format!("{id:?}"))).unwrap()
     }
 
     /// Runs something on the thread that owns the dataplane.
