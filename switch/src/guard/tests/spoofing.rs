@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::frames::*;
 use super::*;
+use crate::Offload;
 
 fn any_mac() -> impl Strategy<Value = MacAddr> {
     prop_oneof![Just(MAC), Just(OTHER_MAC), any::<[u8; 6]>().prop_map(MacAddr)]
@@ -44,6 +45,12 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         }
         frame
     })
+}
+
+/// Two bytes that would make something else of a frame: ports of servers, types of ICMP, parts of addresses.
+fn any_sum() -> impl Strategy<Value = [u8; 2]> {
+    const PARTS: &[[u8; 2]] = &[[0, 67], [0, 68], [2, 34], [2, 35], [134, 0], [137, 0], [5, 0], [0, 6], [10, 0], [0x08, 0], [0x86, 0xdd]];
+    prop_oneof![prop::sample::select(PARTS), any::<[u8; 2]>()]
 }
 
 fn may_use(address: IpAddr) -> bool {
@@ -88,6 +95,31 @@ proptest! {
             Some(etherparse::TransportSlice::Icmpv6(icmp)) if !is_ipv4 => prop_assert!(!matches!(icmp.type_u8(), 134 | 137)),
             Some(etherparse::TransportSlice::Icmpv4(icmp)) if is_ipv4 => prop_assert!(!matches!(icmp.type_u8(), 5 | 9)),
             _ => {}
+        }
+    }
+
+    #[test]
+    fn what_passes_does_so_too_when_its_checksum_is_written(
+        frame in any_frame(),
+        field in 14..120_u16,
+        sums in prop::collection::vec(any_sum(), 8),
+    ) {
+        let offload = Offload { checksum: Some(PartialChecksum { start: 14, offset: field - 14 }), segmentation: None };
+        let field = usize::from(field);
+        if field + 2 > frame.len() || !offload.fits(frame.first_chunk().unwrap()) {
+            return Ok(());
+        }
+        let sources = Sources::new(&locked());
+        let is_passed_at_a_glance = field >= GLANCED_PORTS_END
+            && frame.first_chunk().is_some_and(|first| sources.passes_at_a_glance(&Glance::at(first), &[LEASED]));
+        let inspect = |frame: &[u8], checksum| {
+            sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), checksum, &[LEASED])
+        };
+        let is_passed = is_passed_at_a_glance || inspect(&frame, offload.checksum) == Finding::Pass;
+        for sum in sums.iter().filter(|_| is_passed) {
+            let mut written = frame.clone();
+            written[field..field + 2].copy_from_slice(sum);
+            prop_assert_eq!(inspect(&written, None), Finding::Pass, "{:02x?} at {}: {:02x?}", sum, field, written);
         }
     }
 
