@@ -5,7 +5,7 @@
 
 use std::net::Ipv4Addr;
 
-use weft_switch::guard::{Finding, GLANCED_LEN, GLANCED_PORTS_END, Glance, INSPECTED_LEN, Sources};
+use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN, WireSize};
 
@@ -295,9 +295,7 @@ impl Batch {
         for (at, (frame, head)) in frames.zip(&mut heads).enumerate().filter(|(_, (frame, _))| frame.bad.is_none()) {
             screened.has_multicast |= frame.header[0] & 1 == 1;
             screened.size += frame.wire_size();
-            // Who glances sees the ports, and nothing that is still to be written.
-            let is_settled = frame.offload.checksum.is_none_or(|checksum| checksum.field() >= GLANCED_PORTS_END);
-            if !(looks && is_settled && frame.glance(head, room)) {
+            if !(looks && frame.glance(head, room)) {
                 closely |= 1 << at;
                 continue;
             }

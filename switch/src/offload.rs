@@ -27,7 +27,11 @@ const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 const ETHERNET_LEN: usize = 14;
+/// Without options.
+const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
+/// Source and destination, with which each transport header begins that has a checksum to be completed.
+const PORTS_LEN: u16 = 4;
 /// Without options.
 const TCP_LEN: usize = 20;
 /// More than a frame that can be cut has in front of its payload but for TCP's options: two tags, the longest IPv4 header. Whoever says that there is more does not use up others' rate.
@@ -221,17 +225,19 @@ impl Offload {
         Ok(offload)
     }
 
-    /// False if the checksum would be written where a frame with this header has no transport header: a guest would change what was decided upon.
+    /// False if a frame with this header has no transport header there, or the checksum would be written over the ports in it: a guest would change what was decided upon.
+    /// With options, or behind tags, it still might.
     #[inline]
     #[must_use]
     pub fn fits(&self, header: &[u8; ETHERNET_LEN]) -> bool {
-        let Some(checksum) = self.checksum else { return true };
-        match u16::from_be_bytes([header[12], header[13]]) {
-            ETHER_TYPE_ARP | ETHER_TYPE_RARP => false,
-            ETHER_TYPE_IPV6 => checksum.field() >= ETHERNET_LEN + 40,
-            ether_type if TagKind::of(ether_type).is_some() => checksum.field() >= ETHERNET_LEN + TAG_LEN + 20,
-            _ => checksum.field() >= ETHERNET_LEN + 20,
-        }
+        let Some(PartialChecksum { start, offset }) = self.checksum else { return true };
+        let first = match u16::from_be_bytes([header[12], header[13]]) {
+            ETHER_TYPE_ARP | ETHER_TYPE_RARP => return false,
+            ETHER_TYPE_IPV6 => ETHERNET_LEN + IPV6_LEN,
+            ether_type if TagKind::of(ether_type).is_some() => ETHERNET_LEN + TAG_LEN + IPV4_LEN,
+            _ => ETHERNET_LEN + IPV4_LEN,
+        };
+        usize::from(start) >= first && offset >= PORTS_LEN
     }
 
     /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have no options.

@@ -353,12 +353,13 @@ fn a_frame_counts_for_the_headers_of_all_its_segments() {
 }
 
 #[test]
-fn a_checksum_is_written_into_transport_headers_and_nowhere_before() {
-    let pending = |field| Offload { checksum: Some(PartialChecksum { start: field, offset: 0 }), segmentation: None };
+fn a_checksum_is_written_into_transport_headers_behind_their_ports() {
+    let pending = |start, offset| Offload { checksum: Some(PartialChecksum { start, offset }), segmentation: None };
     let behind = |kind: [u8; 2]| {
         let mut header = [2; ETHERNET_LEN];
         header[12..].copy_from_slice(&kind);
-        (0..200).find(|field| pending(*field).fits(&header))
+        assert!(!(0..200).any(|start| (0..4).any(|offset| pending(start, offset).fits(&header))), "the ports");
+        (0..200).find(|start| pending(*start, 4).fits(&header))
     };
     let tag = [0x81, 0];
     assert_eq!([[8, 0], [0x86, 0xdd], tag, [0x88, 0xb5]].map(behind), [Some(34), Some(54), Some(38), Some(34)]);

@@ -179,7 +179,8 @@ fn filters_pick_what_those_of_tcpdump_do() {
         let theirs =
             output_of("tcpdump", &["-n", "-t", "-r", path, expression]).lines().filter(|line| !line.starts_with('\t')).count();
         let filter: Filter = expression.parse().unwrap();
-        let is_meant = |frame: &&Vec<u8>| filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len()));
+        let is_meant =
+            |frame: &&Vec<u8>| filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len(), None));
         // Each is there twice: on its way in and on its way out.
         assert_eq!(theirs, 2 * frames.iter().filter(is_meant).count(), "{expression}");
     }

@@ -162,6 +162,8 @@ fn what_contradicts_its_own_headers_is_dropped_and_counted() {
         Header { csum_start: 3054, ..partial() },
         Header { csum_offset: u16::MAX, ..partial() },
         Header { csum_start: 0, csum_offset: 0, ..partial() },
+        Header { csum_start: 30, ..large() },
+        Header { csum_offset: 2, ..partial() },
         Header { gso_size: 0, ..large() },
         Header { flags: 0, ..large() },
         Header { gso_type: 9, ..large() },
@@ -173,7 +175,7 @@ fn what_contradicts_its_own_headers_is_dropped_and_counted() {
     }
     switch.expect_drops(&port_a, DropReason::BadOffload, contradictions.len() as u64);
     // What only shows when it is cut is counted where it would have been cut.
-    send(&mut a, &Header { csum_start: 30, ..large() }, &frame);
+    send(&mut a, &Header { csum_start: 38, ..large() }, &frame);
     switch.expect_drops(&port_b, DropReason::BadOffload, 1);
     assert_eq!(b.receive(Duration::ZERO).unwrap(), None);
     a.flush().unwrap();

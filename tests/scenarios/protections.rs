@@ -265,10 +265,14 @@ fn no_checksum_is_written_over_what_was_checked() {
     let (_, mut victim) = switch.guest(|builder| builder);
     let frame = udp(mac(2), (OWN, 4000), (VICTIM, 4001));
     let pending = |csum_start| Header { flags: Header::NEEDS_CSUM, csum_start, ..Header::default() };
-    // The source address, which nobody's transport header is; the ports, which were looked at.
+    // The source address, which nobody's transport header is; the ports; those behind options, which were looked at.
     attacker.send_with_header(&pending(28), &frame, &Shape::one()).unwrap();
-    switch.expect_drops(&port, DropReason::BadOffload, 1);
     attacker.send_with_header(&pending(36), &frame, &Shape::one()).unwrap();
+    switch.expect_drops(&port, DropReason::BadOffload, 2);
+    let mut long = frame.clone();
+    long[14] = 0x46;
+    long.splice(34..34, [1; 4]);
+    attacker.send_with_header(&Header { csum_offset: 6, ..pending(34) }, &long, &Shape::one()).unwrap();
     switch.expect_drops(&port, DropReason::Unverifiable, 1);
     attacker.send_with_header(&Header { csum_offset: 6, ..pending(34) }, &frame, &Shape::one()).unwrap();
     assert_eq!(victim.receive(SOON).unwrap().map(|frame| frame[26..38].to_vec()), Some(frame[26..38].to_vec()));

@@ -9,8 +9,9 @@ use common::{
     BROADCAST, Numbers, Port, SOON, TestSwitch, assert_same, eventually, exchange, expect_frame, frame, mac, number, numbered,
     settles,
 };
+use etherparse::PacketBuilder;
 use weft_dataplane::{Capture, CaptureCounters, MirrorSettings, PortSettings, WatchSettings};
-use weft_guest::Guest;
+use weft_guest::{Guest, Header, Shape, feature};
 use weft_switch::guard::{Isolation, Protections};
 use weft_switch::line::{Chance, Impairment, LineSettings, Lines};
 use weft_switch::vlan::{PortRole, Trunk, Vlan, VlanId};
@@ -99,6 +100,30 @@ fn a_filter_a_direction_and_a_snap_length_say_what_is_captured() {
     b.send(&short).unwrap();
     expect_frame(&mut a, &short);
     assert_eq!(next(&mut capture, 1), [(0, false, 200, frame(mac(1), mac(2), 200)[..20].to_vec())]);
+    assert_eq!(capture.counters(), [CaptureCounters { seen: 2, picked: 1, lost: 0 }]);
+}
+
+#[test]
+fn a_guest_hides_nothing_from_a_filter_behind_a_checksum_that_is_to_be_written() {
+    let switch = TestSwitch::start();
+    let ((a_port, mut a), (_, mut b)) =
+        (switch.guest(|builder| builder.features(feature::DEFAULT | feature::CSUM)), switch.guest(|builder| builder));
+    let watch = WatchSettings { outward: false, filter: "tcp port 22".parse().unwrap(), ..all(&[&a_port]) };
+    let mut capture = capture(&switch, watch, WHOLE);
+    let packet = PacketBuilder::ethernet2(mac(1), mac(2)).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+    let mut sent = Vec::new();
+    packet.tcp(40_000, 80, 1, 1).write(&mut sent, &[0; 20]).unwrap();
+    // With an option of four bytes.
+    sent[14] = 0x46;
+    sent.splice(34..34, [1; 4]);
+    // To port 80, which its checksum makes something else of; then one that leaves the port alone.
+    let pending = |csum_start| Header { flags: Header::NEEDS_CSUM, csum_start, csum_offset: 6, ..Header::default() };
+    for header in [pending(34), pending(38)] {
+        a.send_with_header(&header, &sent, &Shape::one()).unwrap();
+    }
+    let got = [(); 2].map(|()| b.receive(SOON).unwrap().expect("it is for all"));
+    assert_eq!(next(&mut capture, 1), [(0, true, got[0].len(), got[0].clone())]);
+    assert_ne!(got[0][40..42], sent[40..42]);
     assert_eq!(capture.counters(), [CaptureCounters { seen: 2, picked: 1, lost: 0 }]);
 }
 

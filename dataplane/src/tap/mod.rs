@@ -193,7 +193,7 @@ impl Tap {
         let mut beginning = [0; Filter::LOOKS_AT];
         let len = frame.len.min(beginning.len());
         frame.read(&mut beginning[..len]);
-        let facts = weft_switch::filter::Facts::of(&beginning[..len], frame.len);
+        let facts = weft_switch::filter::Facts::of(&beginning[..len], frame.len, frame.offload.checksum);
         let is_in_vlan = self.vlan.is_none_or(|vlan| match facts.outer_vlan().filter(|&number| number != 0) {
             None => vlan.untagged,
             Some(number) => number == vlan.number,

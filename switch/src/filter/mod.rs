@@ -125,10 +125,10 @@ impl Filter {
         self.root.is_none()
     }
 
-    /// Whether a frame is meant of which this is known.
+    /// Whether a frame is meant of which this is known. Whatever may still become something else is.
     #[must_use]
     pub fn matches(&self, facts: &Facts) -> bool {
-        self.root.as_ref().is_none_or(|root| root.holds(facts))
+        facts.is_unsettled || self.root.as_ref().is_none_or(|root| root.holds(facts))
     }
 
     /// What a frame needs at least.

@@ -2,7 +2,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::EthernetHeader;
+use crate::{EthernetHeader, PartialChecksum};
 
 const A: [u8; 6] = [2, 0, 0, 0, 0, 0xa];
 const B: [u8; 6] = [2, 0, 0, 0, 0, 0xb];
@@ -53,7 +53,7 @@ fn fragment() -> Vec<u8> {
 
 fn accepts(filter: &str, frame: &[u8]) -> bool {
     let filter: Filter = filter.parse().unwrap_or_else(|error| panic!("{filter}: {error}"));
-    filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len()))
+    filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len(), None))
 }
 
 #[test]
@@ -130,6 +130,31 @@ fn ports_are_where_there_are_ports() {
         PacketBuilder::ethernet2(A, B).ipv4(HERE, THERE, 64).icmpv4_echo_request(53, 53).write(frame, &[0, 53]).unwrap();
     });
     assert!(accepts("icmp", &icmp) && !accepts("port 53", &icmp) && !accepts("icmp6", &icmp));
+}
+
+#[test]
+fn what_a_checksum_may_still_change_is_shown_to_all_who_watch() {
+    let filter: Filter = "port 99 or host 192.0.2.99".parse().unwrap();
+    let shown = |frame: &[u8]| -> Vec<u16> {
+        let is_meant = |field: &u16| {
+            let pending = PartialChecksum { start: field - 14, offset: 14 };
+            filter.matches(&Facts::of(&frame[..frame.len().min(Filter::LOOKS_AT)], frame.len(), Some(pending)))
+        };
+        (14..90).filter(is_meant).collect()
+    };
+    let up_to = |end| (14..end).collect::<Vec<_>>();
+    // As far as it was looked at: the ports, behind options too; none in a later fragment, and none of other protocols.
+    let plain = udp(1, 2);
+    let mut long = plain.clone();
+    long[14] = 0x47;
+    long.splice(34..34, [1; 8]);
+    let mut later = plain.clone();
+    later[21] = 3;
+    let tagged = tagged(tcp6(1, 2), [0x81, 0], 5);
+    assert_eq!([&plain, &long, &later, &tagged].map(|frame| shown(frame)), [38, 46, 34, 62].map(up_to));
+    assert_eq!(shown(&with_options()), up_to(66));
+    assert_eq!(shown(&arp()), up_to(42));
+    assert!(!accepts("port 99 or host 192.0.2.99", &plain));
 }
 
 #[test]
@@ -228,14 +253,14 @@ proptest! {
         let header: &[u8; EthernetHeader::LEN] = frame.first_chunk().unwrap();
         let read = |at: usize| frame.get(at..).and_then(|rest| rest.first_chunk().copied());
         let beginning = &frame[..frame.len().min(Filter::LOOKS_AT)];
-        prop_assert!(!(filter.quick().rules_out(header, read) && filter.matches(&Facts::of(beginning, frame.len()))), "{text}");
+        prop_assert!(!(filter.quick().rules_out(header, read) && filter.matches(&Facts::of(beginning, frame.len(), None))), "{text}");
     }
 
     #[test]
     fn no_text_and_no_bytes_do_harm(text in ".{0,80}", bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(filter) = text.parse::<Filter>() {
-            let _ = filter.matches(&Facts::of(&bytes, bytes.len()));
+            let _ = filter.matches(&Facts::of(&bytes, bytes.len(), None));
         }
-        let _ = Facts::of(&bytes, bytes.len());
+        let _ = Facts::of(&bytes, bytes.len(), None);
     }
 }

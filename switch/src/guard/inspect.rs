@@ -14,8 +14,6 @@ use crate::{DropReason, EthernetHeader, MacAddr, MacKey, PartialChecksum};
 /// As much of a frame as nearly every look needs, in bytes, and as short as Ethernet's frames are (IEEE 802.3-2018, 3.2.7, without FCS): the headers up to TCP's
 /// and UDP's of IPv4, or ARP.
 pub const GLANCED_LEN: usize = 60;
-/// Where the ports end that a [`Glance`] sees.
-pub const GLANCED_PORTS_END: usize = 38;
 /// As much of a frame as is ever looked at, in bytes. Headers that go on behind this can't be checked.
 pub const INSPECTED_LEN: usize = 244;
 
@@ -211,8 +209,8 @@ impl Sources {
         }
     }
 
-    /// True for what nearly every frame is: IPv4 without tags and options, no fragment, TCP or UDP with ports that are no servers', from addresses that may be used. Of
-    /// others nothing is said: [`Self::check_mac`] and [`Self::inspect`] know. `leases` are the addresses that were leased to the port, sorted.
+    /// True for what nearly every frame is: IPv4 without tags and options, no fragment, TCP or UDP with ports that are no servers', from addresses that may be used. No
+    /// checksum that [fits](crate::Offload::fits) is written over any of that. Of others nothing is said: [`Self::check_mac`] and [`Self::inspect`] know. `leases` are the addresses that were leased to the port, sorted.
     #[must_use]
     #[inline]
     pub fn passes_at_a_glance(&self, glance: &Glance, leases: &[Ipv4Addr]) -> bool {

@@ -23,7 +23,7 @@ mod inspect;
 mod meters;
 
 pub use bucket::{Draw, TokenBucket, Volume};
-pub use inspect::{Finding, GLANCED_LEN, GLANCED_PORTS_END, Glance, INSPECTED_LEN, Sources};
+pub use inspect::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 pub use meters::{Allowance, Limit, Meters, StormLimits};
 
 use std::net::IpAddr;
