@@ -360,7 +360,7 @@ fn execute(cli: Cli, output: &Output) -> Result<(), CliError> {
         Command::Nat(command) => nat(command, &mut connect()?, output),
         Command::Mirror(command) => mirror(command, &mut connect()?, output),
         Command::Trace(args) => trace(&args, &mut connect()?, output),
-        Command::Capture(args) => capture(args, connect()?),
+        Command::Capture(args) => capture(args, connect()?, output),
         Command::Status => output.show(&connect()?.call::<api::GetStatus>(&Nothing {})?, render::status),
         Command::Stats { watch: false } => {
             output.show(&connect()?.call::<api::GetStats>(&Nothing {})?, |style, stats| render::stats(style, stats, None))

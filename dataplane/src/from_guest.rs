@@ -5,12 +5,14 @@
 
 use std::net::Ipv4Addr;
 
+use weft_switch::gateway::SCREENED_LEN;
 use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
+use weft_switch::multicast::BEHIND_IPV6;
 use weft_switch::vlan::{OuterTag, PortRole, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, FlowHash, MAX_FRAME_LEN, Offload, OffloadFeatures, TAG_LEN, WireSize};
 
 use crate::gateway::Dispatch;
-use crate::lane::mask_of;
+use crate::lane::{bits, mask_of};
 use crate::memory::Segment;
 use crate::nat::part_of;
 use crate::ring::{Chain, MAX_BUFFERS, Ring, RingFault, Virtqueue};
@@ -23,6 +25,11 @@ const MAX_CHAIN_LEN: u32 = (LONG_HEADER + MAX_FRAME_LEN) as u32;
 
 /// In a batch, that many bytes count as much as one more buffer: a batch holds little more than half a mebibyte.
 const BYTES_PER_BUFFER: u32 = 512;
+
+/// As much of a frame as is decided upon beside its Ethernet header, in bytes.
+const HELD_LEN: usize = 64;
+const _: () =
+    assert!(HELD_LEN >= SCREENED_LEN && HELD_LEN >= EthernetHeader::LEN + BEHIND_IPV6 && HELD_LEN + TAG_LEN <= INSPECTED_LEN);
 
 /// The private beginning of a frame, with room for a virtio-net header in front of it.
 type Head = [u8; LONG_HEADER + INSPECTED_LEN];
@@ -72,6 +79,11 @@ impl Frame {
         self.header[12..] == [0x08, 0x06]
     }
 
+    #[inline(always)]
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.header[12..] == [0x08, 0x00]
+    }
+
     /// What a wire would carry for it.
     #[inline(always)]
     pub(crate) fn wire_size(&self) -> WireSize {
@@ -86,7 +98,7 @@ impl Frame {
 
     /// True if a tag follows the addresses, as the private copy of the header says.
     #[inline(always)]
-    fn is_tagged(&self) -> bool {
+    pub(crate) fn is_tagged(&self) -> bool {
         TagKind::of(u16::from_be_bytes([self.header[12], self.header[13]])).is_some()
     }
 
@@ -335,12 +347,9 @@ impl Batch {
         if !sources.wants(&frame.header) {
             return Ok(());
         }
-        let body = &mut head[LONG_HEADER..];
-        body[..EthernetHeader::LEN].copy_from_slice(&frame.header);
         let seen = frame.len.min(INSPECTED_LEN);
-        let copied = self.payload(frame).read(&mut body[EthernetHeader::LEN..seen]);
-        debug_assert!(copied, "a frame has the length that was counted");
-        match sources.inspect(&body[..seen], frame.len, frame.offload.checksum, leases) {
+        self.read_beginning(frame, head, seen);
+        match sources.inspect(&head[LONG_HEADER..][..seen], frame.len, &frame.offload, leases) {
             Finding::Pass => {
                 self.begin_in(at, head, seen);
                 Ok(())
@@ -350,9 +359,50 @@ impl Batch {
         }
     }
 
+    /// Those of some frames that have a tag begin in private memory from now on: what is behind it is not in the private copy of the header.
+    #[inline(always)]
+    pub(crate) fn hold_tagged(&mut self, frames: FrameMask) {
+        if self.frames().iter().fold(false, |any, frame| any | frame.is_tagged()) {
+            let is_one = |at: &usize| frames & 1 << at != 0 && self.frames[*at].is_tagged();
+            self.hold(mask_of((0..self.count).filter(is_one)));
+        }
+    }
+
+    /// Frames begin in private memory from now on, if they don't yet: what is found out about them stays true, whatever the guest writes.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn hold(&mut self, frames: FrameMask) {
+        let mut heads = std::mem::take(&mut self.heads);
+        heads.resize(BATCH, [0; size_of::<Head>()]);
+        for at in bits(frames & self.all()) {
+            let (frame, head) = (&self.frames[at], &mut heads[at]);
+            // A whole frame, or its first piece.
+            let ptr = frame.chain.pieces(&self.pieces).first().map_or(frame.chain.ptr(), |first| first.ptr.cast_const());
+            let is_held = head.as_ptr_range().contains(&ptr);
+            if frame.bad.is_some() || is_held {
+                continue;
+            }
+            let len = frame.len.min(HELD_LEN);
+            self.read_beginning(frame, head, len);
+            self.begin_in(at, head, len);
+        }
+        self.heads = heads;
+    }
+
+    /// Copies the first `len` bytes of a frame to where they are in its buffers: behind a tag that was taken off, the Ethernet header is of no meaning.
+    #[inline(never)]
+    fn read_beginning(&self, frame: &Frame, head: &mut Head, len: usize) {
+        let body = &mut head[LONG_HEADER..];
+        body[..EthernetHeader::LEN].copy_from_slice(&frame.header);
+        let skipped = usize::from(frame.skipped);
+        let copied = self.payload(frame).read(&mut body[EthernetHeader::LEN + skipped..len + skipped]);
+        debug_assert!(copied, "a frame has the length that was counted");
+    }
+
     /// The first `len` bytes of a frame are in `head` from now on, the others where they were.
     fn begin_in(&mut self, at: usize, head: &mut Head, len: usize) {
         let (room, left) = (self.header_len, self.frames[at].len - len);
+        let len = len + usize::from(self.frames[at].skipped);
         let chain = &mut self.frames[at].chain;
         let private = &mut head[LONG_HEADER - room..LONG_HEADER + len];
         let first = Segment { ptr: private.as_mut_ptr(), len: private.len() };
@@ -454,6 +504,9 @@ impl Batch {
             let frame = &mut self.frames[at];
             if !frame.offload.is_none() {
                 frame.offload = frame.offload.without_tag()?;
+                if !frame.offload.fits(&pop(&frame.header, tag)) {
+                    return Err(DropReason::BadOffload);
+                }
             }
             frame.header = pop(&frame.header, tag);
             frame.skipped = TAG_LEN as u8;
@@ -605,3 +658,7 @@ impl FromGuest {
 fn head<const N: usize, const M: usize>(bytes: &[u8; M]) -> &[u8; N] {
     bytes.first_chunk().expect("N is at most M")
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "from_guest_tests.rs"]
+mod tests;

@@ -23,8 +23,10 @@ use std::time::Duration;
 use mio::{Events, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
+use weft_switch::vlan::is_priority_tag;
 use weft_switch::{
-    DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, SegmentKind, Station, Timestamp, UdpDatagram,
+    DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, SegmentKind, Station, TAG_LEN, Timestamp,
+    UdpDatagram,
 };
 
 use crate::from_guest::{Batch, Frame};
@@ -87,8 +89,8 @@ pub(crate) enum Receivers {
 pub(crate) enum Passage {
     /// The gateway has dealt with it.
     Taken,
-    /// It concerns others as well; this is the copy that the gateway has checked.
-    On(Vec<u8>),
+    /// It concerns others as well; this is the copy that the gateway has checked, with what is left to do about it.
+    On(Vec<u8>, Offload),
     Dropped(DropReason),
 }
 
@@ -279,6 +281,15 @@ impl GatewayState {
         }
         let mut bytes = mem::take(&mut self.scratch);
         private_copy(batch, frame, &mut bytes);
+        let Some(offload) = take_off_priority_tags(&mut bytes, frame.offload) else {
+            (self.scratch, self.answers) = (bytes, answers);
+            return Passage::Dropped(DropReason::BadOffload);
+        };
+        // All of it, and where it is in the copy: not put together from fragments.
+        let in_buffers = |packet: &Packet<'_>| {
+            Some((batch, frame))
+                .filter(|_| bytes.len() == frame.len && bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr()))
+        };
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
         let passage = match outcome {
             Outcome::Done => Some(Passage::Taken),
@@ -298,17 +309,11 @@ impl GatewayState {
                 let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
                 Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
             }
-            Outcome::Local(packet) => {
-                let place = Some((batch, frame)).filter(|_| is_whole(&packet, &bytes));
-                Some(self.receive_local(now, &packet, place, &mut answers))
-            }
-            Outcome::Outside(packet) => {
-                let place = Some((batch, frame)).filter(|_| is_whole(&packet, &bytes));
-                Some(self.receive_outside(now, &packet, place, &mut answers))
-            }
+            Outcome::Local(packet) => Some(self.receive_local(now, &packet, in_buffers(&packet), &mut answers)),
+            Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, in_buffers(&packet), &mut answers)),
             Outcome::Neighbour { to, headers, packet } => {
                 // What is to be done to the frame was checked for the whole of it: it keeps what follows the packet.
-                let offload = if packet.checksum_pending { frame.offload } else { Offload::NONE };
+                let offload = if packet.checksum_pending { offload } else { Offload::NONE };
                 let frame = [&headers, &bytes[headers.len()..]].concat();
                 out.push(Dispatch { to: Receivers::One(to.port), from: Some(port), frame, offload, stamp: None });
                 Some(Passage::Taken)
@@ -320,7 +325,7 @@ impl GatewayState {
             self.scratch = bytes;
             return passage;
         }
-        Passage::On(bytes)
+        Passage::On(bytes, offload)
     }
 
     /// TCP or UDP for the gateway's own address that none of its services takes: for the host's loopback, if guests may go there or are being
@@ -511,9 +516,19 @@ fn datagram_size(offload: &Offload) -> Option<u16> {
     offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp).map(|segmentation| segmentation.size)
 }
 
-/// True if a packet is all in its frame, of which `bytes` is a copy: not put together from fragments.
-fn is_whole(packet: &Packet<'_>, bytes: &[u8]) -> bool {
-    bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr())
+/// The frame as a host sees it. Returns what is left to do about it, if that can be.
+fn take_off_priority_tags(frame: &mut Vec<u8>, mut offload: Offload) -> Option<Offload> {
+    const TYPE: usize = EthernetHeader::LEN - 2;
+    let mut end = TYPE;
+    while let Some([high, low, rest @ ..]) = frame.get(end..)
+        && is_priority_tag(u16::from_be_bytes([*high, *low]), rest)
+    {
+        offload = offload.without_tag().ok()?;
+        end += TAG_LEN;
+    }
+    frame.drain(TYPE..end);
+    let fits = end == TYPE || frame.first_chunk().is_none_or(|header| offload.fits(header));
+    fits.then_some(offload)
 }
 
 /// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.

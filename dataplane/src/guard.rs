@@ -9,8 +9,9 @@
 use std::net::Ipv4Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use weft_switch::filter::Facts;
 use weft_switch::guard::{Allowance, Finding, INSPECTED_LEN, Meters, Protections, Sources};
-use weft_switch::{DropReason, EthernetHeader, NetworkId, PortId, Station, Timestamp, WireSize};
+use weft_switch::{DropReason, EthernetHeader, NetworkId, Offload, PortId, Station, Timestamp, WireSize};
 
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::from_guest::Batch;
@@ -90,12 +91,13 @@ impl PortGuard {
         mac?;
         if self.sources.wants(bytes) {
             let seen = &frame[..frame.len().min(INSPECTED_LEN)];
-            let found = match self.sources.inspect(seen, frame.len(), None, &state.leases) {
+            let found = match self.sources.inspect(seen, frame.len(), &Offload::NONE, &state.leases) {
                 Finding::Pass => Ok(()),
                 Finding::Drop(reason) => Err(reason),
                 Finding::NeedsMore => Err(DropReason::Unverifiable),
             };
-            step("what is inside", found);
+            let says_from = Facts::of(seen, frame.len(), None).addresses.map(|(source, _)| format!(", from {source}"));
+            step(&format!("what is inside{}", says_from.unwrap_or_default()), found);
             found?;
         }
         let metered = state.meters.clone().admit(now, &header, WireSize { frames: 1, bytes: frame.len() });

@@ -218,6 +218,9 @@ impl Lane {
             return;
         };
         self.fit(snapshot);
+        if network.snooper.is_some() && batch.groups() != 0 {
+            batch.hold(batch.groups());
+        }
         match (&network.vlans, &network.gateway) {
             (None, None) => self.decide::<false>(network, ingress, batch, now),
             (None, Some(_)) => self.decide::<true>(network, ingress, batch, now),
@@ -293,15 +296,53 @@ impl Lane {
 
     /// Finds the receivers of each frame. Where there is a gateway, every ARP packet is for it, too: nobody takes its address away with one.
     #[inline(never)]
-    fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &Batch, now: Timestamp) {
+    fn decide<const GATEWAY: bool>(&mut self, network: &NetworkLink, ingress: &PortLink, batch: &mut Batch, now: Timestamp) {
+        let mut tagged = 0;
         for (bit, frame) in batch.frames().iter().enumerate() {
-            let verdict = match frame.header() {
-                Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
-                Err(reason) => Verdict::Drop(reason),
-            };
-            let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
-            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+            if GATEWAY && !frame.is_ipv4() && frame.is_tagged() {
+                tagged |= 1 << bit;
+            } else {
+                self.decide_one::<GATEWAY>(network, ingress, (batch, frame, bit), frame.is_arp(), now);
+            }
         }
+        if GATEWAY && tagged != 0 {
+            self.decide_tagged(network, ingress, (batch, tagged), now);
+        }
+    }
+
+    /// The same for frames that have a tag. One that names no VLAN hides nothing from the gateway.
+    #[cold]
+    #[inline(never)]
+    fn decide_tagged(
+        &mut self,
+        network: &NetworkLink,
+        ingress: &PortLink,
+        (batch, frames): (&mut Batch, FrameMask),
+        now: Timestamp,
+    ) {
+        batch.hold(frames);
+        for bit in bits(frames) {
+            let frame = &batch.frames()[bit];
+            let is_arp = concerns_gateway(network, batch, frame);
+            self.decide_one::<true>(network, ingress, (batch, frame, bit), is_arp, now);
+        }
+    }
+
+    #[inline(always)]
+    fn decide_one<const GATEWAY: bool>(
+        &mut self,
+        network: &NetworkLink,
+        ingress: &PortLink,
+        (batch, frame, bit): (&Batch, &Frame, usize),
+        is_arp: bool,
+        now: Timestamp,
+    ) {
+        let verdict = match frame.header() {
+            Ok(header) => forward(now, ingress.id, &EthernetHeader::parse(header), &network.fdb),
+            Err(reason) => Verdict::Drop(reason),
+        };
+        let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
+        self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_arp, flood);
     }
 
     /// The same on a network with VLANs, one VLAN after the other. The gateway is in the default one.
@@ -319,6 +360,7 @@ impl Lane {
                 count_admitted(traffic, batch, frames);
             }
             if network.gateway.is_some() && vlan == vlans.tables.default_vlan() {
+                batch.hold_tagged(frames);
                 self.decide_in::<true>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
             } else {
                 self.decide_in::<false>(network, (vlans, vlan, fdb), ingress, (batch, frames), now);
@@ -339,7 +381,8 @@ impl Lane {
         for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
             let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
             let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
-            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), flood);
+            let is_arp = GATEWAY && hides_or_is_arp(network, batch, frame);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_arp, flood);
         }
     }
 
@@ -351,10 +394,11 @@ impl Lane {
         network: &NetworkLink,
         ingress: &PortLink,
         (batch, frame, bit): (&Batch, &Frame, usize),
+        is_arp: bool,
         flood: impl FnOnce(&mut Self) -> bool,
     ) {
         match verdict {
-            Verdict::To(_) if GATEWAY && frame.is_arp() => self.for_gateway |= 1 << bit,
+            Verdict::To(_) if GATEWAY && is_arp => self.for_gateway |= 1 << bit,
             Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
             Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
             Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
@@ -572,6 +616,12 @@ impl Lane {
 #[inline(never)]
 fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
     network.gateway.as_ref().is_some_and(|gateway| gateway.interest(batch, frame) != Interest::Foreign)
+}
+
+/// True for ARP, and for what a tag that names no VLAN hides.
+#[inline(always)]
+fn hides_or_is_arp(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
+    !frame.is_ipv4() && (frame.is_arp() || frame.is_tagged() && concerns_gateway(network, batch, frame))
 }
 
 /// The owner is to see that a probe has come in here.

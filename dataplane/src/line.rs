@@ -233,7 +233,10 @@ impl Entrance<'_> {
         };
         let mut part = std::mem::take(&mut self.queue.part);
         let (queue, now, counters) = (&mut *self.queue, self.now, self.counters);
-        let each = |part: &[u8]| queue.admit(now, part.to_vec(), Offload::NONE, counters);
+        let each = |part: &[u8]| {
+            queue.admit(now, part.to_vec(), Offload::NONE, counters);
+            true
+        };
         if let Err(reason) = segment(&frame, checksum, segmentation, &mut part, each) {
             self.counters.drop_frames(reason, 1);
         }

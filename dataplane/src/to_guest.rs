@@ -425,6 +425,7 @@ impl Writer {
     }
 
     /// Does what the sender left undone and this guest did not agree to do, on a private copy without the tag.
+    #[inline(never)]
     fn finish_and_deliver(
         &mut self,
         queue: &mut impl Virtqueue,
@@ -443,13 +444,25 @@ impl Writer {
         let outcome = match (frame.offload.checksum, frame.offload.segmentation) {
             (Some(checksum), Some(segmentation)) => {
                 let mut outcome = Ok(());
-                let cut = segment(&whole, checksum, segmentation, &mut part, |part| {
-                    if outcome.is_ok() {
-                        let delivered = self.deliver_private(queue, part, &Offload::NONE, tag, tally);
-                        outcome = delivered.or_else(|error| count_drop(error, counters));
+                let each = |part: &[u8]| match self.deliver_private(queue, part, &Offload::NONE, tag, tally) {
+                    Err(TransmitError::Dropped(reason)) if reason != DropReason::ReceiverFull => {
+                        counters.drop_frames(reason, 1);
+                        true
                     }
-                });
-                cut.map_err(TransmitError::Dropped).and(outcome.map_err(TransmitError::Fault))
+                    delivered => {
+                        outcome = delivered;
+                        outcome.is_ok()
+                    }
+                };
+                match (segment(&whole, checksum, segmentation, &mut part, each), outcome) {
+                    (Err(reason), _) => Err(TransmitError::Dropped(reason)),
+                    (Ok(left), Err(TransmitError::Dropped(reason))) => {
+                        // There is no room for those that are left either. The one at hand is counted as every frame is.
+                        counters.drop_frames(reason, left as u64);
+                        Err(TransmitError::Dropped(reason))
+                    }
+                    (Ok(_), outcome) => outcome,
+                }
             }
             (Some(checksum), None) => {
                 complete_checksum(&mut whole, checksum);

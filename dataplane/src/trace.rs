@@ -7,11 +7,10 @@
 
 use weft_switch::gateway::{Interest, SCREENED_LEN};
 use weft_switch::loops::is_probe;
-use weft_switch::vlan::{OuterTag, Release, TAGGED_HEADER_LEN, Tag, Vlan, pop};
+use weft_switch::vlan::{OuterTag, Release, TAGGED_HEADER_LEN, Tag, TagKind, Vlan, pop};
 use weft_switch::{DropReason, EthernetHeader, Fdb, Learned, MAX_FRAME_LEN, MacAddr, PortId, TAG_LEN, Verdict, foresee};
 
 use crate::dataplane::Dataplane;
-use crate::gateway::GatewayLink;
 use crate::multicast::Foreseen;
 use crate::snapshot::{NetworkLink, PortLink, Snapshot};
 use crate::vlan::VlanLink;
@@ -147,7 +146,7 @@ impl Tracer<'_> {
         frame: &[u8],
     ) -> Passes<()> {
         let ether_type = u16::from_be_bytes([bytes[12], bytes[13]]);
-        let tag = match (weft_switch::vlan::TagKind::of(ether_type), frame.get(EthernetHeader::LEN..TAGGED_HEADER_LEN)) {
+        let tag = match (TagKind::of(ether_type), frame.get(EthernetHeader::LEN..TAGGED_HEADER_LEN)) {
             (None, _) => None,
             (Some(_), rest) => rest
                 .and_then(|rest| OuterTag::of(ether_type, rest.try_into().ok()?))
@@ -156,6 +155,7 @@ impl Tracer<'_> {
         let admitted = vlans.role(self.ingress).admit(tag)?;
         let how = match (tag, admitted.taken_off) {
             (None, _) => "it has no tag",
+            (Some(tag), true) if tag.number() == 0 => "its tag names none and is taken off",
             (Some(_), true) => "its tag says so and is taken off",
             (Some(_), false) => "its own tags are carried as they are",
         };
@@ -193,10 +193,17 @@ impl Tracer<'_> {
             self.say("learn", format!("{source} {says}"));
         }
         let gateway = network.gateway.as_ref().filter(|_| is_gateways);
+        let interest = gateway.map(|gateway| gateway.screen.interest(&frame[..frame.len().min(SCREENED_LEN)]));
+        let is_tagged = TagKind::of(u16::from_be_bytes([bytes[12], bytes[13]])).is_some();
         let mut receivers: Vec<PortId> = match verdict {
             Verdict::Drop(reason) => return Err(reason),
             Verdict::To(_) if gateway.is_some() && bytes[12..] == [0x08, 0x06] => {
                 self.say("decide", "ARP is for the gateway to look at");
+                self.trace.gateway = true;
+                return Ok(());
+            }
+            Verdict::To(_) if is_tagged && interest.is_some_and(|interest| interest != Interest::Foreign) => {
+                self.say("decide", "what is behind a tag that names no VLAN is for the gateway to look at");
                 self.trace.gateway = true;
                 return Ok(());
             }
@@ -216,7 +223,7 @@ impl Tracer<'_> {
                 self.say("decide", "it is a probe for loops, which goes nowhere");
                 return Err(DropReason::LoopProbe);
             }
-            Verdict::Flood => match self.flood(network, destination, (frame, len), vlan, gateway)? {
+            Verdict::Flood => match self.flood(network, destination, (frame, len), vlan, interest)? {
                 Some(receivers) => receivers,
                 None => return Ok(()),
             },
@@ -232,7 +239,7 @@ impl Tracer<'_> {
         destination: MacAddr,
         (frame, len): (&[u8], usize),
         vlan: Option<InVlan<'_>>,
-        gateway: Option<&GatewayLink>,
+        interest: Option<Interest>,
     ) -> Passes<Option<Vec<PortId>>> {
         let (ingress, now) = (self.ingress, self.dataplane.clock.now());
         if !destination.is_multicast() {
@@ -244,7 +251,6 @@ impl Tracer<'_> {
             let whom = if destination.0 == [0xff; 6] { "for everybody" } else { "for a group" };
             self.say("decide", format!("{destination} is {whom}"));
         }
-        let interest = gateway.map(|gateway| gateway.screen.interest(&frame[..frame.len().min(SCREENED_LEN)]));
         match interest {
             None | Some(Interest::Foreign) => {}
             Some(Interest::Own) => {

@@ -32,10 +32,14 @@ const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 /// Source and destination, with which each transport header begins that has a checksum to be completed.
 const PORTS_LEN: u16 = 4;
-/// Without options.
+/// Without options, with timestamps (RFC 7323, appendix A), and with as many options as it can have.
 const TCP_LEN: usize = 20;
-/// More than a frame that can be cut has in front of its payload but for TCP's options: two tags, the longest IPv4 header. Whoever says that there is more does not use up others' rate.
-const MAX_HEADERS: usize = 128;
+const USUAL_TCP_LEN: usize = 32;
+const MAX_TCP_LEN: usize = 60;
+/// Nobody who wants to get far sends smaller segments (RFC 9293, section 3.7.1).
+const LEAST_USUAL_MSS: u16 = 536;
+/// The most that a frame that can be cut has in front of its payload: two tags, the longest headers of IPv4 and TCP. Whoever says that there is more does not use up others' rate.
+const MAX_HEADERS: usize = ETHERNET_LEN + MAX_TAGS * TAG_LEN + 60 + MAX_TCP_LEN;
 const UDP_LEN: usize = 8;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -50,6 +54,7 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 const MORE_FRAGMENTS: u16 = 0x2000;
+const DONT_FRAGMENT: u16 = 0x4000;
 
 /// A transport checksum that has to be completed (section 5.1.6.2, `csum_start` and `csum_offset`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,7 +245,8 @@ impl Offload {
         usize::from(start) >= first && offset >= PORTS_LEN
     }
 
-    /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have no options.
+    /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have timestamps, and in small segments as many options as
+    /// can be: whoever lies about them gains nothing.
     #[inline(always)]
     #[must_use]
     pub fn wire_size(&self, len: usize) -> WireSize {
@@ -254,15 +260,16 @@ impl Offload {
     fn size_of_segments(&self, Segmentation { kind, size, .. }: Segmentation, len: usize) -> WireSize {
         // Whoever asks for segments asks for checksums too.
         let start = self.checksum.map_or(0, |checksum| checksum.start);
-        // Fragments have the IP header only (RFC 791, section 3.2).
-        let transport_len = match kind {
-            SegmentKind::Tcp4 | SegmentKind::Tcp6 => TCP_LEN,
-            SegmentKind::Udp => UDP_LEN,
-            SegmentKind::UdpFragments => 0,
+        // Fragments have no transport header (RFC 791, section 3.2), but one of their own (RFC 8200, section 4.5), and come in units of eight bytes.
+        let (transport_len, repeated_len, size) = match kind {
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 if size < LEAST_USUAL_MSS => (TCP_LEN, MAX_TCP_LEN, size),
+            SegmentKind::Tcp4 | SegmentKind::Tcp6 => (TCP_LEN, USUAL_TCP_LEN, size),
+            SegmentKind::Udp => (UDP_LEN, UDP_LEN, size),
+            SegmentKind::UdpFragments => (0, FRAGMENT_HEADER_LEN, size & !7),
         };
-        let headers = (usize::from(start) + transport_len).min(MAX_HEADERS);
-        let segments = len.saturating_sub(headers).div_ceil(usize::from(size).max(1)).max(1);
-        WireSize { frames: segments, bytes: len + (segments - 1) * headers }
+        let start = usize::from(start).min(MAX_HEADERS - MAX_TCP_LEN);
+        let segments = len.saturating_sub(start + transport_len).div_ceil(usize::from(size).max(1)).max(1);
+        WireSize { frames: segments, bytes: len + (segments - 1) * (start + repeated_len) }
     }
 
     /// The same for the frame with one tag more in front.
@@ -356,7 +363,9 @@ impl Layout {
                 let first = *frame.get(network)?;
                 let header_len = usize::from(first & 0xf) * 4;
                 protocol = *frame.get(network + 9)?;
-                if first >> 4 != 4 || header_len < 20 || network + header_len != transport {
+                // Fragments would become whole packets, or others.
+                let is_fragment = read_u16(frame, network + 6)? & !DONT_FRAGMENT != 0;
+                if first >> 4 != 4 || is_fragment || header_len < IPV4_LEN || network + header_len != transport {
                     return None;
                 }
                 false
@@ -388,7 +397,7 @@ impl Layout {
 }
 
 /// Cuts a frame into the segments that it stands for, each finished; `deliver` gets them in order, in one buffer that is
-/// used again for each.
+/// used again for each, and says whether it wants another. Returns how many it did not want.
 ///
 /// # Errors
 /// [`DropReason::BadOffload`] when the frame's headers are not what its offload says.
@@ -397,8 +406,8 @@ pub fn segment(
     checksum: PartialChecksum,
     segmentation: Segmentation,
     buffer: &mut Vec<u8>,
-    mut deliver: impl FnMut(&[u8]),
-) -> Result<(), DropReason> {
+    mut deliver: impl FnMut(&[u8]) -> bool,
+) -> Result<usize, DropReason> {
     let Segmentation { kind, size, .. } = segmentation;
     let layout = Layout::of(frame, kind, checksum.start.into()).ok_or(DropReason::BadOffload)?;
     if kind == SegmentKind::UdpFragments {
@@ -421,9 +430,11 @@ pub fn segment(
             finish_tcp(buffer, layout, from as u32, index == 0, index + 1 == count);
             finish_transport(buffer, layout, TCP, TCP_CHECKSUM);
         }
-        deliver(buffer);
+        if !deliver(buffer) {
+            return Ok(count - index - 1);
+        }
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Sequence number and flags of one segment: what only the first or the last may say is taken from the others.
@@ -487,8 +498,8 @@ fn fragment(
     layout: Layout,
     size: u16,
     buffer: &mut Vec<u8>,
-    mut deliver: impl FnMut(&[u8]),
-) -> Result<(), DropReason> {
+    mut deliver: impl FnMut(&[u8]) -> bool,
+) -> Result<usize, DropReason> {
     let mut whole = frame.to_vec();
     let len = (frame.len() - layout.transport) as u16;
     write_u16(&mut whole, layout.transport + 4, len);
@@ -520,9 +531,11 @@ fn fragment(
         buffer.extend_from_slice(part);
         // Fragments share their identification.
         finish_network(buffer, layout, 0);
-        deliver(buffer);
+        if !deliver(buffer) {
+            return Ok(count - index - 1);
+        }
     }
-    Ok(())
+    Ok(0)
 }
 
 /// The sum of 16-bit words in network order (RFC 1071), not folded yet. An odd byte counts as the high one of its word.

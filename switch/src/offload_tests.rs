@@ -64,7 +64,11 @@ fn unfinished(shape: Shape, payload: &[u8]) -> (Vec<u8>, PartialChecksum) {
 fn cut(bytes: &[u8], checksum: PartialChecksum, kind: SegmentKind, size: u16) -> Result<Vec<Vec<u8>>, DropReason> {
     let mut segments = Vec::new();
     let segmentation = Segmentation { kind, size, ecn: false };
-    segment(bytes, checksum, segmentation, &mut Vec::new(), |segment| segments.push(segment.to_vec()))?;
+    let push = |segment: &[u8]| {
+        segments.push(segment.to_vec());
+        true
+    };
+    segment(bytes, checksum, segmentation, &mut Vec::new(), push)?;
     Ok(segments)
 }
 
@@ -176,6 +180,31 @@ proptest! {
     }
 
     #[test]
+    fn segments_are_no_more_than_what_their_frame_counts_for(
+        len in 200..20_000_usize, size in 8..3000_u16, shape in any::<[bool; 3]>(), kind in 0..3, options in 5..16_u8,
+    ) {
+        let [ipv6, tagged, tcp] = [shape[0], shape[1], kind == 0];
+        let (mut bytes, checksum) = unfinished(Shape { ipv6, tagged, tcp }, &payload(len));
+        let kind = match kind {
+            0 if ipv6 => SegmentKind::Tcp6,
+            0 => SegmentKind::Tcp4,
+            1 => SegmentKind::Udp,
+            _ => SegmentKind::UdpFragments,
+        };
+        if tcp {
+            bytes[usize::from(checksum.start) + 12] = options << 4;
+        }
+        let segments = cut(&bytes, checksum, kind, size).unwrap();
+        let segmentation = Some(Segmentation { kind, size, ecn: false });
+        let counted = Offload { checksum: Some(checksum), segmentation }.wire_size(bytes.len());
+        let real = segments.iter().map(Vec::len).sum::<usize>();
+        // One more where options take the place of payload. Who has more options than timestamps need has them in 28 bytes of at least 590.
+        prop_assert!((segments.len()..=segments.len() + 1 + 40 / usize::from(size)).contains(&counted.frames), "{counted:?}");
+        prop_assert!(counted.bytes * 105 / 100 >= real, "{counted:?} of {real}");
+        prop_assert!(size < 536 || counted.bytes <= real * 103 / 100 + 200, "{counted:?} of {real}");
+    }
+
+    #[test]
     fn udp_segments_are_datagrams_of_their_own(len in 1..60_000_usize, size in 1..2000_u16, ipv6 in any::<bool>()) {
         let size = size.max((len / 100) as u16);
         let payload = payload(len);
@@ -240,7 +269,7 @@ proptest! {
             if let Some(checksum) = offload.checksum {
                 complete_checksum(&mut frame.clone(), checksum);
                 if let Some(segmentation) = offload.segmentation {
-                    let _ = segment(&frame, checksum, segmentation, &mut Vec::new(), |_| {});
+                    let _ = segment(&frame, checksum, segmentation, &mut Vec::new(), |_| true);
                 }
             }
         }
@@ -312,8 +341,28 @@ fn a_frame_whose_headers_are_not_what_its_offload_says_is_not_cut() {
         bytes[at] = value;
         assert_eq!(cut(&bytes, checksum, SegmentKind::Tcp4, 1000), Err(DropReason::BadOffload), "byte {at}");
     }
-    let (bytes, checksum) = unfinished(Shape { tcp: false, ..v4 }, &payload(3000));
+    let (mut bytes, checksum) = unfinished(Shape { tcp: false, ..v4 }, &payload(3000));
     assert_eq!(cut(&bytes, checksum, SegmentKind::UdpFragments, 7), Err(DropReason::BadOffload));
+    // Fragments: the first one, a later one, the last one.
+    for word in [0x2000_u16, 0x2001, 1] {
+        bytes[20..22].copy_from_slice(&word.to_be_bytes());
+        for kind in [SegmentKind::UdpFragments, SegmentKind::Udp] {
+            assert_eq!(cut(&bytes, checksum, kind, 1000), Err(DropReason::BadOffload), "{word:04x}");
+        }
+    }
+}
+
+#[test]
+fn who_wants_no_more_segments_hears_how_many_are_left() {
+    let (bytes, checksum) = unfinished(Shape { ipv6: false, tagged: false, tcp: false }, &payload(4000));
+    for (kind, left) in [(SegmentKind::UdpFragments, 3), (SegmentKind::Udp, 2)] {
+        let (mut wanted, segmentation) = (2, Segmentation { kind, size: 1000, ecn: false });
+        let deliver = |_: &[u8]| {
+            wanted -= 1;
+            wanted > 0
+        };
+        assert_eq!(segment(&bytes, checksum, segmentation, &mut Vec::new(), deliver), Ok(left));
+    }
 }
 
 #[test]
@@ -340,15 +389,14 @@ fn there_is_always_room_for_a_tag_before_the_checksum() {
 fn a_frame_counts_for_the_headers_of_all_its_segments() {
     let checksum = Some(PartialChecksum { start: 34, offset: 16 });
     let of = |kind, size| Offload { checksum, segmentation: Some(Segmentation { kind, size, ecn: false }) };
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460).bytes, 3 * 1514);
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460 + 1).bytes, 3 * 1514 + 55);
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460), WireSize { frames: 3, bytes: 3 * 1514 + 2 * 12 });
+    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460 + 1), WireSize { frames: 4, bytes: 3 * 1514 + 55 + 3 * 12 });
     assert_eq!(of(SegmentKind::Udp, 1000).wire_size(42 + 1500).bytes, 1042 + 542);
-    assert_eq!(of(SegmentKind::UdpFragments, 1480).wire_size(34 + 2 * 1480).bytes, 2 * 1514);
-    assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(54 + 3 * 1460 + 1).frames, 4);
+    assert_eq!(of(SegmentKind::UdpFragments, 1487).wire_size(34 + 2 * 1480), WireSize { frames: 2, bytes: 2 * 1514 + 8 });
     assert_eq!(of(SegmentKind::Tcp4, 1460).wire_size(60), WireSize { frames: 1, bytes: 60 });
     // What no frame has in front counts for nobody.
     let far = Offload { checksum: Some(PartialChecksum { start: 30_000, offset: 16 }), ..of(SegmentKind::Tcp4, 256) };
-    assert!(far.wire_size(crate::MAX_FRAME_LEN).bytes < 65_557 + 256 * 128);
+    assert!(far.wire_size(crate::MAX_FRAME_LEN).bytes < 65_557 + 256 * MAX_HEADERS);
     assert_eq!(Offload { checksum, segmentation: None }.wire_size(1514).bytes, 1514);
 }
 

@@ -62,6 +62,10 @@ fn arp(to: [u8; 6], operation: ArpOperation, from: [u8; 6], sender: Ipv4Addr, ta
     bytes
 }
 
+fn tagged(frame: &[u8], vlan: u8) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0, 0xa0, vlan], &frame[12..]].concat()
+}
+
 fn who_has(from: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     arp(BROADCAST, ArpOperation::REQUEST, from, sender, target)
 }
@@ -171,10 +175,50 @@ fn nobody_can_be_the_gateway() {
     // With its IP address, to one.
     a.send(&arp(mac(2), ArpOperation::REPLY, mac(1), GATEWAY, address(2))).unwrap();
     switch.expect_drops(&port_a, DropReason::GatewayClaimed, 3);
+    // Behind tags that name no VLAN, which hosts take off: to one, to everybody, and more of them than anybody needs.
+    let mut hidden = arp(mac(2), ArpOperation::REPLY, mac(1), GATEWAY, address(2));
+    let mut claim = arp(BROADCAST, ArpOperation::REPLY, mac(1), GATEWAY, GATEWAY);
+    for nth in 0..4 {
+        hidden = tagged(&hidden, 0);
+        claim = tagged(&claim, 0);
+        a.send(&hidden).unwrap();
+        a.send(&claim).unwrap();
+        switch.expect_drops(&port_a, DropReason::GatewayClaimed, 5 + 2 * nth);
+    }
     expect_silence(&mut b);
+    // One of a VLAN of the guests' own is theirs.
+    let of_another = tagged(&arp(mac(2), ArpOperation::REPLY, mac(1), GATEWAY, address(2)), 7);
+    a.send(&of_another).unwrap();
+    expect_frame(&mut b, &of_another);
 
     b.send(&ping(mac(2), address(2), GATEWAY, 64, b"still there?")).unwrap();
     assert_eq!(icmp(&next(&mut b)).1, GATEWAY);
+}
+
+#[test]
+fn who_sends_priority_tags_is_served_as_others_are() {
+    let switch = start(1);
+    let ((_, mut a), (_, mut b)) =
+        (switch.guest(|builder| builder.features(feature::DEFAULT | feature::CSUM)), switch.guest(|builder| builder));
+    a.send(&tagged(&who_has(mac(1), address(1), GATEWAY), 0)).unwrap();
+    assert_eq!(next(&mut a)[6..12], GATEWAY_MAC);
+    expect_frame(&mut b, &who_has(mac(1), address(1), GATEWAY));
+    a.send(&tagged(&ping(mac(1), address(1), GATEWAY, 64, b"are you there?"), 0)).unwrap();
+    assert!(matches!(icmp(&next(&mut a)), (Icmpv4Type::EchoReply(_), GATEWAY, _)));
+    a.send(&tagged(&tagged(&discover(mac(1)), 0), 0)).unwrap();
+    // A checksum that is left to be completed is behind the tag, too; into ARP none is written.
+    let header = |csum_start| Header { flags: Header::NEEDS_CSUM, csum_start, csum_offset: 6, ..Header::default() };
+    let query = tagged(&udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 53), b"what is its address?"), 0);
+    a.send_with_header(&header(38), &query, &Shape::one()).unwrap();
+    let mut came = Vec::new();
+    assert!(eventually(|| {
+        came.extend(messages(&switch));
+        came.len() == 2
+    }));
+    assert!(matches!(&came[0].1, ServiceMessage::Dhcp(_)) && matches!(&came[1].1, ServiceMessage::Dns(_)));
+    a.send_with_header(&header(38), &tagged(&who_has(mac(1), address(1), GATEWAY), 0), &Shape::one()).unwrap();
+    expect_silence(&mut a);
+    expect_silence(&mut b);
 }
 
 #[test]

@@ -249,12 +249,12 @@ fn a_frame_that_is_to_be_cut_counts_for_all_its_segments() {
         csum_offset: 16,
         ..Header::default()
     };
-    // 11,000 bytes each: 200 segments of one, behind 54 bytes of headers.
+    // 18,960 bytes each: 200 segments of one, behind as many bytes of headers as TCP can have.
     let frame = tcp(mac(2), mac(1), OWN, 200);
     for _ in 0..20 {
         attacker.send_with_header(&header, &frame, &Shape::one()).unwrap();
     }
-    switch.expect_drops(&port, DropReason::OverLimit, 11);
+    switch.expect_drops(&port, DropReason::OverLimit, 15);
 }
 
 #[test]
@@ -276,6 +276,29 @@ fn no_checksum_is_written_over_what_was_checked() {
     switch.expect_drops(&port, DropReason::Unverifiable, 1);
     attacker.send_with_header(&Header { csum_offset: 6, ..pending(34) }, &frame, &Shape::one()).unwrap();
     assert_eq!(victim.receive(SOON).unwrap().map(|frame| frame[26..38].to_vec()), Some(frame[26..38].to_vec()));
+}
+
+#[test]
+fn a_fragment_that_is_to_be_cut_again_is_no_way_to_be_a_dhcp_server() {
+    const FEATURES: u64 = feature::DEFAULT | feature::CSUM | feature::HOST_UFO;
+    let switch = TestSwitch::start();
+    let (port, mut attacker) = plug(&switch, locked(), |builder| builder.features(FEATURES));
+    let (_, mut victim) = switch.guest(|builder| builder);
+    let header = Header {
+        flags: Header::NEEDS_CSUM,
+        gso_type: Header::GSO_UDP,
+        gso_size: 1480,
+        csum_start: 34,
+        csum_offset: 6,
+        ..Header::default()
+    };
+    let mut offer = udp(BROADCAST, (OWN, 67), (Ipv4Addr::BROADCAST, 68));
+    offer[6..12].copy_from_slice(&mac(1));
+    // As a later fragment it has no ports.
+    offer[20..22].copy_from_slice(&[0, 1]);
+    attacker.send_with_header(&header, &offer, &Shape::one()).unwrap();
+    switch.expect_drops(&port, DropReason::Unverifiable, 1);
+    assert_eq!(victim.receive(Duration::ZERO).unwrap(), None);
 }
 
 #[test]

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use weft_switch::MAX_FRAME_LEN;
 
-use super::CliError;
+use super::{CliError, Output};
 use crate::api;
 use crate::capture::{CaptureAsked, Direction, FilterText, Passing};
 use crate::client::Client;
@@ -60,7 +61,7 @@ fn whole<const MAX: u64>(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| format!("write a whole number from 1 to {MAX}, without a unit"))
 }
 
-pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliError> {
+pub(super) fn capture(args: CaptureArgs, mut client: Client, output: &Output) -> Result<(), CliError> {
     let CaptureArgs { ports, network, write, filter, direction, vlan, snaplen, count, duration, max_size } = args;
     let is_stdout = write == Path::new("-");
     if is_stdout && io::stdout().is_terminal() {
@@ -90,6 +91,9 @@ pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliEr
         stream.consume(len);
     }
     let _ = writeln!(io::stderr(), "weft: captured {}", counted(passing.frames(), "frame"));
+    if output.json && !is_stdout {
+        output.show(&Captured { frames: passing.frames(), bytes: passing.bytes() }, |_, _| String::new())?;
+    }
     let has_reached_limit = count.is_some_and(|count| passing.frames() >= count)
         || duration.is_some_and(|seconds| start.elapsed() + SLACK >= Duration::from_secs(seconds))
         || max_bytes.is_some_and(|most| passing.bytes() + MAX_FRAME_LEN as u64 + SLACK_BYTES >= most);
@@ -98,6 +102,14 @@ pub(super) fn capture(args: CaptureArgs, mut client: Client) -> Result<(), CliEr
         () if has_reached_limit || told.load(Ordering::Relaxed) => Ok(()),
         () => Err(CliError::CaptureEnded),
     }
+}
+
+/// What `--json` says of a capture that went to a file.
+#[derive(Debug, Serialize)]
+struct Captured {
+    frames: u64,
+    /// Of the file.
+    bytes: u64,
 }
 
 /// How much sooner a capture may end than it is told to, as seen from here.

@@ -45,17 +45,17 @@ pub(super) struct TraceArgs {
     /// Its type, as 0x88b5 [default: IPv4, if there is anything of that].
     #[arg(long, value_name = "TYPE", value_parser = ether_type)]
     ethertype: Option<u16>,
-    /// An IPv4 packet from this address.
+    /// An IPv4 packet from this address [default: 0.0.0.0, if it is one].
     #[arg(long, value_name = "ADDRESS")]
     src_ip: Option<Ipv4Addr>,
-    /// An IPv4 packet for this address.
+    /// An IPv4 packet for this address [default: 0.0.0.0, if it is one].
     #[arg(long, value_name = "ADDRESS")]
     dst_ip: Option<Ipv4Addr>,
     /// For this TCP port.
-    #[arg(long, value_name = "PORT", conflicts_with = "udp")]
+    #[arg(long, value_name = "PORT", conflicts_with = "udp", value_parser = port_number)]
     tcp: Option<u16>,
     /// For this UDP port.
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = port_number)]
     udp: Option<u16>,
 }
 
@@ -130,6 +130,10 @@ fn text(_: Style, answer: &TraceAnswer) -> String {
         None => format!("port {}", receiver.port),
     }));
     text + &if ends.is_empty() { "Nobody gets it.\n".to_owned() } else { format!("It goes to {}.\n", ends.join(", ")) }
+}
+
+fn port_number(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "write the number of a port, from 0 to 65535: names are not looked up".to_owned())
 }
 
 fn traced_vlan(text: &str) -> Result<TracedVlan, String> {

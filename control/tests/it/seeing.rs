@@ -81,7 +81,7 @@ fn a_capture_ends_with_its_limit_or_with_its_reader_and_is_complete() {
     let (mut a, mut b) = (plug(&weft, "vm1"), plug(&weft, "vm2"));
     let limited = capture(&weft, &["vm1", "vm2", "-w", "-", "--count", "4", "--snaplen", "30"]);
     let path = weft.dir.path().join("out.pcapng");
-    let until_told = capture(&weft, &["vm1", "-w", path.to_str().unwrap(), "-f", "greater 100 and ether proto 0x88b5"]);
+    let until_told = capture(&weft, &["vm1", "--json", "-w", path.to_str().unwrap(), "-f", "greater 100 and ether proto 0x88b5"]);
     for len in [60, 200] {
         a.send(&frame(MAC2, MAC1, len)).unwrap();
         assert!(b.receive(PATIENCE).unwrap().is_some());
@@ -98,8 +98,10 @@ fn a_capture_ends_with_its_limit_or_with_its_reader_and_is_complete() {
     assert!(seen.iter().all(|(.., bytes)| *bytes == frame(MAC2, MAC1, 30)));
     assert_eq!(statistics(&output.stdout, 0), [2, 0, 2]);
     kill_process(Pid::from_raw(until_told.id() as i32).unwrap(), Signal::INT).unwrap();
-    assert!(until_told.wait_with_output().unwrap().status.success());
+    let told = until_told.wait_with_output().unwrap();
     let file = std::fs::read(&path).unwrap();
+    let said: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!((told.status.success(), said), (true, json!({ "frames": 1, "bytes": file.len() })));
     assert_eq!(frames(&file), [(0, 200, frame(MAC2, MAC1, 200))]);
     assert_eq!(statistics(&file, 0), [2, 0, 1]);
 }
@@ -296,6 +298,14 @@ fn a_trace_says_where_a_frame_would_go_and_why() {
     let drops = |vlan| weft.json(&["trace", "web", "--vlan", vlan])["drops"][0]["reason"].clone();
     assert_eq!([drops("red"), drops("11"), drops("4095")], ["no_other_port", "vlan_not_allowed", "reserved_vlan"]);
     assert!(weft.refused(&["trace", "web", "--vlan", "blue"]).contains("VLAN blue is not among"));
+    weft.run(&["port", "add", "edge", "--trunk", "red", "--native", "7", "--untrusted", "--allow-ip", "10.1.2.4"]);
+    let priority = weft.run(&["trace", "edge", "--vlan", "0", "--src-ip", "10.1.2.3"]).stdout;
+    assert!(priority.contains("what is inside, from 10.1.2.3: ip_not_allowed"), "{priority}");
+    weft.run(&["port", "set", "edge", "--lock-ip=false"]);
+    let priority = weft.run(&["trace", "edge", "--vlan", "0"]).stdout;
+    assert!(priority.contains("it belongs to VLAN 7: its tag names none and is taken off"), "{priority}");
+    let unknown = weft.run(&["trace", "web", "--tcp", "https"]);
+    assert!(unknown.stderr.contains("names are not looked up"), "{}", unknown.stderr);
     let beyond = weft.run(&["trace", "web", "--vlan", "4196"]);
     assert!(beyond.status == 2 && beyond.stderr.contains("a tag names VLANs from 0 to 4095"), "{}", beyond.stderr);
 }

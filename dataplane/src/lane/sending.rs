@@ -33,7 +33,7 @@ impl Lane {
             match state.receive(now, ingress.id, batch, frame, &mut self.dispatches) {
                 Passage::Taken => {}
                 Passage::Dropped(reason) => ingress.counters.drop_frames(reason, 1),
-                Passage::On(frame_copy) => self.pass_on(network, ingress, frame, (frame_copy, stamp), now),
+                Passage::On(copy, offload) => self.pass_on(network, ingress, frame, (copy, offload, stamp), now),
             }
         }
         state.finish_batch(now, ingress.network, snapshot, self);
@@ -65,7 +65,7 @@ impl Lane {
         network: &NetworkLink,
         ingress: &PortLink,
         frame: &Frame,
-        (copy, stamp): (Vec<u8>, Option<Stamp>),
+        (copy, offload, stamp): (Vec<u8>, Offload, Option<Stamp>),
         now: Timestamp,
     ) {
         let to = match forward(now, ingress.id, &EthernetHeader::parse(&frame.header), &network.fdb) {
@@ -74,7 +74,7 @@ impl Lane {
             Verdict::Flood => Receivers::AllBut(ingress.id),
             Verdict::Drop(reason) => return ingress.counters.drop_frames(reason, 1),
         };
-        self.dispatches.push(Dispatch { to, from: Some(ingress.id), frame: copy, offload: frame.offload, stamp });
+        self.dispatches.push(Dispatch { to, from: Some(ingress.id), frame: copy, offload, stamp });
     }
 
     /// Sends a frame of a network's gateway, at the latest with [`Self::finish_sending`].

@@ -291,16 +291,18 @@ fn send_finished(common: &mut Common, guests: &mut impl ToGuests, port: PortId, 
     let mut send = |frame: &[u8]| {
         // What a guest has no room for is lost, and sent again; `send` has counted it.
         let _ = guests.send(port, frame, &Offload::NONE);
+        true
     };
     match (offload.checksum, offload.segmentation) {
         (Some(checksum), Some(segmentation)) => {
             let cut = segment(&common.whole, checksum, segmentation, &mut common.part, &mut send);
             debug_assert!(cut.is_ok(), "our own headers are right");
         }
-        (Some(checksum), None) => {
-            complete_checksum(&mut common.whole, checksum);
+        (checksum, _) => {
+            if let Some(checksum) = checksum {
+                complete_checksum(&mut common.whole, checksum);
+            }
             send(&common.whole);
         }
-        (None, _) => send(&common.whole),
     }
 }

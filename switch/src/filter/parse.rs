@@ -231,7 +231,9 @@ impl<'a> Parser<'a> {
             ("vlan", None) => {
                 let number = self.words.first().and_then(|word| word.parse::<u16>().ok());
                 match number {
-                    Some(number) if number > 4095 => Err(ParseFilterError::NoNumber(number.to_string(), "VLAN")),
+                    Some(number) if number > 4095 => {
+                        Err(ParseFilterError::NoNumber(number.to_string(), "VLAN, of which the highest is 4095"))
+                    }
                     Some(number) => {
                         self.words = &self.words[1..];
                         self.test(Test::Vlan(Some(number)))
@@ -361,7 +363,11 @@ fn ports(kind: Kind, value: &str) -> Parsed<std::ops::RangeInclusive<u16>> {
     let no_port = || {
         ParseFilterError::NoNumber(
             value.to_owned(),
-            if kind == Kind::Port { "port: write its number, as in port 443" } else { "range of ports, as 5000-5010 is" },
+            if kind == Kind::Port {
+                "port: write its number, as in port 443, at most 65535"
+            } else {
+                "range of ports, as 5000-5010 is"
+            },
         )
     };
     let port = |text: &str| text.parse::<u16>().map_err(|_| no_port());

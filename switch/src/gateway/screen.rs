@@ -3,10 +3,12 @@
 use std::net::Ipv4Addr;
 
 use crate::MacAddr;
+use crate::ethernet::{MAX_TAGS, TAG_LEN};
+use crate::vlan::{TagKind, is_priority_tag};
 use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHERNET_LEN, UDP};
 
-/// How much of a frame [`Screen::interest`] wants to see, in bytes: the headers up to UDP's, without IP options.
-pub const SCREENED_LEN: usize = ETHERNET_LEN + 20 + 8;
+/// How much of a frame [`Screen::interest`] wants to see, in bytes: the headers up to UDP's, without IP options, behind two tags.
+pub const SCREENED_LEN: usize = ETHERNET_LEN + MAX_TAGS * TAG_LEN + 20 + 8;
 
 /// Who is to see a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +35,23 @@ pub struct Screen {
 impl Screen {
     /// Who is to see a frame that begins with `bytes` ([`SCREENED_LEN`] of them, or the whole frame if it is shorter).
     ///
-    /// Whoever uses the gateway's MAC or IP address as a source is of interest too, whomever the frame is for: `handle` will drop it.
+    /// Whoever uses the gateway's MAC or IP address as a source is of interest too, whomever the frame is for: `handle` will drop it. Tags that name no VLAN hide nothing, since
+    /// hosts take them off; `handle` has to be given the frame without them.
     #[inline]
     #[must_use]
     pub fn interest(&self, bytes: &[u8]) -> Interest {
-        let Some((link, rest)) = bytes.split_first_chunk::<ETHERNET_LEN>() else { return Interest::Foreign };
+        let Some((link, mut rest)) = bytes.split_first_chunk::<ETHERNET_LEN>() else { return Interest::Foreign };
         if link[..6] == self.mac.0 || link[6..12] == self.mac.0 {
             return Interest::Own;
         }
-        match u16::from_be_bytes([link[12], link[13]]) {
+        let mut ether_type = u16::from_be_bytes([link[12], link[13]]);
+        for _ in 0..MAX_TAGS {
+            let ([_, _, high, low, behind @ ..], true) = (rest, is_priority_tag(ether_type, rest)) else { break };
+            (ether_type, rest) = (u16::from_be_bytes([*high, *low]), behind);
+        }
+        match ether_type {
+            // More than anybody needs: who knows what is behind them.
+            _ if TagKind::of(ether_type).is_some() && is_priority_tag(ether_type, rest) => Interest::Shared,
             ETHER_TYPE_ARP => Interest::Shared,
             ETHER_TYPE_IPV4 if rest.get(12..16) == Some(&self.address.octets()) => Interest::Own,
             ETHER_TYPE_IPV4 if self.dhcp && link[..6] == MacAddr::BROADCAST.0 && is_for_dhcp_server(rest) => Interest::Own,

@@ -9,7 +9,7 @@ use crate::wire::{
     ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, FRAGMENT, ICMP, ICMPV6, MAX_EXTENSIONS, TCP, UDP,
     extension_len, is_extension, link_local,
 };
-use crate::{DropReason, EthernetHeader, MacAddr, MacKey, PartialChecksum};
+use crate::{DropReason, EthernetHeader, MacAddr, MacKey, Offload};
 
 /// As much of a frame as nearly every look needs, in bytes, and as short as Ethernet's frames are (IEEE 802.3-2018, 3.2.7, without FCS): the headers up to TCP's
 /// and UDP's of IPv4, or ARP.
@@ -26,6 +26,8 @@ const ODD_TAGS: [u16; 3] = [0x9100, 0x9200, 0x9300];
 const MAX_OPTIONS: usize = 16;
 
 const IGMP: u8 = 2;
+/// Reports and "leave" of all versions of IGMP (RFC 3376, section 4).
+const IGMP_REPORTS: [u8; 4] = [0x12, 0x16, 0x17, 0x22];
 
 /// UDP ports (RFC 2131, section 4.1; RFC 8415, section 7.2).
 const DHCP: Parties = Parties { server: 67, client: 68 };
@@ -95,6 +97,8 @@ struct View<'a> {
     mac: [u8; 6],
     /// Where a checksum is still to be written.
     pending: Option<usize>,
+    /// It is still to be cut.
+    stands_for_many: bool,
     leases: &'a [Ipv4Addr],
 }
 
@@ -234,17 +238,19 @@ impl Sources {
             && self.allows_ipv4(Ipv4Addr::from(source), leases)
     }
 
-    /// Looks at a frame of `len` bytes that begins with `bytes`. What is looked at must not be where a `pending` checksum is to be written. `leases` are the addresses that were leased to the port, sorted.
+    /// Looks at a frame of `len` bytes that begins with `bytes`. What is looked at must not be what `offload` still changes. `leases` are the addresses that were leased to the
+    /// port, sorted.
     ///
     /// [`Finding::NeedsMore`] is never said of a whole frame, or of [`INSPECTED_LEN`] bytes.
     #[must_use]
     #[inline(never)]
-    pub fn inspect(&self, bytes: &[u8], len: usize, pending: Option<PartialChecksum>, leases: &[Ipv4Addr]) -> Finding {
+    pub fn inspect(&self, bytes: &[u8], len: usize, offload: &Offload, leases: &[Ipv4Addr]) -> Finding {
         let Some((link, _)) = bytes.split_first_chunk::<{ EthernetHeader::LEN }>() else {
             return Finding::Drop(DropReason::TooShort);
         };
         let [_, _, _, _, _, _, mac @ .., _, _] = *link;
-        match self.look(View { bytes, len, mac, pending: pending.map(|checksum| checksum.field()), leases }) {
+        let (pending, stands_for_many) = (offload.checksum.map(|checksum| checksum.field()), offload.segmentation.is_some());
+        match self.look(View { bytes, len, mac, pending, stands_for_many, leases }) {
             Ok(()) => Finding::Pass,
             Err(Stop::Drop(reason)) => Finding::Drop(reason),
             Err(Stop::NeedsMore) => Finding::NeedsMore,
@@ -322,6 +328,10 @@ impl Sources {
         let (protocol, source) = (header[9], ipv4(header, 12));
         let fragment = u16::from_be_bytes([header[6], header[7]]);
         let (offset, is_fragment) = (fragment & 0x1fff, fragment & 0x3fff != 0);
+        // Whoever cuts it may make whole packets of it.
+        if is_fragment && view.stands_for_many {
+            return Err(UNVERIFIABLE);
+        }
         let ports = |view: View<'_>| Ok((view.number(at + header_len)?, view.number(at + header_len + 2)?));
         if !self.allows_ipv4(source, view.leases) {
             // Who has no address yet asks for one (RFC 2131, section 4.1), and says nothing else.
@@ -336,7 +346,9 @@ impl Sources {
             // Queries (RFC 3376, section 4.1), which a host takes from its own address, too.
             IGMP if !self.router && view.byte(at + header_len)? == 0x11 => Err(Stop::Drop(DropReason::RouterNotAllowed)),
             // To one host alone, so that it keeps quiet.
-            IGMP if !view.is_for_many() => Err(Stop::Drop(DropReason::BadGroupMessage)),
+            IGMP if !view.is_for_many() && IGMP_REPORTS.contains(&view.byte(at + header_len)?) => {
+                Err(Stop::Drop(DropReason::BadGroupMessage))
+            }
             _ => Ok(()),
         }
     }
@@ -354,6 +366,9 @@ impl Sources {
         let end = at + header.len() + usize::from(u16::from_be_bytes([header[4], header[5]]));
         let view = view.until(end);
         let upper = Upper::find(view, at + header.len(), header[6])?;
+        if upper.fragment.is_some() && view.stands_for_many {
+            return Err(UNVERIFIABLE);
+        }
         if has_none_yet && (upper.protocol != ICMPV6 || upper.fragment.is_some()) {
             return Err(Stop::Drop(DropReason::IpNotAllowed));
         }

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use self::frames::*;
 use super::*;
-use crate::{DropReason, EthernetHeader, PartialChecksum, Timestamp, WireSize};
+use crate::{DropReason, EthernetHeader, Offload, PartialChecksum, Timestamp, WireSize};
 
 fn locked() -> Protections {
     Protections {
@@ -24,12 +24,12 @@ fn look(protections: &Protections, frame: &[u8]) -> Result<(), DropReason> {
     let sources = Sources::new(protections);
     let header = frame.first_chunk().unwrap();
     sources.check_mac(&EthernetHeader::parse(header))?;
-    let whole = sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), None, &[LEASED]);
+    let whole = sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), &Offload::NONE, &[LEASED]);
     if !sources.wants(header) {
         assert_eq!(whole, Finding::Pass, "it is passed without a look: {frame:02x?}");
     }
     for len in EthernetHeader::LEN..frame.len().min(INSPECTED_LEN) {
-        let glance = sources.inspect(&frame[..len], frame.len(), None, &[LEASED]);
+        let glance = sources.inspect(&frame[..len], frame.len(), &Offload::NONE, &[LEASED]);
         assert!(glance == Finding::NeedsMore || glance == whole, "after {len} bytes {glance:?}, in the end {whole:?}");
     }
     if frame.first_chunk().is_some_and(|first| sources.passes_at_a_glance(&Glance::at(first), &[LEASED])) {
@@ -256,8 +256,8 @@ fn a_frame_that_stands_for_many_counts_for_all_of_them() {
 fn what_is_still_to_be_written_cannot_be_vouched_for() {
     let sources = Sources::new(&locked());
     let found = |frame: &[u8], field| {
-        let pending = PartialChecksum { start: field, offset: 0 };
-        sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), Some(pending), &[LEASED])
+        let checksum = Some(PartialChecksum { start: field, offset: 0 });
+        sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), &Offload { checksum, ..Offload::NONE }, &[LEASED])
     };
     let datagram = ipv4(OWN_V4, UDP, &udp(4000, 4001));
     // From the source address on to the ports; the checksum itself is another matter.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Family, group_mac};
 use crate::ethernet::MAX_TAGS;
-use crate::vlan::TagKind;
+use crate::vlan::is_priority_tag;
 use crate::wire::{
     ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, FRAGMENT, HOP_BY_HOP, ICMPV6, Ipv4Packet, LinkHeader, MAX_EXTENSIONS, extension_len,
     internet_checksum, is_extension,
@@ -243,11 +243,6 @@ pub(super) const fn is_mld(kind: u8) -> bool {
 /// True for an IP packet in a frame of IEEE 802.2 (RFC 1042), which some hosts take.
 pub(super) fn is_snap(len: u16, rest: &[u8]) -> bool {
     len < 0x600 && matches!(rest, [0xaa, 0xaa, 3, 0, 0, 0, 8, 0, ..] | [0xaa, 0xaa, 3, 0, 0, 0, 0x86, 0xdd, ..])
-}
-
-/// True for a tag that names no VLAN (IEEE 802.1Q, table 9-2).
-fn is_priority_tag(ether_type: u16, rest: &[u8]) -> bool {
-    TagKind::of(ether_type).is_some() && matches!(rest, [high, low, ..] if (high & 0xf, *low) == (0, 0))
 }
 
 /// A query with its group; one for all of them goes to all hosts (RFC 3376, section 4.1.12).

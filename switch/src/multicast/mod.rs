@@ -284,7 +284,7 @@ pub fn concerns(
             [8, 0] => is_about_groups(rest[13]),
             [0x86, 0xdd] => concerns_ipv6(rest[10], 44, pending, more),
             [0x81, 0] | [0x88, 0xa8] => true,
-            _ => false,
+            [high, low] => message::is_snap(u16::from_be_bytes([high, low]), &rest[4..]),
         },
         [high, low] => message::is_snap(u16::from_be_bytes([high, low]), &rest),
     }

@@ -670,6 +670,10 @@ fn nobody_says_anything_to_hosts_that_only_hosts_take_for_a_report() {
         },
         // IEEE 802.2.
         [&report_v2(GROUP, 0x16)[..12], &[0, 40, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0], &report_v2(GROUP, 0x16)[14..]].concat(),
+        {
+            let report = report_v2(GROUP, 0x16);
+            [&report[..12], &[0x81, 0, 0, 0, 0, 40, 0xaa, 0xaa, 3, 0, 0, 0, 8, 0], &report[14..]].concat()
+        },
         // Options without an end, and more headers than anybody has.
         bare_report(60, &[58, 9, 1, 4, 0, 0, 0, 0]),
         bare_report(60, &[60, 0, 1, 4, 0, 0, 0, 0].repeat(10)),

@@ -198,6 +198,12 @@ pub fn pop(header: &[u8; EthernetHeader::LEN], tag: OuterTag) -> [u8; EthernetHe
     untagged
 }
 
+/// True if a tag that names no VLAN (IEEE 802.1Q-2018, table 9-2) follows a frame's addresses, or another such tag: hosts take it off. `rest` follows the type.
+#[must_use]
+pub fn is_priority_tag(ether_type: u16, rest: &[u8]) -> bool {
+    TagKind::of(ether_type).is_some() && matches!(rest, [high, low, ..] if (high & 0xf, *low) == (0, 0))
+}
+
 const ID_BITS: u32 = 12;
 const ID_MASK: u16 = (1 << ID_BITS) - 1;
 

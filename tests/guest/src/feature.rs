@@ -4,7 +4,7 @@ use vhost::vhost_user::VhostUserProtocolFeatures;
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4,
-    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
@@ -34,6 +34,8 @@ pub const HOST_TSO4: u64 = 1 << VIRTIO_NET_F_HOST_TSO4;
 pub const GUEST_TSO: u64 = GUEST_TSO4 | (1 << VIRTIO_NET_F_GUEST_TSO6);
 /// The guest may send TCP segments that are longer than the MTU.
 pub const HOST_TSO: u64 = HOST_TSO4 | (1 << VIRTIO_NET_F_HOST_TSO6);
+/// The guest may send UDP datagrams that are to be fragmented.
+pub const HOST_UFO: u64 = 1 << VIRTIO_NET_F_HOST_UFO;
 /// The back-end knows vhost-user protocol features.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -61,13 +63,14 @@ pub const PROTOCOL_STATUS: u64 = VhostUserProtocolFeatures::STATUS.bits();
 pub const PROTOCOL_MTU: u64 = VhostUserProtocolFeatures::MTU.bits();
 
 /// The features that have a name here, in the order of their bits.
-const NAMES: [(u64, &str); 14] = [
+const NAMES: [(u64, &str); 15] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (GUEST_TSO4, "GUEST_TSO4"),
     (1 << VIRTIO_NET_F_GUEST_TSO6, "GUEST_TSO6"),
     (HOST_TSO4, "HOST_TSO4"),
     (1 << VIRTIO_NET_F_HOST_TSO6, "HOST_TSO6"),
+    (HOST_UFO, "HOST_UFO"),
     (MRG_RXBUF, "MRG_RXBUF"),
     (MQ, "MQ"),
     (INDIRECT_DESC, "INDIRECT_DESC"),

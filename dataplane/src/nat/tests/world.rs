@@ -76,7 +76,11 @@ impl Ring {
             (Some(checksum), Some(segmentation)) => {
                 self.large += 1;
                 let frames = &mut self.frames;
-                segment(&frame, checksum, segmentation, &mut Vec::new(), |part| frames.push_back(part.to_vec())).unwrap();
+                let push = |part: &[u8]| {
+                    frames.push_back(part.to_vec());
+                    true
+                };
+                assert_eq!(segment(&frame, checksum, segmentation, &mut Vec::new(), push), Ok(0));
             }
             (Some(checksum), None) => {
                 let mut frame = frame;
