@@ -63,6 +63,9 @@ pub enum ServiceMessage {
     Heard(Heard),
 }
 
+/// The frame in whose buffers the data of a packet are, unless it came in fragments or behind tags; and what is left to do about it.
+type Place<'a> = (Option<(&'a Batch, &'a Frame)>, Offload);
+
 /// A frame in weft's own memory that goes to guests.
 #[derive(Debug)]
 pub(crate) struct Dispatch {
@@ -270,7 +273,9 @@ impl GatewayState {
             let head = &head[..HEAD_LEN.min(frame.len)];
             let arrival = Arrival { port, frame: head, checksum_pending };
             let passage = match self.gateway.handle_beginning(now, arrival, frame.len, &mut answers) {
-                Outcome::Outside(packet) => self.receive_outside(now, &packet, Some((batch, frame)), &mut answers),
+                Outcome::Outside(packet) => {
+                    self.receive_outside(now, &packet, (Some((batch, frame)), frame.offload), &mut answers)
+                }
                 Outcome::Drop(reason) => Passage::Dropped(reason),
                 // Nothing else becomes of such a packet.
                 _ => Passage::Taken,
@@ -285,10 +290,11 @@ impl GatewayState {
             (self.scratch, self.answers) = (bytes, answers);
             return Passage::Dropped(DropReason::BadOffload);
         };
-        // All of it, and where it is in the copy: not put together from fragments.
-        let in_buffers = |packet: &Packet<'_>| {
-            Some((batch, frame))
-                .filter(|_| bytes.len() == frame.len && bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr()))
+        let place = |packet: &Packet<'_>| -> Place<'_> {
+            // Not put together from fragments.
+            let is_whole = bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr());
+            let in_buffers = Some((batch, frame)).filter(|_| is_whole && bytes.len() == frame.len);
+            (in_buffers, if is_whole { offload } else { Offload::NONE })
         };
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
         let passage = match outcome {
@@ -309,8 +315,8 @@ impl GatewayState {
                 let pushed = self.inbox.push(port, packet.len(), ServiceMessage::DnsTcp { station, packet });
                 Some(pushed.map_or_else(Passage::Dropped, |()| Passage::Taken))
             }
-            Outcome::Local(packet) => Some(self.receive_local(now, &packet, in_buffers(&packet), &mut answers)),
-            Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, in_buffers(&packet), &mut answers)),
+            Outcome::Local(packet) => Some(self.receive_local(now, &packet, place(&packet), &mut answers)),
+            Outcome::Outside(packet) => Some(self.receive_outside(now, &packet, place(&packet), &mut answers)),
             Outcome::Neighbour { to, headers, packet } => {
                 // What is to be done to the frame was checked for the whole of it: it keeps what follows the packet.
                 let offload = if packet.checksum_pending { offload } else { Offload::NONE };
@@ -330,13 +336,7 @@ impl GatewayState {
 
     /// TCP or UDP for the gateway's own address that none of its services takes: for the host's loopback, if guests may go there or are being
     /// asked from there.
-    fn receive_local(
-        &mut self,
-        now: Timestamp,
-        packet: &Packet<'_>,
-        place: Option<(&Batch, &Frame)>,
-        answers: &mut Vec<Outgoing>,
-    ) -> Passage {
+    fn receive_local(&mut self, now: Timestamp, packet: &Packet<'_>, place: Place<'_>, answers: &mut Vec<Outgoing>) -> Passage {
         let allowed = self.gateway.settings().host_access;
         if self.nat.as_ref().is_some_and(|nat| allowed || nat.is_answer(now, packet)) {
             return self.receive_outside(now, packet, place, answers);
@@ -346,14 +346,8 @@ impl GatewayState {
     }
 
     /// A packet for the outside. Where nothing leads there, its sender is told that it is not allowed (RFC 5508, section 8). `place` is
-    /// where its data are, unless it had come in fragments.
-    fn receive_outside(
-        &mut self,
-        now: Timestamp,
-        packet: &Packet<'_>,
-        place: Option<(&Batch, &Frame)>,
-        answers: &mut Vec<Outgoing>,
-    ) -> Passage {
+    /// where its data are.
+    fn receive_outside(&mut self, now: Timestamp, packet: &Packet<'_>, place: Place<'_>, answers: &mut Vec<Outgoing>) -> Passage {
         let Some(nat) = &mut self.nat else {
             self.gateway.refuse(now, packet, Refusal::Prohibited, answers);
             return Passage::Dropped(DropReason::Unreachable);
@@ -361,7 +355,7 @@ impl GatewayState {
         let ip = *packet.ip.header();
         let len = usize::from(ip.total_len) - usize::from(ip.header_len);
         self.pieces.clear();
-        if let Some((batch, frame)) = place {
+        if let (Some((batch, frame)), _) = place {
             batch.pieces_of(frame, EthernetHeader::LEN + usize::from(ip.header_len), len, &mut self.pieces);
         } else {
             self.kept.push(packet.ip.payload().to_vec());
@@ -369,7 +363,7 @@ impl GatewayState {
             self.pieces.push(Segment { ptr: kept.as_ptr().cast_mut(), len: kept.len() });
         }
         let (station, head) = (packet.station, packet.ip.payload());
-        let segment = place.and_then(|(_, frame)| datagram_size(&frame.offload));
+        let segment = datagram_size(&place.1);
         match nat.receive(now, &GuestPacket { station, ip, head, pieces: &self.pieces, len, segment }) {
             Disposition::Taken => Passage::Taken,
             Disposition::Drop(reason) => Passage::Dropped(reason),

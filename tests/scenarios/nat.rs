@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::{Port, RINGS, SOON, TestSwitch, eventually, mac};
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpHeader, TransportSlice};
 use weft_dataplane::{Forward, NatSettings, NetworkSettings, PortSettings, WorkerSettings};
-use weft_guest::{Guest, Shape, feature};
+use weft_guest::{Guest, Header, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
 use weft_switch::vlan::{PortRole, Trunk, VlanId};
 use weft_switch::{FdbSettings, MacAddr, Station};
@@ -125,6 +125,32 @@ fn a_datagram_goes_out_and_its_answer_comes_back_on_every_kind_of_ring() {
         }
         assert_eq!(switch.all_drops(&port), vec![]);
     }
+}
+
+#[test]
+fn datagrams_that_one_frame_stands_for_go_out_one_by_one_behind_a_priority_tag_too() {
+    const FEATURES: u64 = feature::DEFAULT | feature::CSUM | feature::HOST_USO;
+    let switch = start(1);
+    let port = switch.add_port();
+    let mut guest = switch.connect(&port, |builder| builder.features(FEATURES));
+    let (far, to) = far_udp();
+    let plain = udp(5000, to, &[7; 250]);
+    let tagged = [&plain[..12], &[0x81, 0, 0xa0, 0], &plain[12..]].concat();
+    for (frame, csum_start) in [(plain, 34), (tagged, 38)] {
+        let header = Header {
+            flags: Header::NEEDS_CSUM,
+            gso_type: Header::GSO_UDP_L4,
+            gso_size: 100,
+            csum_start,
+            csum_offset: 6,
+            ..Header::default()
+        };
+        guest.send_with_header(&header, &frame, &Shape::one()).unwrap();
+        for len in [100, 100, 50] {
+            assert_eq!(far.recv(&mut [0; 2000]).unwrap(), len);
+        }
+    }
+    assert_eq!(switch.all_drops(&port), vec![]);
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub const GUEST_TSO: u64 = GUEST_TSO4 | (1 << VIRTIO_NET_F_GUEST_TSO6);
 pub const HOST_TSO: u64 = HOST_TSO4 | (1 << VIRTIO_NET_F_HOST_TSO6);
 /// The guest may send UDP datagrams that are to be fragmented.
 pub const HOST_UFO: u64 = 1 << VIRTIO_NET_F_HOST_UFO;
+/// The guest may send several UDP datagrams as one frame (virtio 1.2, section 5.1.3).
+pub const HOST_USO: u64 = 1 << 56;
 /// The back-end knows vhost-user protocol features.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -63,7 +65,7 @@ pub const PROTOCOL_STATUS: u64 = VhostUserProtocolFeatures::STATUS.bits();
 pub const PROTOCOL_MTU: u64 = VhostUserProtocolFeatures::MTU.bits();
 
 /// The features that have a name here, in the order of their bits.
-const NAMES: [(u64, &str); 15] = [
+const NAMES: [(u64, &str); 16] = [
     (CSUM, "CSUM"),
     (GUEST_CSUM, "GUEST_CSUM"),
     (GUEST_TSO4, "GUEST_TSO4"),
@@ -79,6 +81,7 @@ const NAMES: [(u64, &str); 15] = [
     (VERSION_1, "VERSION_1"),
     (RING_PACKED, "RING_PACKED"),
     (IN_ORDER, "IN_ORDER"),
+    (HOST_USO, "HOST_USO"),
 ];
 
 /// The names of those features of a mask that have one in this module.

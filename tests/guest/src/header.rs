@@ -26,6 +26,8 @@ impl Header {
     pub const GSO_TCPV4: u8 = 1;
     /// `gso_type`: UDP that IP is to fragment.
     pub const GSO_UDP: u8 = 3;
+    /// `gso_type`: UDP datagrams of one size.
+    pub const GSO_UDP_L4: u8 = 5;
     /// `gso_type`: TCP over IPv6.
     pub const GSO_TCPV6: u8 = 4;
 
