@@ -323,7 +323,8 @@ impl Lane {
         batch.hold(frames);
         for bit in bits(frames) {
             let frame = &batch.frames()[bit];
-            let is_arp = concerns_gateway(network, batch, frame);
+            // Of one that can't be used there may be nothing to look at.
+            let is_arp = frame.header().is_ok() && concerns_gateway(network, batch, frame);
             self.decide_one::<true>(network, ingress, (batch, frame, bit), is_arp, now);
         }
     }

@@ -9,9 +9,11 @@ use common::{BROADCAST, RINGS, SOON, TestSwitch, eventually, exchange, expect_fr
 use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Type, NetSlice, PacketBuilder, SlicedPacket, TransportSlice,
 };
-use weft_dataplane::{NetworkSettings, ServiceMessage, WorkerSettings};
+use weft_dataplane::{NetworkSettings, PortSettings, ServiceMessage, WorkerSettings};
 use weft_guest::{Guest, Header, Shape, feature};
 use weft_switch::gateway::GatewaySettings;
+use weft_switch::multicast::SnoopingSettings;
+use weft_switch::vlan::{PortRole, Trunk, Vlan, VlanId};
 use weft_switch::{DropReason, Egress, FdbSettings, MacAddr, NetworkId, Outgoing, PortId, Station};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -370,11 +372,19 @@ fn guests_on_several_workers_talk_to_the_gateway_at_the_same_time() {
 
 #[test]
 fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
-    for workers in [1, 2] {
+    let trunk = PortRole::Trunk(Trunk { allowed: [VlanId::DEFAULT].into_iter().collect(), native: Some(VlanId::DEFAULT) });
+    for (workers, role) in [(1, None), (2, None), (1, Some(trunk))] {
         let switch = start(workers);
-        let offloads = feature::DEFAULT | feature::CSUM | feature::HOST_TSO;
-        let ((port_a, mut a), (port_b, mut b)) =
-            (switch.guest(|builder| builder.features(offloads)), switch.guest(|builder| builder));
+        let settings = NetworkSettings {
+            multicast: Some(SnoopingSettings::new(MacAddr(GATEWAY_MAC), Vlan::customer(VlanId::DEFAULT))),
+            ..network(Some(gateway()))
+        };
+        let id = switch.network();
+        switch.with(move |dataplane| dataplane.set_network(id, settings)).unwrap();
+        let offloads = feature::DEFAULT | feature::CSUM | feature::HOST_TSO | feature::HOST_UFO | feature::HOST_USO;
+        let port_a = switch.add(PortSettings { vlan: role, ..switch.settings() });
+        let (mut a, (port_b, mut b)) =
+            (switch.connect(&port_a, |builder| builder.features(offloads)), switch.guest(|builder| builder));
         let good = [
             who_has(mac(1), address(1), GATEWAY),
             arp(GATEWAY_MAC, ArpOperation::REPLY, mac(1), address(1), GATEWAY),
@@ -384,6 +394,13 @@ fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
             discover(mac(1)),
             udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 53), &[7; 40]),
             udp(GATEWAY_MAC, mac(1), (address(1), 4000), (GATEWAY, 4), &[7; 40]),
+            // IGMP, nearly.
+            {
+                let mut report =
+                    udp([1, 0, 0x5e, 0, 0, 22], mac(1), (address(1), 0x1600), (Ipv4Addr::new(224, 0, 0, 22), 0), &[7; 40]);
+                report[23] = 2;
+                report
+            },
         ];
         let mut state = 0x9e37_79b9_u32;
         let mut random = || {
@@ -402,12 +419,15 @@ fn whatever_a_guest_sends_to_the_gateway_the_others_go_on() {
             if random() % 4 == 0 {
                 bad.resize(bad.len() + random() % 100, 0);
             }
+            for _ in 0..[0, 0, 0, 1, 2, 4][random() % 6] {
+                bad = tagged(&bad, [0, 0, 1, 7][random() % 4]);
+            }
             let header = match random() % 4 {
                 0 => Header {
                     flags: Header::NEEDS_CSUM,
                     csum_start: (random() % (bad.len() + 1)) as u16,
                     csum_offset: [6, 16][random() % 2],
-                    gso_type: [0, 1, 4][random() % 3],
+                    gso_type: [0, 1, 3, 4, 5][random() % 5],
                     gso_size: (random() % 60) as u16,
                     ..Header::default()
                 },
