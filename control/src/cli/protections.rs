@@ -29,7 +29,7 @@ pub(super) struct ProtectionArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     lock_ip: Option<bool>,
     /// More IP addresses that the guest may use, at most 16; "" for none.
-    #[arg(long, value_name = "IP,…", value_parser = list::<IpAddr>)]
+    #[arg(long, value_name = "IP,…", value_parser = addresses)]
     allow_ip: Option<List<IpAddr>>,
     /// What the guest may be beside a host: dhcp-server, router, both, or none [default: none with --untrusted or --lock-ip, else both].
     #[arg(long, value_name = "PART,…")]
@@ -72,7 +72,15 @@ struct List<T>(Vec<T>);
 pub(super) struct Maybe<T>(pub(super) Option<T>);
 
 fn list<T: std::str::FromStr>(text: &str) -> Result<List<T>, T::Err> {
-    text.split(',').filter(|part| !part.is_empty()).map(str::parse).collect::<Result<_, _>>().map(List)
+    each(text, str::parse)
+}
+
+fn addresses(text: &str) -> Result<List<IpAddr>, String> {
+    each(text, |part| part.parse().map_err(|_| format!("{part:?} is no IP address: write each, as in 192.0.2.7,2001:db8::7")))
+}
+
+fn each<T, E>(text: &str, read: impl Fn(&str) -> Result<T, E>) -> Result<List<T>, E> {
+    text.split(',').filter(|part| !part.is_empty()).map(read).collect::<Result<_, _>>().map(List)
 }
 
 pub(super) fn or_none<T: std::str::FromStr>(text: &str) -> Result<Maybe<T>, T::Err> {

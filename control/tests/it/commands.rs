@@ -308,6 +308,8 @@ fn protections_are_given_changed_and_shown() {
     weft.json(&["port", "set", "tenant", "--untrusted=false", "--allow-mac", "", "--allow-ip", "", "--isolation-group", "none"]);
     let refused = weft.run(&["port", "set", "tenant", "--allow-ip", "192.0.2.1"]);
     assert!(refused.status == 1 && refused.stderr.contains("give it lock_ip as well"), "{}", refused.stderr);
+    let refused = weft.run(&["port", "set", "tenant", "--lock-ip", "--allow-ip", "192.0.2.1,192.0.2.0/24"]);
+    assert!(refused.stderr.contains("\"192.0.2.0/24\" is no IP address: write each"), "{}", refused.stderr);
     assert_eq!(weft.run(&["port", "set", "nobody", "--untrusted"]).status, 1);
 }
 
