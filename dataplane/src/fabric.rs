@@ -240,7 +240,7 @@ fn unwatch(registry: &Registry, home: &Home) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use vmm_sys_util::eventfd::EventFd;
     use weft_switch::PortId;
@@ -256,7 +256,7 @@ mod tests {
     use crate::worker::Clock;
     use crate::workers::WorkerSettings;
 
-    fn ring() -> Arc<RingLink<FromGuest>> {
+    pub(crate) fn ring() -> Arc<RingLink<FromGuest>> {
         let spec = RegionSpec { guest: 0, len: 0x1000, user: 0, file_offset: 0 };
         let file = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, spec.len).unwrap();
@@ -264,6 +264,21 @@ mod tests {
         let base = Base::new(&memory, RingFeatures::default(), Direction::FromGuest, None);
         let layout = RingLayout { size: 4, descriptors: 0, available: 0x100, used: 0x200 };
         RingLink::new(1, true, None, FromGuest::new(Ring::new(layout, 0, base).unwrap(), FrameFeatures::default()))
+    }
+
+    pub(crate) fn port(id: PortId, from_guest: Vec<Arc<RingLink<FromGuest>>>) -> PortLink {
+        PortLink {
+            id,
+            network: NetworkId(0),
+            role: None,
+            guard: None,
+            isolation: weft_switch::guard::Isolation::None,
+            lines: PortLines::default(),
+            taps: None,
+            loop_sign: Arc::default(),
+            counters: Arc::new(LiveCounters::default()),
+            rings: RunningRings { from_guest, to_guest: Vec::new() },
+        }
     }
 
     /// A worker without a thread stands for one that hangs.
@@ -278,12 +293,7 @@ mod tests {
             fabric.take_in(ring).unwrap();
         }
         // The first and the last are with the first worker; when the other one is gone, one of them is to move.
-        let running = RunningRings { from_guest: vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])], to_guest: Vec::new() };
-        let (id, network, counters) = (PortId(0), NetworkId(0), Arc::new(LiveCounters::default()));
-        let isolation = weft_switch::guard::Isolation::None;
-        let (lines, loop_sign) = (PortLines::default(), Arc::default());
-        let link =
-            PortLink { id, network, role: None, guard: None, isolation, lines, taps: None, loop_sign, counters, rings: running };
+        let link = port(PortId(0), vec![Arc::clone(&rings[0]), Arc::clone(&rings[2])]);
         fabric.links = vec![Some(Arc::new(link))];
         fabric.turn_out(rings[1].id);
         assert!(fabric.publish().is_err());

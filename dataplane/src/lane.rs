@@ -3,6 +3,7 @@
 //! [`Lane::poll_ring`], top to bottom: receive a batch from the guest that sends, decide about each frame, transmit to each receiver
 //! in turn. [`Lane::flush`] ends the round: receivers are shown what they got.
 
+mod containment;
 mod lines;
 mod ring_choice;
 mod sending;
@@ -119,10 +120,18 @@ impl Lane {
 
     /// Moves at most one batch out of a ring, to wherever its frames go. True if there was one.
     pub(crate) fn poll_ring(&mut self, snapshot: &Snapshot, polled: &PolledRing, batch: &mut Batch, now: Timestamp) -> bool {
-        let PolledRing { port, ring } = polled;
-        if ring.is_broken() {
+        if polled.ring.is_broken() {
             return false;
         }
+        let moved = self.contain(&polled.port, |lane| lane.forward_ring(snapshot, polled, batch, now));
+        if moved.is_none() {
+            *batch = Batch::new();
+        }
+        moved.unwrap_or(false)
+    }
+
+    fn forward_ring(&mut self, snapshot: &Snapshot, polled: &PolledRing, batch: &mut Batch, now: Timestamp) -> bool {
+        let PolledRing { port, ring } = polled;
         let mut from_guest = ring.lock();
         let received = from_guest.receive(batch);
         if !batch.frames().is_empty() {

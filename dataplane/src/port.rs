@@ -340,8 +340,7 @@ impl Port {
         if self.guest.as_ref().is_some_and(|guest| guest.session.runs(report.ring_id)) {
             let reason = StopReason::Ring { ring: report.ring_index, fault: report.fault };
             self.disconnect(&reason, registry, now, fabric);
-            if report.fault == RingFault::CallBlocked {
-                // Whoever does this holds up every port of the worker for a moment, and must not get another chance.
+            if report.fault.is_final() {
                 self.close_endpoint(registry);
             }
         }

@@ -100,6 +100,16 @@ pub(crate) enum RingFault {
     MemoryLost,
     #[error("the call descriptor blocks or refuses the write: the front-end changed it")]
     CallBlocked,
+    /// A worker panicked over what came from the ring.
+    #[error("a fault in weft over a frame of this guest: please report it, with the panic that the log shows before this")]
+    Panicked,
+}
+
+impl RingFault {
+    /// True where whoever does it again would hold up others each time, so that the port is to take no new front-end.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Self::CallBlocked | Self::Panicked)
+    }
 }
 
 /// Which way a ring's buffers go.

@@ -105,7 +105,9 @@ impl Lane {
         self.departing = due;
         if count > 0 {
             match line.way {
-                Way::FromGuest => self.take_in(snapshot, port, &mut batch, now),
+                Way::FromGuest => {
+                    self.contain(port, |lane| lane.take_in(snapshot, port, &mut batch, now));
+                }
                 Way::ToGuest => {
                     self.hand_over::<{ tags::NONE }>(snapshot, port, &batch, batch.all(), 0);
                 }
