@@ -49,9 +49,10 @@ fn at_most(instructions: u64) -> LibraryBenchmarkConfig {
 #[bench::nat_udp_1518(args = (loaded(Load { nat: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(3_162))]
 #[bench::protected_64(args = (loaded(Load { protected: true, ..Load::PLAIN })), config = at_most(604))]
 #[bench::protected_1518(args = (loaded(Load { protected: true, frame_len: 1514, ..Load::PLAIN })), config = at_most(858))]
-#[bench::watched_host_64(args = (loaded(Load { watched: Some("host 203.0.113.9"), ..Load::PLAIN })), config = at_most(511))]
-#[bench::watched_port_64(args = (loaded(Load { watched: Some("tcp port 443"), ..Load::PLAIN })), config = at_most(523))]
-#[bench::watched_ether_64(args = (loaded(Load { watched: Some("ether host 02:99:99:99:99:99"), ..Load::PLAIN })), config = at_most(489))]
+#[bench::watched_host_64(args = (loaded(Load { watched: Some("host 203.0.113.9"), ..Load::PLAIN })), config = at_most(507))]
+#[bench::watched_host_twice_64(args = (loaded(Load { watched: Some("host 203.0.113.9"), watched_ports: 2, ..Load::PLAIN })), config = at_most(511))]
+#[bench::watched_port_64(args = (loaded(Load { watched: Some("tcp port 443"), ..Load::PLAIN })), config = at_most(528))]
+#[bench::watched_ether_64(args = (loaded(Load { watched: Some("ether host 02:99:99:99:99:99"), ..Load::PLAIN })), config = at_most(493))]
 #[bench::two_pieces(args = (loaded(Load { pieces: 2, ..Load::PLAIN })), config = at_most(533))]
 #[bench::packed_two_pieces(args = (loaded(Load { pieces: 2, features: PACKED, ..Load::PLAIN })), config = at_most(583))]
 fn forward((mut rig, rounds): (Rig, u16)) -> Rig {

@@ -58,8 +58,9 @@ pub struct Load {
     pub nat: bool,
     /// Their ports have every protection there is, with limits that are not reached.
     pub protected: bool,
-    /// The port of the first one is captured, with a filter that is about none of the frames.
+    /// The ports of the first [`Self::watched_ports`] are captured, with a filter that is about none of the frames.
     pub watched: Option<&'static str>,
+    pub watched_ports: usize,
 }
 
 /// What the ports of all guests are to VLANs.
@@ -92,6 +93,7 @@ impl Load {
         nat: false,
         protected: false,
         watched: None,
+        watched_ports: 1,
     };
 
     /// What the port of a guest is to VLANs.
@@ -286,7 +288,7 @@ impl Owner {
             }
             let filter = load.watched.map(|filter| filter.parse().expect("the filter in the source is a good one"));
             let watch = |filter| WatchSettings {
-                ports: ports[..1].to_vec(),
+                ports: ports[..load.watched_ports].to_vec(),
                 inward: true,
                 outward: true,
                 filter,

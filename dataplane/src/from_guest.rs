@@ -5,6 +5,7 @@
 
 use std::net::Ipv4Addr;
 
+use weft_switch::filter::Quick;
 use weft_switch::gateway::SCREENED_LEN;
 use weft_switch::guard::{Finding, GLANCED_LEN, Glance, INSPECTED_LEN, Sources};
 use weft_switch::multicast::BEHIND_IPV6;
@@ -205,6 +206,9 @@ pub(crate) struct Batch {
     heads: Vec<Head>,
     /// Kept for its memory.
     parts: Vec<Segment>,
+    /// What a glance at all frames was for, and those that it has not ruled out. None as soon as what it saw may be something else: the guest writes what it
+    /// likes until a frame begins in private memory.
+    pub(crate) glanced: Option<(Quick, FrameMask)>,
 }
 
 impl Batch {
@@ -221,6 +225,7 @@ impl Batch {
             private: Vec::new(),
             heads: Vec::new(),
             parts: Vec::new(),
+            glanced: None,
         }
     }
 
@@ -230,6 +235,7 @@ impl Batch {
         self.pieces.clear();
         self.header_len = 0;
         self.count = 0;
+        self.glanced = None;
         (self.uniform, self.lost_tags) = (false, false);
         for ((place, stamp), mut dispatch) in self.frames.iter_mut().zip(&mut self.stamps).zip(frames) {
             *place = Frame::private(&mut dispatch.frame, dispatch.offload);
@@ -297,6 +303,7 @@ impl Batch {
     /// the receiver gets. A frame that may not pass is one that can't be used.
     #[inline(never)]
     pub(crate) fn screen(&mut self, sources: &Sources, leases: &[Ipv4Addr]) -> Screened {
+        self.glanced = None;
         let mut heads = std::mem::take(&mut self.heads);
         heads.resize(BATCH, [0; size_of::<Head>()]);
         let mut screened = Screened { size: WireSize::default(), has_multicast: false };
@@ -372,6 +379,7 @@ impl Batch {
     #[cold]
     #[inline(never)]
     pub(crate) fn hold(&mut self, frames: FrameMask) {
+        self.glanced = None;
         let mut heads = std::mem::take(&mut self.heads);
         heads.resize(BATCH, [0; size_of::<Head>()]);
         for at in bits(frames & self.all()) {
@@ -541,6 +549,7 @@ impl Batch {
     fn fill(&mut self, queue: &mut impl Virtqueue) -> Result<(), RingFault> {
         let mut cost = 0;
         self.count = 0;
+        self.glanced = None;
         self.pieces.clear();
         queue.prefetch();
         for frame in &mut self.frames {

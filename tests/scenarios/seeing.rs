@@ -104,6 +104,30 @@ fn a_filter_a_direction_and_a_snap_length_say_what_is_captured() {
 }
 
 #[test]
+fn a_filter_for_several_ports_finds_what_comes_from_others() {
+    let switch = TestSwitch::start();
+    let ((a_port, mut a), (b_port, mut b)) = (switch.guest(|builder| builder), switch.guest(|builder| builder));
+    let (_, mut c) = switch.guest(|builder| builder);
+    exchange(&mut a, mac(1), &mut b, mac(2));
+    let filter = "ether src 02:00:00:00:00:03".parse().unwrap();
+    let mut capture = capture(&switch, WatchSettings { filter, ..all(&[&a_port, &b_port]) }, WHOLE);
+    let meant = frame(mac(2), mac(3), 64);
+    let mut deliver = |sender: &mut Guest, frame: &[u8]| {
+        sender.send(frame).unwrap();
+        expect_frame(&mut b, frame);
+    };
+    deliver(&mut a, &frame(mac(2), mac(1), 64));
+    deliver(&mut c, &meant);
+    deliver(&mut a, &meant);
+    let seen = next(&mut capture, 3);
+    assert_eq!(
+        seen.iter().map(|(interface, is_inward, ..)| (*interface, *is_inward)).collect::<Vec<_>>(),
+        [(1, false), (0, true), (1, false)]
+    );
+    assert!(seen.iter().all(|(.., bytes)| *bytes == meant));
+}
+
+#[test]
 fn a_guest_hides_nothing_from_a_filter_behind_a_checksum_that_is_to_be_written() {
     let switch = TestSwitch::start();
     let ((a_port, mut a), (_, mut b)) =

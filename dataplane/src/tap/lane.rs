@@ -25,9 +25,10 @@ pub(crate) struct Copies(Vec<(PortId, Vec<u8>, Offload)>);
 impl Lane {
     /// Shows what has come from a port's guest to whoever watches. False if it goes no further.
     #[inline(never)]
-    pub(crate) fn watch_inward(&mut self, snapshot: &Snapshot, port: &PortLink, taps: &PortTaps, batch: &Batch) -> bool {
+    pub(crate) fn watch_inward(&mut self, snapshot: &Snapshot, port: &PortLink, taps: &PortTaps, batch: &mut Batch) -> bool {
         self.fit(snapshot);
         for tap in &taps.inward {
+            tap.glance_at(batch);
             self.watch::<{ tags::NONE }>(snapshot, tap, batch, batch.all(), 0);
         }
         if taps.is_monitor() {

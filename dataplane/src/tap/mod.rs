@@ -172,17 +172,21 @@ impl Tap {
         picked
     }
 
-    /// The frames of a batch that a glance does not rule out, if they leave without a tag. What is looked at is chosen outside the loop.
+    /// Keeps what [`Self::sift`] says, for the other ports on which somebody looks for the same. A frame that loses its tag until then was
+    /// not ruled out by anything behind it.
+    fn glance_at(&self, batch: &mut Batch) {
+        if self.vlan.is_none() {
+            batch.glanced = Some((self.wants.quick, self.sift(batch)));
+        }
+    }
+
+    /// The frames of a batch that a glance does not rule out, if they leave without a tag.
     #[inline(always)]
     fn sift(&self, batch: &Batch) -> FrameMask {
-        match self.wants.quick {
+        match (self.wants.quick, batch.glanced) {
             _ if self.vlan.is_some() => FrameMask::MAX,
-            Quick::Unknown => FrameMask::MAX,
-            Quick::EtherTypes(types) => glance(Quick::EtherTypes(types), batch),
-            Quick::Mac(address) => glance(Quick::Mac(address), batch),
-            Quick::Address(address) => glance(Quick::Address(address), batch),
-            Quick::Protocol(protocol) => glance(Quick::Protocol(protocol), batch),
-            Quick::Ports(first, last) => glance(Quick::Ports(first, last), batch),
+            (quick, Some((same, left))) if quick == same => left,
+            (quick, _) => glance_for(quick, batch),
         }
     }
 
@@ -199,6 +203,19 @@ impl Tap {
             Some(number) => number == vlan.number,
         });
         is_in_vlan && self.wants.filter.matches(&facts)
+    }
+}
+
+/// The frames of a batch that a glance does not rule out. What is looked at is chosen outside the loop.
+#[inline(never)]
+fn glance_for(quick: Quick, batch: &Batch) -> FrameMask {
+    match quick {
+        Quick::Unknown => FrameMask::MAX,
+        Quick::EtherTypes(types) => glance(Quick::EtherTypes(types), batch),
+        Quick::Mac(address) => glance(Quick::Mac(address), batch),
+        Quick::Address(address) => glance(Quick::Address(address), batch),
+        Quick::Protocol(protocol) => glance(Quick::Protocol(protocol), batch),
+        Quick::Ports(first, last) => glance(Quick::Ports(first, last), batch),
     }
 }
 

@@ -45,15 +45,14 @@ impl Quick {
                 let differs = |bytes| (u64::from_le_bytes(bytes) ^ address) << 16 != 0;
                 differs(*destination) & differs(*source)
             }
+            // The most frequent first. Both addresses at once, as they are on the wire, and no branch.
+            Self::Address(address) if ether_type == ETHER_TYPE_IPV4 => read(IPV4_ADDRESSES).is_some_and(|bytes| {
+                let differs = u64::from_ne_bytes(bytes) ^ (u64::from(address.to_be()) * 0x1_0000_0001);
+                (differs as u32 != 0) & (differs >> 32 != 0)
+            }),
             _ if TagKind::of(ether_type).is_some() => false,
             Self::EtherTypes(types) => !types.contains(&ether_type),
-            Self::Address(address) => match ether_type {
-                ETHER_TYPE_IPV4 => read(IPV4_ADDRESSES).is_some_and(|[a, b, c, d, e, f, g, h]| {
-                    u32::from_be_bytes([a, b, c, d]) != address && u32::from_be_bytes([e, f, g, h]) != address
-                }),
-                ETHER_TYPE_ARP | ETHER_TYPE_RARP => false,
-                _ => true,
-            },
+            Self::Address(_) => !matches!(ether_type, ETHER_TYPE_ARP | ETHER_TYPE_RARP),
             Self::Protocol(protocol) => match ether_type {
                 ETHER_TYPE_IPV4 => read(IP_START + 2).is_some_and(|bytes| bytes[7] != protocol),
                 ETHER_TYPE_IPV6 => read(IP_START).is_some_and(|bytes| bytes[6] != protocol && !is_extension(bytes[6])),
