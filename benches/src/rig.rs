@@ -60,6 +60,7 @@ pub struct Load {
     pub protected: bool,
     /// The ports of the first [`Self::watched_ports`] are captured, with a filter that is about none of the frames.
     pub watched: Option<&'static str>,
+    /// How many ports are captured then, from the first on.
     pub watched_ports: usize,
 }
 

@@ -1,7 +1,8 @@
 //! Frames taken from a guest.
 //!
 //! What a guest sends stays in its memory; only the Ethernet header is copied, and from then on the private copy is the
-//! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime.
+//! truth: it is what the decision is made on and what the receiver gets, whatever the guest writes in the meantime. Of frames
+//! whose decision takes more than that, as much more is copied: [`Batch::screen`], [`Batch::hold`].
 
 use std::net::Ipv4Addr;
 
@@ -29,8 +30,10 @@ const BYTES_PER_BUFFER: u32 = 512;
 
 /// As much of a frame as is decided upon beside its Ethernet header, in bytes.
 const HELD_LEN: usize = 64;
-const _: () =
-    assert!(HELD_LEN >= SCREENED_LEN && HELD_LEN >= EthernetHeader::LEN + BEHIND_IPV6 && HELD_LEN + TAG_LEN <= INSPECTED_LEN);
+/// What is left of it when a tag has been taken off.
+const HELD_UNTAGGED_LEN: usize = HELD_LEN - TAG_LEN;
+const _: () = assert!(HELD_UNTAGGED_LEN >= SCREENED_LEN && HELD_UNTAGGED_LEN >= EthernetHeader::LEN + BEHIND_IPV6);
+const _: () = assert!(HELD_LEN + TAG_LEN <= INSPECTED_LEN);
 
 /// The private beginning of a frame, with room for a virtio-net header in front of it.
 type Head = [u8; LONG_HEADER + INSPECTED_LEN];
@@ -376,7 +379,6 @@ impl Batch {
     }
 
     /// Frames begin in private memory from now on, if they don't yet: what is found out about them stays true, whatever the guest writes.
-    #[cold]
     #[inline(never)]
     pub(crate) fn hold(&mut self, frames: FrameMask) {
         self.glanced = None;

@@ -23,10 +23,10 @@ use std::time::Duration;
 use mio::{Events, Waker};
 use vmm_sys_util::eventfd::EventFd;
 use weft_switch::gateway::{Arrival, Gateway, Heard, LateDrop, Outcome, Packet, Refusal, SCREENED_LEN, Screen};
-use weft_switch::vlan::is_priority_tag;
+use weft_switch::vlan::{behind_priority_tags, is_priority_tag};
 use weft_switch::{
     DropReason, Egress, EthernetHeader, NetworkId, Offload, Outgoing, PortId, SegmentKind, Station, TAG_LEN, Timestamp,
-    UdpDatagram,
+    UdpDatagram, is_fragment,
 };
 
 use crate::from_guest::{Batch, Frame};
@@ -63,8 +63,14 @@ pub enum ServiceMessage {
     Heard(Heard),
 }
 
-/// The frame in whose buffers the data of a packet are, unless it came in fragments or behind tags; and what is left to do about it.
-type Place<'a> = (Option<(&'a Batch, &'a Frame)>, Offload);
+/// Where the data of a packet are.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// In the buffers of a frame, unless the packet came in fragments or behind tags.
+    in_buffers: Option<(&'a Batch, &'a Frame)>,
+    /// What is left to do about it.
+    offload: Offload,
+}
 
 /// A frame in weft's own memory that goes to guests.
 #[derive(Debug)]
@@ -273,9 +279,12 @@ impl GatewayState {
             let head = &head[..HEAD_LEN.min(frame.len)];
             let arrival = Arrival { port, frame: head, checksum_pending };
             let passage = match self.gateway.handle_beginning(now, arrival, frame.len, &mut answers) {
-                Outcome::Outside(packet) => {
-                    self.receive_outside(now, &packet, (Some((batch, frame)), frame.offload), &mut answers)
-                }
+                Outcome::Outside(packet) => self.receive_outside(
+                    now,
+                    &packet,
+                    Place { in_buffers: Some((batch, frame)), offload: frame.offload },
+                    &mut answers,
+                ),
                 Outcome::Drop(reason) => Passage::Dropped(reason),
                 // Nothing else becomes of such a packet.
                 _ => Passage::Taken,
@@ -286,15 +295,18 @@ impl GatewayState {
         }
         let mut bytes = mem::take(&mut self.scratch);
         private_copy(batch, frame, &mut bytes);
-        let Some(offload) = take_off_priority_tags(&mut bytes, frame.offload) else {
-            (self.scratch, self.answers) = (bytes, answers);
-            return Passage::Dropped(DropReason::BadOffload);
+        let offload = match take_off_priority_tags(&mut bytes, frame.offload) {
+            Ok(offload) => offload,
+            Err(reason) => {
+                (self.scratch, self.answers) = (bytes, answers);
+                return Passage::Dropped(reason);
+            }
         };
-        let place = |packet: &Packet<'_>| -> Place<'_> {
+        let place = |packet: &Packet<'_>| {
             // Not put together from fragments.
             let is_whole = bytes.as_ptr_range().contains(&packet.ip.bytes().as_ptr());
             let in_buffers = Some((batch, frame)).filter(|_| is_whole && bytes.len() == frame.len);
-            (in_buffers, if is_whole { offload } else { Offload::NONE })
+            Place { in_buffers, offload: if is_whole { offload } else { Offload::NONE } }
         };
         let outcome = self.gateway.handle(now, Arrival { port, frame: &bytes, checksum_pending }, &mut answers);
         let passage = match outcome {
@@ -355,7 +367,7 @@ impl GatewayState {
         let ip = *packet.ip.header();
         let len = usize::from(ip.total_len) - usize::from(ip.header_len);
         self.pieces.clear();
-        if let (Some((batch, frame)), _) = place {
+        if let Some((batch, frame)) = place.in_buffers {
             batch.pieces_of(frame, EthernetHeader::LEN + usize::from(ip.header_len), len, &mut self.pieces);
         } else {
             self.kept.push(packet.ip.payload().to_vec());
@@ -363,7 +375,7 @@ impl GatewayState {
             self.pieces.push(Segment { ptr: kept.as_ptr().cast_mut(), len: kept.len() });
         }
         let (station, head) = (packet.station, packet.ip.payload());
-        let segment = datagram_size(&place.1);
+        let segment = datagram_size(&place.offload);
         match nat.receive(now, &GuestPacket { station, ip, head, pieces: &self.pieces, len, segment }) {
             Disposition::Taken => Passage::Taken,
             Disposition::Drop(reason) => Passage::Dropped(reason),
@@ -376,7 +388,6 @@ impl GatewayState {
 
     /// Copies the headers of a frame to `head`. True if they are all that the gateway needs: it is whole and TCP or UDP for the outside.
     fn is_for_outside(&self, batch: &Batch, frame: &Frame, head: &mut [u8; HEAD_LEN]) -> bool {
-        const PLAIN: [u8; 2] = [8, 0];
         let head = &mut head[..HEAD_LEN.min(frame.len)];
         let (link, rest) = head.split_at_mut(EthernetHeader::LEN);
         link.copy_from_slice(&frame.header);
@@ -384,9 +395,9 @@ impl GatewayState {
         debug_assert!(copied, "a frame has the length that was counted");
         let Some(ip) = rest.first_chunk::<20>() else { return false };
         let destination = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
-        let is_fragment = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff != 0;
+        let is_fragment = is_fragment(u16::from_be_bytes([ip[6], ip[7]]));
         let settings = self.gateway.settings();
-        link[12..] == PLAIN
+        frame.is_ipv4()
             && link[..6] == settings.mac.0
             && !is_fragment
             && matches!(ip[9], 6 | 17)
@@ -510,19 +521,24 @@ fn datagram_size(offload: &Offload) -> Option<u16> {
     offload.segmentation.filter(|segmentation| segmentation.kind == SegmentKind::Udp).map(|segmentation| segmentation.size)
 }
 
-/// The frame as a host sees it. Returns what is left to do about it, if that can be.
-fn take_off_priority_tags(frame: &mut Vec<u8>, mut offload: Offload) -> Option<Offload> {
+/// The frame as a host sees it. Returns what is left to do about it.
+///
+/// # Errors
+/// [`DropReason::HiddenTag`] for more tags than may be in a row, [`DropReason::BadOffload`] if what is left to do can't be done without them.
+fn take_off_priority_tags(frame: &mut Vec<u8>, mut offload: Offload) -> Result<Offload, DropReason> {
     const TYPE: usize = EthernetHeader::LEN - 2;
-    let mut end = TYPE;
-    while let Some([high, low, rest @ ..]) = frame.get(end..)
-        && is_priority_tag(u16::from_be_bytes([*high, *low]), rest)
-    {
-        offload = offload.without_tag().ok()?;
-        end += TAG_LEN;
+    let (header, rest) = frame.split_first_chunk::<{ EthernetHeader::LEN }>().ok_or(DropReason::TooShort)?;
+    let (ether_type, behind) = behind_priority_tags(u16::from_be_bytes([header[TYPE], header[TYPE + 1]]), rest);
+    if is_priority_tag(ether_type, behind) {
+        return Err(DropReason::HiddenTag);
     }
-    frame.drain(TYPE..end);
-    let fits = end == TYPE || frame.first_chunk().is_none_or(|header| offload.fits(header));
-    fits.then_some(offload)
+    let tags_len = rest.len() - behind.len();
+    for _ in 0..tags_len / TAG_LEN {
+        offload = offload.without_tag()?;
+    }
+    frame.drain(TYPE..TYPE + tags_len);
+    let fits = tags_len == 0 || frame.first_chunk().is_some_and(|header| offload.fits(header));
+    if fits { Ok(offload) } else { Err(DropReason::BadOffload) }
 }
 
 /// Copies the whole frame to private memory; it has at most [`weft_switch::MAX_FRAME_LEN`] bytes.

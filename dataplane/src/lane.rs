@@ -333,8 +333,8 @@ impl Lane {
         for bit in bits(frames) {
             let frame = &batch.frames()[bit];
             // Of one that can't be used there may be nothing to look at.
-            let is_arp = frame.header().is_ok() && concerns_gateway(network, batch, frame);
-            self.decide_one::<true>(network, ingress, (batch, frame, bit), is_arp, now);
+            let is_shared = frame.header().is_ok() && concerns_gateway(network, batch, frame);
+            self.decide_one::<true>(network, ingress, (batch, frame, bit), is_shared, now);
         }
     }
 
@@ -344,7 +344,7 @@ impl Lane {
         network: &NetworkLink,
         ingress: &PortLink,
         (batch, frame, bit): (&Batch, &Frame, usize),
-        is_arp: bool,
+        is_shared: bool,
         now: Timestamp,
     ) {
         let verdict = match frame.header() {
@@ -352,7 +352,7 @@ impl Lane {
             Err(reason) => Verdict::Drop(reason),
         };
         let flood = |lane: &mut Self| lane.add_all(network, Some(ingress.id), bit);
-        self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_arp, flood);
+        self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_shared, flood);
     }
 
     /// The same on a network with VLANs, one VLAN after the other. The gateway is in the default one.
@@ -391,8 +391,8 @@ impl Lane {
         for (bit, frame) in batch.frames().iter().enumerate().filter(|(bit, _)| frames & 1 << bit != 0) {
             let verdict = forward(now, ingress.id, &EthernetHeader::parse(&frame.header), fdb);
             let flood = |lane: &mut Self| lane.add_each(vlans.members(vlan), Some(ingress.id), bit);
-            let is_arp = GATEWAY && hides_or_is_arp(network, batch, frame);
-            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_arp, flood);
+            let is_shared = GATEWAY && shares_with_gateway(network, batch, frame);
+            self.carry_out::<GATEWAY>(verdict, network, ingress, (batch, frame, bit), is_shared, flood);
         }
     }
 
@@ -404,11 +404,11 @@ impl Lane {
         network: &NetworkLink,
         ingress: &PortLink,
         (batch, frame, bit): (&Batch, &Frame, usize),
-        is_arp: bool,
+        is_shared: bool,
         flood: impl FnOnce(&mut Self) -> bool,
     ) {
         match verdict {
-            Verdict::To(_) if GATEWAY && is_arp => self.for_gateway |= 1 << bit,
+            Verdict::To(_) if GATEWAY && is_shared => self.for_gateway |= 1 << bit,
             Verdict::To(port) if port.index() < self.masks.len() => self.add_receiver(port, bit),
             Verdict::To(PortId::GATEWAY) if GATEWAY => self.for_gateway |= 1 << bit,
             Verdict::To(_) => ingress.counters.drop_frames(DropReason::ReceiverDown, 1),
@@ -630,7 +630,7 @@ fn concerns_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool
 
 /// True for ARP, and for what a tag that names no VLAN hides.
 #[inline(always)]
-fn hides_or_is_arp(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
+fn shares_with_gateway(network: &NetworkLink, batch: &Batch, frame: &Frame) -> bool {
     !frame.is_ipv4() && (frame.is_arp() || frame.is_tagged() && concerns_gateway(network, batch, frame))
 }
 

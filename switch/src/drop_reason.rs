@@ -84,7 +84,7 @@ pub enum DropReason {
     VlanNotAllowed,
     /// A tag with the number 4095, which is for no VLAN.
     ReservedVlan,
-    /// The frame would leave without its tag, and another is behind it.
+    /// The frame would leave without its tag, and another is behind it; or it comes to a gateway behind more tags than may be in a row.
     HiddenTag,
     /// The source MAC address is none of those that the port is locked to.
     MacNotAllowed,

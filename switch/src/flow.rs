@@ -2,7 +2,7 @@
 
 use crate::EthernetHeader;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
-use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6};
+use crate::wire::{ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, is_fragment};
 
 /// Tags of IEEE 802.1Q-2018, 9.6.
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
@@ -48,7 +48,7 @@ fn untag(mut ethertype: u16, mut rest: &[u8]) -> (u16, &[u8]) {
 /// Addresses, protocol and ports (RFC 791, 3.1).
 fn flow_of_ipv4(packet: &[u8]) -> Option<(&[u8], u8, [u8; 4])> {
     let header: &[u8; 20] = packet.first_chunk()?;
-    let is_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
+    let is_fragment = is_fragment(u16::from_be_bytes([header[6], header[7]]));
     let ports = ports(packet, usize::from(header[0] & 0xf) * 4, header[9]).filter(|_| !is_fragment);
     Some((&header[12..], header[9], ports.unwrap_or_default()))
 }

@@ -48,4 +48,4 @@ pub use offload::{Offload, OffloadFeatures, PartialChecksum, SegmentKind, Segmen
 pub use rate::{PortRate, Rate};
 pub use subnet::{AddressRange, Subnet, SubnetError};
 pub use time::Timestamp;
-pub use wire::{Egress, Ipv4Header, Ipv4Packet, Outgoing, Station, UdpDatagram};
+pub use wire::{Egress, Ipv4Header, Ipv4Packet, Outgoing, Station, UdpDatagram, is_fragment};

@@ -13,7 +13,7 @@
 use crate::DropReason;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
 use crate::vlan::TagKind;
-use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP};
+use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, is_fragment};
 
 /// The most segments that one frame may stand for: 64 KiB at an MSS of 256, below which only an MTU under 296 leads. Without it a guest could ask
 /// for segments of one byte, and a batch would take as long as it likes.
@@ -54,7 +54,6 @@ const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 const MORE_FRAGMENTS: u16 = 0x2000;
-const DONT_FRAGMENT: u16 = 0x4000;
 
 /// A transport checksum that has to be completed (section 5.1.6.2, `csum_start` and `csum_offset`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,8 +244,8 @@ impl Offload {
         usize::from(start) >= first && offset >= PORTS_LEN
     }
 
-    /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have timestamps, and in small segments as many options as
-    /// can be: whoever lies about them gains nothing.
+    /// What a wire would carry for a frame of `len` bytes: each segment has headers of its own. TCP's are taken to have timestamps (32 bytes), and in
+    /// segments smaller than 536 bytes as many options as can be (60): whoever lies about them gains little.
     #[inline(always)]
     #[must_use]
     pub fn wire_size(&self, len: usize) -> WireSize {
@@ -364,7 +363,7 @@ impl Layout {
                 let header_len = usize::from(first & 0xf) * 4;
                 protocol = *frame.get(network + 9)?;
                 // Fragments would become whole packets, or others.
-                let is_fragment = read_u16(frame, network + 6)? & !DONT_FRAGMENT != 0;
+                let is_fragment = is_fragment(read_u16(frame, network + 6)?);
                 if first >> 4 != 4 || is_fragment || header_len < IPV4_LEN || network + header_len != transport {
                     return None;
                 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use crate::MacAddr;
 use crate::ethernet::{MAX_TAGS, TAG_LEN};
-use crate::vlan::{TagKind, is_priority_tag};
+use crate::vlan::{behind_priority_tags, is_priority_tag};
 use crate::wire::{ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHERNET_LEN, UDP};
 
 /// How much of a frame [`Screen::interest`] wants to see, in bytes: the headers up to UDP's, without IP options, behind two tags.
@@ -40,18 +40,14 @@ impl Screen {
     #[inline]
     #[must_use]
     pub fn interest(&self, bytes: &[u8]) -> Interest {
-        let Some((link, mut rest)) = bytes.split_first_chunk::<ETHERNET_LEN>() else { return Interest::Foreign };
+        let Some((link, rest)) = bytes.split_first_chunk::<ETHERNET_LEN>() else { return Interest::Foreign };
         if link[..6] == self.mac.0 || link[6..12] == self.mac.0 {
             return Interest::Own;
         }
-        let mut ether_type = u16::from_be_bytes([link[12], link[13]]);
-        for _ in 0..MAX_TAGS {
-            let ([_, _, high, low, behind @ ..], true) = (rest, is_priority_tag(ether_type, rest)) else { break };
-            (ether_type, rest) = (u16::from_be_bytes([*high, *low]), behind);
-        }
+        let (ether_type, rest) = behind_priority_tags(u16::from_be_bytes([link[12], link[13]]), rest);
         match ether_type {
-            // More than anybody needs: who knows what is behind them.
-            _ if TagKind::of(ether_type).is_some() && is_priority_tag(ether_type, rest) => Interest::Shared,
+            // More of them than anybody needs: who knows what is behind them.
+            _ if is_priority_tag(ether_type, rest) => Interest::Shared,
             ETHER_TYPE_ARP => Interest::Shared,
             ETHER_TYPE_IPV4 if rest.get(12..16) == Some(&self.address.octets()) => Interest::Own,
             ETHER_TYPE_IPV4 if self.dhcp && link[..6] == MacAddr::BROADCAST.0 && is_for_dhcp_server(rest) => Interest::Own,

@@ -7,7 +7,7 @@ use crate::ethernet::MAX_TAGS;
 use crate::vlan::TagKind;
 use crate::wire::{
     ETHER_TYPE_ARP, ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, ETHER_TYPE_RARP, FRAGMENT, ICMP, ICMPV6, MAX_EXTENSIONS, TCP, UDP,
-    extension_len, is_extension, link_local,
+    extension_len, is_extension, is_fragment, link_local,
 };
 use crate::{DropReason, EthernetHeader, MacAddr, MacKey, Offload};
 
@@ -327,7 +327,7 @@ impl Sources {
         let view = view.until(at + usize::from(u16::from_be_bytes([header[2], header[3]])));
         let (protocol, source) = (header[9], ipv4(header, 12));
         let fragment = u16::from_be_bytes([header[6], header[7]]);
-        let (offset, is_fragment) = (fragment & 0x1fff, fragment & 0x3fff != 0);
+        let (offset, is_fragment) = (fragment & 0x1fff, is_fragment(fragment));
         // Whoever cuts it may make whole packets of it.
         if is_fragment && view.stands_for_many {
             return Err(UNVERIFIABLE);

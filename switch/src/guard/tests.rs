@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use self::frames::*;
 use super::*;
-use crate::{DropReason, EthernetHeader, Offload, PartialChecksum, Timestamp, WireSize};
+use crate::{DropReason, EthernetHeader, Offload, PartialChecksum, SegmentKind, Segmentation, Timestamp, WireSize};
 
 fn locked() -> Protections {
     Protections {
@@ -160,6 +160,30 @@ fn what_a_hostile_guest_sends_does_not() {
     for (what, reason, frame) in hostile {
         assert_eq!(look(&locked(), &frame), Err(reason), "{what}");
         assert_eq!(look(&Protections::NONE, &frame), Ok(()), "{what}, unprotected");
+    }
+}
+
+#[test]
+fn fragments_stand_for_themselves_alone() {
+    let sources = Sources::new(&locked());
+    let datagram = udp(4000, 4001);
+    let fragments_v4 = [0x2000, 0x2001, 1].map(|word| fragment_v4(OWN_V4, UDP, word, &datagram));
+    let fragments_v6 = [(0, true), (8, true), (8, false)]
+        .map(|(offset, more)| ipv6(OWN_V6, FRAGMENT, &fragment_v6(UDP, offset, more, &datagram)));
+    let whole =
+        [0, 0x4000].map(|word| fragment_v4(OWN_V4, UDP, word, &datagram)).into_iter().chain([ipv6(OWN_V6, UDP, &datagram)]);
+    let found = |frame: &[u8], stands_for| {
+        let segmentation = Some(Segmentation { kind: stands_for, size: 8, ecn: false });
+        sources.inspect(frame, frame.len(), &Offload { segmentation, ..Offload::NONE }, &[LEASED])
+    };
+    for kind in [SegmentKind::Udp, SegmentKind::UdpFragments, SegmentKind::Tcp4, SegmentKind::Tcp6] {
+        for frame in fragments_v4.iter().chain(&fragments_v6) {
+            assert_eq!(look(&locked(), frame), Ok(()), "{frame:02x?}");
+            assert_eq!(found(frame, kind), Finding::Drop(DropReason::Unverifiable), "{kind:?} {frame:02x?}");
+        }
+        for frame in whole.clone() {
+            assert_eq!(found(&frame, kind), Finding::Pass, "{kind:?} {frame:02x?}");
+        }
     }
 }
 

@@ -6,8 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::{Family, group_mac};
-use crate::ethernet::MAX_TAGS;
-use crate::vlan::is_priority_tag;
+use crate::vlan::{behind_priority_tags, is_priority_tag};
 use crate::wire::{
     ETHER_TYPE_IPV4, ETHER_TYPE_IPV6, FRAGMENT, HOP_BY_HOP, ICMPV6, Ipv4Packet, LinkHeader, MAX_EXTENSIONS, extension_len,
     internet_checksum, is_extension,
@@ -85,17 +84,12 @@ impl GroupMessage {
     /// Reads a whole frame, without its VLAN's tag. Its checksums are complete, unless it is still to be cut into segments: then it is none that a host would send.
     #[must_use]
     pub fn read(frame: &[u8], is_cut: bool) -> Self {
-        let (link, mut rest) = match LinkHeader::parse(frame) {
+        let (link, rest) = match LinkHeader::parse(frame) {
             Ok(parts) => parts,
             Err(reason) => return Self { source: MacAddr([0; 6]), family: Family::V4, message: Err(reason) },
         };
-        let mut ether_type = link.ether_type;
         // Whoever gets a tag that names no VLAN takes it off.
-        for _ in 0..MAX_TAGS {
-            if let ([_, _, a, b, behind @ ..], true) = (rest, is_priority_tag(ether_type, rest)) {
-                (ether_type, rest) = (u16::from_be_bytes([*a, *b]), behind);
-            }
-        }
+        let (ether_type, rest) = behind_priority_tags(link.ether_type, rest);
         let (family, message) = match ether_type {
             ETHER_TYPE_IPV4 => (Family::V4, Message::parse_v4(link.destination, rest)),
             ETHER_TYPE_IPV6 => (Family::V6, Message::parse_v6(link.destination, rest)),

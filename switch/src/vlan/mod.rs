@@ -23,7 +23,7 @@ mod traffic;
 
 pub use id::{ParseVlanError, VlanId, VlanSet};
 pub use tables::{StaticStations, VlanTables, Weights};
-pub use tag::{OuterTag, Priority, TAGGED_HEADER_LEN, Tag, TagKind, Vlan, is_priority_tag, pop, push};
+pub use tag::{OuterTag, Priority, TAGGED_HEADER_LEN, Tag, TagKind, Vlan, behind_priority_tags, is_priority_tag, pop, push};
 pub use traffic::{VlanCounters, VlanTraffic};
 
 use crate::DropReason;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::VlanId;
 use crate::EthernetHeader;
-use crate::ethernet::TAG_LEN;
+use crate::ethernet::{MAX_TAGS, TAG_LEN};
 
 /// What the type of a tag says (IEEE 802.1Q-2018, table 9-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -198,10 +198,20 @@ pub fn pop(header: &[u8; EthernetHeader::LEN], tag: OuterTag) -> [u8; EthernetHe
     untagged
 }
 
-/// True if a tag that names no VLAN (IEEE 802.1Q-2018, table 9-2) follows a frame's addresses, or another such tag: hosts take it off. `rest` follows the type.
+/// True if this is the type of a tag that names no VLAN (IEEE 802.1Q-2018, table 9-2): hosts take it off. `rest` follows the type.
 #[must_use]
 pub fn is_priority_tag(ether_type: u16, rest: &[u8]) -> bool {
     TagKind::of(ether_type).is_some() && matches!(rest, [high, low, ..] if (high & 0xf, *low) == (0, 0))
+}
+
+/// The type and the bytes behind as many tags that name no VLAN as may be in a row, which are two. Whoever sends more of them has something to hide: then the type is that of the third.
+#[must_use]
+pub fn behind_priority_tags(mut ether_type: u16, mut rest: &[u8]) -> (u16, &[u8]) {
+    for _ in 0..MAX_TAGS {
+        let ([_, _, high, low, behind @ ..], true) = (rest, is_priority_tag(ether_type, rest)) else { break };
+        (ether_type, rest) = (u16::from_be_bytes([*high, *low]), behind);
+    }
+    (ether_type, rest)
 }
 
 const ID_BITS: u32 = 12;

@@ -47,6 +47,13 @@ pub struct Ipv4Packet<'a> {
     bytes: Cow<'a, [u8]>,
 }
 
+/// True if a packet whose header has this word of flags and offset is only a part of a datagram (RFC 791, section 3.1).
+#[inline]
+#[must_use]
+pub const fn is_fragment(word: u16) -> bool {
+    word & 0x3fff != 0
+}
+
 impl<'a> Ipv4Packet<'a> {
     /// Reads a packet; what lies behind its end (Ethernet pads short frames) is left away.
     ///

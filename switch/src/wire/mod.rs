@@ -16,7 +16,7 @@ use etherparse::checksum::Sum16BitWords;
 pub(crate) use arp::{ArpOperation, ArpPacket};
 pub(crate) use build::Ipv4Draft;
 pub use build::{Egress, Outgoing, Station};
-pub use ipv4::{Ipv4Header, Ipv4Packet};
+pub use ipv4::{Ipv4Header, Ipv4Packet, is_fragment};
 pub(crate) use ipv6::{ETHER_TYPE_IPV6, FRAGMENT, HOP_BY_HOP, ICMPV6, MAX_EXTENSIONS, extension_len, is_extension, link_local};
 pub use transport::UdpDatagram;
 pub(crate) use transport::{ICMP, IcmpMessage, TCP, TcpHeader, UDP, UdpHeader, is_icmp_error};

@@ -7,7 +7,6 @@ use proptest::prelude::*;
 
 use super::frames::*;
 use super::*;
-use crate::{SegmentKind, Segmentation, segment};
 
 fn any_mac() -> impl Strategy<Value = MacAddr> {
     prop_oneof![Just(MAC), Just(OTHER_MAC), any::<[u8; 6]>().prop_map(MacAddr)]
@@ -123,35 +122,6 @@ proptest! {
             written[field..field + 2].copy_from_slice(sum);
             prop_assert_eq!(inspect(&written, &Offload::NONE), Finding::Pass, "{:02x?} at {}: {:02x?}", sum, field, written);
         }
-    }
-
-    #[test]
-    fn what_passes_does_so_too_when_it_is_cut(
-        source in any_v4(),
-        word in prop_oneof![Just(0), Just(0x4000), any::<u16>()],
-        ports in prop::sample::select(&[[67_u16, 68], [4000, 4001], [547, 546]][..]),
-        kind in prop::sample::select(&[SegmentKind::UdpFragments, SegmentKind::Udp][..]),
-        len in 0..600_usize,
-        size in 8..600_u16,
-    ) {
-        let frame = fragment_v4(source, UDP, word, &[&udp(ports[0], ports[1])[..], &vec![0; len]].concat());
-        let checksum = PartialChecksum { start: 34, offset: 6 };
-        let segmentation = Segmentation { kind, size, ecn: false };
-        let offload = Offload { checksum: Some(checksum), segmentation: Some(segmentation) };
-        let sources = Sources::new(&locked());
-        let inspect = |frame: &[u8], offload: &Offload| {
-            sources.inspect(&frame[..frame.len().min(INSPECTED_LEN)], frame.len(), offload, &[LEASED])
-        };
-        if inspect(&frame, &offload) != Finding::Pass {
-            return Ok(());
-        }
-        let mut found = Vec::new();
-        let look = |part: &[u8]| {
-            found.push(inspect(part, &Offload::NONE));
-            true
-        };
-        let _ = segment(&frame, checksum, segmentation, &mut Vec::new(), look);
-        prop_assert!(found.iter().all(|found| *found == Finding::Pass), "{found:?} {frame:02x?}");
     }
 
     #[test]
